@@ -1,0 +1,251 @@
+"""Every knob of a run: its type, its default, what it means.
+
+Adding an argument is adding one field to one of these dataclasses. It then exists on the
+command line (`data.block_size=128`), in every YAML file under `src/conf/` and in `--help`,
+and its type is checked (`src/configuration.py` turns the dataclasses into Hydra's schema).
+The values a BabyLM run starts from are in `src/conf/config.yaml`.
+
+A field that changes the result of a run (its weights or its reported numbers) is part of
+the run's identity: see `src/run_identity.py`. Those that do not say `changes_result=False`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+import transformers
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used: shown as its message, without a traceback."""
+
+
+def knob(default: Any, help: str, changes_result: bool = True) -> Any:
+    """A dataclass field with its explanation, and whether it changes a run's result."""
+    return field(
+        default=default, metadata={"help": help, "changes_result": changes_result}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Which network is trained, and from what."""
+
+    model_type: Optional[str] = knob(
+        None, "Architecture of transformers to build from scratch: gpt2, opt, llama, …"
+    )
+    # `Any`: OmegaConf cannot hold an optional dict without crashing on its overrides.
+    config_overrides: Any = knob(
+        None, "Values of the architecture's configuration, as {n_layer: 12, n_head: 12}"
+    )
+    model_name_or_path: Optional[str] = knob(
+        None, "Continue from these weights (directory or hub name), not from scratch"
+    )
+    revision: Optional[str] = knob(
+        None, "Branch, tag or commit of model_name_or_path on the hub"
+    )
+    token: Optional[str] = knob(
+        None, "Access token for a private hub repository", changes_result=False
+    )
+    attn_implementation: Optional[
+        Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+    ] = knob(None, "Attention kernel; null: what transformers finds best")
+    cache_dir: str = knob(
+        ".cache",
+        "Where tokenizers, packed text and hub downloads are kept; may be a symlink",
+        changes_result=False,
+    )
+
+
+@dataclass
+class TokenizerArguments:
+    """Which tokenizer; without a name, one is trained on the training text."""
+
+    name_or_path: Optional[str] = knob(
+        None,
+        "Pretrained tokenizer (directory or hub name); null: train a byte-level BPE",
+    )
+    revision: Optional[str] = knob(
+        None, "Branch, tag or commit of name_or_path on the hub"
+    )
+    vocab_size: int = knob(
+        16384, "Entries of a trained tokenizer, its three special tokens included"
+    )
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which text, and how it is cut into blocks."""
+
+    train_file: Any = knob(
+        None, "Training text: a path, a glob such as data/*.train, or a list of either"
+    )
+    validation_file: Any = knob(
+        None, "Validation text, likewise; null: a split of the training text"
+    )
+    dataset_name: Optional[str] = knob(None, "Dataset of the hub, instead of files")
+    dataset_config_name: Optional[str] = knob(None, "Configuration of that dataset")
+    dataset_revision: Optional[str] = knob(
+        None, "Branch, tag or commit of that dataset"
+    )
+    text_column: str = knob(
+        "text",
+        "Column that holds the text in .csv, .json, .jsonl, .parquet and the hub",
+    )
+    document_boundary: Literal["auto", "blank_line", "heading", "line", "file"] = knob(
+        "auto",
+        "What separates documents: auto takes `= = = Title = = =` headings, else blank"
+        " lines, where a file has them, else the file is one document",
+    )
+    block_size: int = knob(512, "Length of a training sequence, in tokens")
+    max_train_samples: Optional[int] = knob(
+        None, "Train on this many blocks only (a fixed subset, the same for every seed)"
+    )
+    max_eval_samples: Optional[int] = knob(
+        None, "Evaluate on this many blocks only (likewise a fixed subset)"
+    )
+    validation_split_percentage: float = knob(
+        5.0, "Share of each training file held out where there is no validation text, %"
+    )
+    preprocessing_num_workers: Optional[int] = knob(
+        None, "Threads for tokenizing; null: one a core", changes_result=False
+    )
+    overwrite_cache: bool = knob(
+        False, "Train the tokenizer and pack the text anew", changes_result=False
+    )
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured besides the loss."""
+
+    pairs: Optional[str] = knob(
+        None,
+        "Folder of minimal pairs in BLiMP's format (*.jsonl), scored at the end of a run",
+        changes_result=False,
+    )
+    num_generated_texts: int = knob(
+        3, "Texts the final model writes at the end of a run", changes_result=False
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Every field of Hugging Face's `TrainingArguments`, and ours."""
+
+    # Hugging Face types it `bool`; null lets the hardware decide.
+    bf16: Optional[bool] = knob(
+        None, "bfloat16 mixed precision; null: where the hardware is fast at it"
+    )
+    overwrite_output_dir: bool = knob(
+        False, "Move a run that is already there aside and start anew", False
+    )
+    only_preprocess_dataset: bool = knob(
+        False, "Train the tokenizer, pack the text, print what was found, stop", False
+    )
+
+
+@dataclass
+class WandbArguments:
+    """Where the run is logged: Weights & Biases."""
+
+    log: bool = knob(True, "Log to Weights & Biases", changes_result=False)
+    mode: Literal["auto", "online", "offline"] = knob(
+        "auto", "auto: online with a key and a network, else offline", False
+    )
+    project: str = knob("stanford-babylm", "Project", changes_result=False)
+    entity: Optional[str] = knob(None, "Team or user; null: the key's own", False)
+    tag: str = knob("run", "First part of the group: tells experiments apart", False)
+    group: str = knob("", "Group: <tag>-<model>-<dataset>", changes_result=False)
+    name: str = knob("", "Name: the seed and what was overridden", False)
+
+
+@dataclass
+class Arguments:
+    """All sections of a run's configuration."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    tokenizer: TokenizerArguments = field(default_factory=TokenizerArguments)
+    data: DataTrainingArguments = field(default_factory=DataTrainingArguments)
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    wandb: WandbArguments = field(default_factory=WandbArguments)
+
+
+# Fields of Hugging Face's TrainingArguments that leave weights and reported numbers alone.
+# A field that is not named here, such as a new one, counts as changing the result: a run
+# too many directories is a nuisance, two runs in one directory are a wrong number.
+HARMLESS_TRAINING_FIELDS = frozenset(
+    "output_dir do_eval do_predict logging_strategy logging_steps"
+    " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
+    " log_level_replica disable_tqdm report_to run_name project trackio_space_id"
+    " trackio_bucket_id trackio_static_space_id include_num_input_tokens_seen"
+    " per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches"
+    " eval_use_gather_object eval_on_start include_for_metrics batch_eval_metrics"
+    " prediction_loss_only save_strategy save_steps save_on_each_node save_total_limit"
+    " save_only_model enable_jit_checkpoint push_to_hub hub_token hub_private_repo"
+    " hub_model_id hub_strategy hub_always_push hub_revision resume_from_checkpoint"
+    " dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers"
+    " dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order"
+    " remove_unused_columns label_names length_column_name ddp_find_unused_parameters"
+    " ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+    " local_rank debug skip_memory_metrics torch_empty_cache_steps use_cpu".split()
+)
+
+
+def changes_result(section: type, name: str) -> bool:
+    """Whether two runs that differ in this field may end with different numbers."""
+    described = section.__dataclass_fields__.get(name)
+    if described is None:
+        return False  # an unknown key, which is refused
+    default = section is not TrainingArguments or name not in HARMLESS_TRAINING_FIELDS
+    return described.metadata.get("changes_result", default)
+
+
+def check_arguments(args: Arguments) -> None:
+    """Raise `UserError` for values that no run can use, before any data is read."""
+    data, training = args.data, args.training
+    positive = ("data.block_size", "data.max_train_samples", "data.max_eval_samples")
+    least = {**dict.fromkeys(positive, 1), "data.block_size": 2}
+    least |= {"data.preprocessing_num_workers": 1, "evaluation.num_generated_texts": 0}
+    for key, minimum in least.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(args, section), name)
+        if value is not None and value < minimum:
+            raise UserError(f"{key} must be at least {minimum}, got {value}")
+    if not 0 < data.validation_split_percentage < 100:
+        raise UserError(
+            "data.validation_split_percentage must be between 0 and 100, got"
+            f" {data.validation_split_percentage}"
+        )
+    if training.do_train and not (data.train_file or data.dataset_name):
+        raise UserError(
+            "training.do_train=true needs data.train_file or data.dataset_name;"
+            " to evaluate only: training.do_train=false"
+        )
+    if data.dataset_name and (data.train_file or data.validation_file):
+        raise UserError(
+            f"data.dataset_name={data.dataset_name} and data.train_file or"
+            " data.validation_file exclude each other"
+        )
+    if training.save_total_limit is not None and training.save_total_limit < 2:
+        raise UserError(
+            "training.save_total_limit must be at least 2, or the one before a"
+            f" half-written checkpoint would be gone; got {training.save_total_limit}"
+        )
+    if training.resume_from_checkpoint is not None:
+        raise UserError(
+            "training.resume_from_checkpoint: the same command continues its run by"
+            " itself; for other weights use model.model_name_or_path="
+        )
+    if training.batch_eval_metrics or training.prediction_loss_only:
+        raise UserError(
+            "training.batch_eval_metrics and training.prediction_loss_only must be"
+            " false: an evaluation keeps three numbers a block as it is"
+        )
+    loggers = training.report_to
+    loggers = [loggers] if isinstance(loggers, str) else loggers or []
+    if {"wandb", "all"} & set(loggers):
+        raise UserError(
+            f"training.report_to={loggers}: W&B is switched with wandb.log; name the"
+            " others, as in training.report_to=[tensorboard]"
+        )

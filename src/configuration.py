@@ -1,0 +1,272 @@
+"""From dataclasses to a composed, checked configuration, and back to typed objects.
+
+Hydra needs structured configs that OmegaConf can check. OmegaConf 2.3 cannot hold what
+`transformers.TrainingArguments` uses (unions of containers, `Literal`, enums chosen by
+value), and which fields use it changes with every release. So the schema is generated from
+the dataclasses of `src/arguments.py`: one mirror class a section, with types OmegaConf can
+check. The real objects are built once, after composition, by `build_arguments`.
+"""
+
+import dataclasses
+import difflib
+import enum
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import arguments
+from src.arguments import Arguments, UserError
+
+CONF_DIR = Path(__file__).parent / "conf"
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "use_mps_device": "use_cpu",
+    "warmup_ratio": "warmup_steps (a value below 1 is a share of the run)",
+    "logging_dir": "report_to, with the directory in TENSORBOARD_LOGGING_DIR",
+    "group_by_length": "train_sampling_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "fp16_backend": "fp16",
+    "half_precision_backend": "fp16",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_token": "hub_token",
+    "use_auth_token": "token",
+    "torchdynamo": "torch_compile_backend",
+}
+
+
+def _choice(name: str, values: list[str]) -> type[enum.Enum]:
+    """An enum whose member names are the values: OmegaConf matches names, users type values."""
+    choice = enum.Enum(name, {value: value for value in values}, module=__name__)
+    # A module attribute, so that launchers can pickle it by reference.
+    setattr(sys.modules[__name__], name, choice)
+    return choice
+
+
+def _checkable(hint: Any, name: str) -> Any:
+    """The nearest type to `hint` that OmegaConf checks; `Any` where there is none."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = list(typing.get_args(hint)) if union else [hint]
+    optional = type(None) in kinds
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    enums = [k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)]
+    if enums and all(k is str for k in kinds if k not in enums):
+        checked = _choice(name, [member.value for member in enums[0]])
+    elif len(kinds) == 1 and typing.get_origin(kinds[0]) is typing.Literal:
+        checked = _choice(name, list(typing.get_args(kinds[0])))
+    elif kinds in ([bool], [int], [float], [str]):
+        checked = kinds[0]
+    else:
+        return Any
+    return Optional[checked] if optional else checked
+
+
+def _default(field: dataclasses.Field, checked: Any) -> Any:
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if isinstance(default, enum.Enum):
+        default = default.value
+    kinds = [checked, *typing.get_args(checked)]
+    for choice in (
+        k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)
+    ):
+        default = None if default is None else choice[str(default)]
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default))
+    return dataclasses.field(default=default)
+
+
+def schema(section: type) -> type:
+    """A dataclass with the fields of `section`, all typed so that OmegaConf checks them.
+
+    It has no `__post_init__`, lives in this module (so pickles by reference), and gives
+    `Any` to every field whose type OmegaConf cannot express.
+    """
+    hints = typing.get_type_hints(section)
+    fields = []
+    for f in dataclasses.fields(section):
+        if not f.init:
+            continue
+        if dataclasses.is_dataclass(hints[f.name]):
+            nested = schema(hints[f.name])
+            fields.append((f.name, nested, dataclasses.field(default_factory=nested)))
+        else:
+            checked = _checkable(hints[f.name], f"{section.__name__}_{f.name}")
+            fields.append((f.name, checked, _default(f, checked)))
+    mirror = dataclasses.make_dataclass(f"{section.__name__}Schema", fields)
+    mirror.__module__ = __name__
+    setattr(sys.modules[__name__], mirror.__name__, mirror)
+    return mirror
+
+
+ConfigStore.instance().store(name="base_config", node=schema(Arguments))
+
+
+def sections() -> dict[str, type]:
+    """Name → dataclass of every section of `Arguments`."""
+    return typing.get_type_hints(Arguments)
+
+
+def group_choices() -> dict[str, list[str]]:
+    """The groups under `src/conf/` and their files: {"model": ["gpt2-small", …], …}."""
+    return {
+        group.name: sorted(file.stem for file in group.glob("*.yaml"))
+        for group in sorted(CONF_DIR.iterdir())
+        if group.is_dir()
+    }
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _unknown(key: str) -> str:
+    """What to say of a key that does not exist: its new name, its section or the nearest."""
+    if key.count(".") > 1:  # inside a field that takes any keys
+        return f"`{key}` is not in the chosen files; to add it write +{key}=…"
+    section, _, name = key.rpartition(".")
+    if name in RENAMED:
+        return f"unknown key `{key}`: it is now `training.{RENAMED[name]}`"
+    fields = {s: [f.name for f in dataclasses.fields(c)] for s, c in sections().items()}
+    if section in fields:
+        return f"unknown key `{key}`" + _nearest(
+            key, [f"{section}.{name}" for name in fields[section]]
+        )
+    homes = [s for s in fields if name in fields[s]]
+    if homes:
+        return f"unknown key `{key}`: write `{homes[0]}.{name}`"
+    groups = group_choices()
+    message = (
+        f"`{key}` is neither a section ({', '.join(fields)}) nor a group of src/conf"
+    )
+    close = difflib.get_close_matches(key, [*fields, *groups], n=1)
+    if close and close[0] in groups:
+        return f"{message}; did you mean +{close[0]}=… ({', '.join(groups[close[0]])})?"
+    if key in groups:
+        return f"{message}: does its file begin with the line `# @package _global_`?"
+    flat = [f"{section}.{name}" for section in fields for name in fields[section]]
+    by_leaf = {name.rpartition(".")[2]: name for name in flat}
+    leaf = difflib.get_close_matches(name, by_leaf, n=1)
+    return message + (f"; did you mean `{by_leaf[leaf[0]]}`?" if leaf else "")
+
+
+def refuse_unknown_keys(config: DictConfig) -> None:
+    """Raise `UserError` for keys that Hydra let in behind `+` or `++`.
+
+    Hydra takes `+models=gpt2-small` and `+training.lerning_rate=1` for new keys, even with
+    a structured root: without this check such a run trains with the defaults.
+    """
+    known = sections()
+    problems = [_unknown(str(key)) for key in config if key not in known]
+    for section in config:
+        if section in known:
+            names = {f.name for f in dataclasses.fields(known[section])}
+            problems += [
+                _unknown(f"{section}.{key}")
+                for key in config[section]
+                if key not in names
+            ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def decide(config: DictConfig) -> None:
+    """Fill in, in place, what follows from the hardware and from other values."""
+    training = config.training
+    gpu = torch.cuda.is_available() and not training.use_cpu
+    accelerator = gpu or torch.backends.mps.is_available()
+    training.use_cpu = bool(training.use_cpu or not accelerator)
+    if training.bf16 is None:
+        training.bf16 = not training.fp16 and fast_bfloat16(training.use_cpu)
+    if training.fp16 and not gpu:
+        raise UserError("training.fp16=true needs a CUDA GPU; there is none")
+    if not training.do_eval:
+        training.eval_strategy = "no"
+    if training.eval_strategy.name == "no":
+        training.load_best_model_at_end = False
+
+
+def fast_bfloat16(use_cpu: bool) -> bool:
+    """Whether bfloat16 products are done by the hardware, not emulated."""
+    if not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def build_arguments(config: DictConfig) -> Arguments:
+    """The typed objects of a composed configuration."""
+    built = {}
+    for name, section in sections().items():
+        values = OmegaConf.to_container(config[name], resolve=True, enum_to_str=True)
+        try:
+            built[name] = section(**values)
+        except (ValueError, TypeError) as error:  # Hugging Face's own checks
+            raise UserError(f"{name}: {error}") from error
+    args = Arguments(**built)
+    arguments.check_arguments(args)
+    return args
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, all interpolations resolved, secrets left out."""
+    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    for section, name in (("model", "token"), ("training", "hub_token")):
+        if values[section][name] is not None:
+            values[section][name] = "<not recorded>"
+    return values
+
+
+def explain(error: Exception) -> str:
+    """One short message for an error of composition: the key, the value, what is right."""
+    cause = error
+    while not isinstance(cause, OmegaConfBaseException) and cause.__cause__:
+        cause = cause.__cause__
+    text = str(error).replace("\n", " ").strip() or type(error).__name__
+    if not isinstance(cause, OmegaConfBaseException):
+        return str(error)
+    key = cause.full_key or ""
+    if "not in" in str(cause) and key:
+        where = re.match(r"In '[^']*'", text)
+        return (f"{where.group(0)}: " if where else "") + _unknown(key)
+    reason = str(cause.msg or cause).split("\n")[0]
+    reason = re.sub(r"field '.*' is not Optional", "null is not allowed", reason)
+    if "Invalid value 'False', expected one of [no," in reason:
+        reason += " (YAML reads a bare no as false: write 'no' in quotes)"
+    where = re.match(r"In '[^']*'", text)
+    return (
+        (f"{where.group(0)}: " if where else "") + (f"{key}: " if key else "") + reason
+    )
+
+
+def describe_options(config: DictConfig) -> str:
+    """One line a key, for `--help`: key=value, and what it means."""
+    lines = []
+    for section, cls in sections().items():
+        values = OmegaConf.to_container(config[section], enum_to_str=True)
+        for f in dataclasses.fields(cls):
+            if f.init:
+                value = "null" if values.get(f.name) is None else values.get(f.name)
+                help = re.split(r"(?<=\.)\s", f.metadata.get("help", "").strip())[0]
+                lines.append(f"  {section}.{f.name}={value}".ljust(46) + f"  {help}")
+        lines.append("")
+    # Hydra substitutes `$NAME` in the help text.
+    return "\n".join(lines).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver(
+    "describe_options", lambda *, _root_: describe_options(_root_), replace=True
+)

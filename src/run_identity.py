@@ -1,0 +1,140 @@
+"""Which run is this? Its name, its directory's record, and what makes two runs different.
+
+A run lives in `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed and, behind it,
+the overrides that change the result (`seed-42_lr-0.001`), so that runs that were typed or
+swept with different values never meet. What the name cannot show (an edited YAML file,
+changed text) is caught by the record: the resolved configuration, written once when the
+run begins and compared whenever the same directory is used again.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from src.arguments import UserError, changes_result
+from src.configuration import group_choices, sections
+
+SHORT = {
+    "training.learning_rate": "lr",
+    "training.num_train_epochs": "epochs",
+    "training.per_device_train_batch_size": "batch",
+    "training.gradient_accumulation_steps": "accumulation",
+}
+# What a run's evaluations are only decides its result when the best of them is kept.
+EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
+MAX_NAME_LENGTH = 120
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _safe(text: str) -> str:
+    """`text` for a path and for Hydra's grammar; a hash is added where characters were lost."""
+    text = text.replace(" ", "")
+    safe = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+    lossless = re.sub(r"[^A-Za-z0-9._-]", "", text) == text
+    if lossless:
+        safe = text
+    return safe if lossless else f"{safe[:24]}-{_hash(text)}"
+
+
+def _matters(config: DictConfig, key: str) -> bool:
+    """Whether the key, `section.field` or deeper, is part of the run's identity."""
+    if "." not in key:
+        return True  # a group's choice
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if name in EVALUATION_CADENCE:
+        return bool(config.training.load_best_model_at_end)
+    known = sections().get(section)
+    return known is not None and changes_result(known, name)
+
+
+def _short(key: str) -> str:
+    if key in SHORT:
+        return SHORT[key]
+    key = key.replace("model.config_overrides", "data.config")
+    return _safe(key.removeprefix("training.").removeprefix("data."))
+
+
+def run_name(config: DictConfig, overrides: list[str]) -> str:
+    """`seed-<seed>` and the result-changing `overrides`, sorted: `seed-42_lr-0.001`.
+
+    `overrides` are the command line's, as Hydra records them; their values are read from
+    the composed `config`, so that `1e-3` and `0.001` are the same run.
+    """
+    keys = {
+        o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)
+    }
+    parts = []
+    for key, override in sorted(keys.items()):
+        if key in ("model", "dataset", "training.seed") or not _matters(config, key):
+            continue
+        value = override.value()
+        if "." in key and OmegaConf.select(config, key) is not None:
+            value = OmegaConf.select(config, key)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        text = (
+            value
+            if isinstance(value, str)
+            else json.dumps(value, default=lambda v: v.name)
+        )
+        parts.append(f"{_short(key)}-{_safe(text.replace(chr(34), ''))}")
+    name = "_".join([f"seed-{config.training.seed}", *parts])
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}"
+    return name
+
+
+def group_name(tag: str) -> str:
+    """`<tag>-<model>-<dataset>`; a group that was not chosen is called `custom`."""
+    choices = HydraConfig.get().runtime.choices
+    chosen = (choices.get(group) or "custom" for group in ("model", "dataset"))
+    return "-".join(
+        [_safe(tag), *(_safe(choice.replace("/", "-")) for choice in chosen)]
+    )
+
+
+def identity(config: DictConfig) -> dict[str, Any]:
+    """The result-changing settings of a composed configuration, flat: {"data.block_size": 512}."""
+    flat = {}
+    for section in sections():
+        values = OmegaConf.to_container(config[section], resolve=True, enum_to_str=True)
+        for name, value in values.items():
+            if _matters(config, f"{section}.{name}"):
+                flat[f"{section}.{name}"] = value
+    return flat
+
+
+def refuse_missing_choice(config: DictConfig) -> None:
+    """Raise `UserError`, listing what there is, for a run without a model or without data."""
+    groups = group_choices()
+    lacking = []
+    if not (config.model.model_type or config.model.model_name_or_path):
+        lacking.append(
+            f"no model: choose one with +model=… ({', '.join(groups['model'])}),"
+            " or give model.model_type= or model.model_name_or_path="
+        )
+    data = config.data
+    if not (data.train_file or data.validation_file or data.dataset_name):
+        lacking.append(
+            f"no data: choose it with +dataset=… ({', '.join(groups['dataset'])}),"
+            " or give data.train_file= or data.dataset_name="
+        )
+    if lacking:
+        raise UserError("\n".join(lacking))
+
+
+OmegaConf.register_new_resolver(
+    "run_name",
+    lambda *, _root_: run_name(_root_, list(HydraConfig.get().overrides.task)),
+    replace=True,
+)
+OmegaConf.register_new_resolver("group_name", group_name, replace=True)
