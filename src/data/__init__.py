@@ -1,0 +1,7 @@
+"""Text files in, a token stream out.
+
+`corpus` finds and reads the text, `tokenizer` trains or loads the tokenizer, `packing` turns
+both into one flat stream of tokens on disk with prefix sums of words and bytes, `blocks`
+gives the views of the stream that are trained and evaluated on. `sample/` is a corpus that
+comes with the repository; `download` fetches the challenge's.
+"""

@@ -1,0 +1,149 @@
+"""Blocks: views of a stream, and the order in which they are seen.
+
+A block of T tokens that starts at s has inputs tokens[s : s + T] and targets
+tokens[s + 1 : s + T + 1]. The next block starts at s + T, so that every token of a span is a
+target exactly once, but for the first of the span and the BOS of each document, which
+nothing comes before.
+"""
+
+from typing import Iterator, Optional
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from src.data.packing import Stream
+
+IGNORED = -100  # a target that counts neither in the loss nor in a metric
+
+
+class Blocks(Dataset):
+    """The blocks of spans of a stream.
+
+    Args:
+        stream: the packed corpus.
+        spans: (start, end) in tokens; a block lies in one span.
+        block_size: T, targets a block has.
+        keep_remainder: whether the last, shorter block of each span is kept (for
+            evaluation; padded, with ignored targets) or left out (for training).
+        max_samples: keep this many blocks, drawn once, the same for every seed.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        spans: list[tuple[int, int]],
+        block_size: int,
+        keep_remainder: bool,
+        max_samples: Optional[int] = None,
+    ):
+        self.stream, self.block_size = stream, block_size
+        starts, ends, owners = [], [], []
+        self.remainder = 0  # targets in remainders, kept or not
+        for owner, (start, end) in enumerate(spans):
+            firsts = np.arange(start, max(end - 1, start), block_size)
+            lasts = np.minimum(firsts + block_size, end - 1)
+            whole = lasts - firsts == block_size
+            self.remainder += int((lasts - firsts)[~whole].sum())
+            kept = slice(None) if keep_remainder else whole
+            starts.append(firsts[kept])
+            ends.append(lasts[kept])
+            owners.append(np.full(len(firsts[kept]), owner))
+        self.starts = np.concatenate(starts or [np.zeros(0, np.int64)])
+        self.ends = np.concatenate(ends or [np.zeros(0, np.int64)])
+        self.owners = np.concatenate(owners or [np.zeros(0, np.int64)])
+        if max_samples is not None and max_samples < len(self.starts):
+            drawn = np.random.default_rng(0).permutation(len(self.starts))[:max_samples]
+            drawn.sort()
+            self.starts, self.ends = self.starts[drawn], self.ends[drawn]
+            self.owners = self.owners[drawn]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids` [T], `labels` [T] (already shifted: the next tokens), `block` []."""
+        start, end = int(self.starts[index]), int(self.ends[index])
+        tokens = self.stream.tokens[start : end + 1].astype(np.int64)
+        inputs = np.full(self.block_size, tokens[0])  # padding that no loss sees
+        labels = np.full(self.block_size, IGNORED, np.int64)
+        inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
+        documents = self.stream.documents
+        # Of the same type: else NumPy converts, and so reads, all documents.
+        edges = np.array([start + 1, end + 1], documents.dtype)
+        first, last = np.searchsorted(documents, edges)
+        labels[documents[first:last].astype(np.int64) - start - 1] = IGNORED
+        return {
+            "input_ids": torch.from_numpy(inputs),
+            "labels": torch.from_numpy(labels),
+            "block": torch.tensor(index),
+        }
+
+    @property
+    def words(self) -> np.ndarray:
+        """Words that begin in the targets of each block [num_blocks]."""
+        sums = self.stream.words
+        return sums[self.ends + 1].astype(np.int64) - sums[self.starts + 1]
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """Bytes of text in the targets of each block [num_blocks]."""
+        sums = self.stream.bytes
+        return (sums[self.ends + 1] - sums[self.starts + 1]).astype(np.int64)
+
+
+def order(num_blocks: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch's blocks: a function of nothing but its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(num_blocks)
+
+
+class EpochOrder(Sampler):
+    """Gives the `order` of the epoch that is set: the same after a resume."""
+
+    def __init__(self, num_blocks: int, seed: int):
+        self.num_blocks, self.seed, self.epoch = num_blocks, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(order(self.num_blocks, self.seed, self.epoch).tolist())
+
+    def __len__(self) -> int:
+        return self.num_blocks
+
+
+def words_seen(blocks: Blocks, seed: int, batch_size: int, num_steps: int) -> int:
+    """Words in the targets of the first `num_steps` batches, epochs cut as the Trainer does.
+
+    `batch_size` is the optimizer's: blocks a step, over all devices and micro-batches.
+    """
+    steps_per_epoch = -(-len(blocks) // batch_size)
+    epochs, rest = divmod(num_steps, steps_per_epoch)
+    words = blocks.words
+    seen = order(len(blocks), seed, epochs)[: rest * batch_size]
+    return int(epochs * words.sum() + words[seen].sum())
+
+
+def split(stream: Stream, percentage: float) -> tuple[list, list]:
+    """Spans for training and validation: the last `percentage` of each file is held out.
+
+    The cut is moved to the nearest document that begins behind half of what is before it,
+    where there is one.
+    """
+    train, held_out = [], []
+    for file in stream.files:
+        start, end = file["start"], file["end"]
+        cut = end - max(1, round((end - start) * percentage / 100))
+        starts = np.asarray(stream.documents)
+        near = starts[(starts > (start + cut) // 2) & (starts < end)].astype(np.int64)
+        if len(near):
+            cut = int(near[np.argmin(np.abs(near - cut))])
+        train.append((start, cut))
+        held_out.append((cut, end))
+    return train, held_out
+
+
+def file_spans(stream: Stream) -> list[tuple[int, int]]:
+    """One span a file."""
+    return [(file["start"], file["end"]) for file in stream.files]

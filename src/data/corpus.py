@@ -1,0 +1,343 @@
+"""Text of every admitted kind, found, checked and read in bounded pieces."""
+
+import codecs
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple, Optional, TextIO
+
+from filelock import FileLock
+
+from src.arguments import DataTrainingArguments, UserError
+
+TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
+TABLE_BUILDERS = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+HEADING = re.compile(r"= = = .+ = = =\s*$")
+# Characters a piece holds before it ends at the next line end. Tokens do not cross pieces,
+# so this number is part of the packed format (see packing.VERSION).
+PIECE_LENGTH = 16_384
+
+
+class Piece(NamedTuple):
+    """Consecutive text of one document, tokenized by itself."""
+
+    text: str
+    starts_document: bool
+    continues_word: bool  # the piece before was cut inside a word
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one hub dataset: its name in reports, its checksum, its texts.
+
+    `texts()` yields iterators of lines: one for a text file, one a row for a table. A line
+    of more than `PIECE_LENGTH` characters comes in parts of that many.
+    """
+
+    name: str
+    checksum: str
+    size: int  # bytes; 0 where it is not known
+    texts: Callable[[], Iterator[Iterator[str]]]
+    reading: str = "text"  # how the bytes become text: another reading, another text
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What determines the text: the key of what is cached of it."""
+        return self.checksum, self.reading
+
+    def boundary(self, chosen: str) -> str:
+        """What separates documents here: `chosen`, or what `auto` finds in the text."""
+        if chosen != "auto":
+            return chosen
+        found = "file"
+        for lines in self.texts():
+            blank_seen = False
+            for line in lines:
+                if HEADING.match(line):
+                    return "heading"
+                if line.isspace():
+                    blank_seen = True
+                elif blank_seen:
+                    found = "blank_line"
+        return found
+
+    def pieces(self, boundary: str) -> Iterator[Piece]:
+        """The text, every character once and in order, cut in pieces at line ends."""
+        for lines in self.texts():
+            yield from cut(lines, boundary)
+
+
+def cut(lines: Iterator[str], boundary: str) -> Iterator[Piece]:
+    """Cut one text in pieces of about `PIECE_LENGTH` characters.
+
+    A piece ends at a line end, or before a space where a line is longer than a piece, or
+    anywhere where it has no space. Separators stay in the text, behind the document before
+    them: joined, the pieces are the text. `boundary` is one of blank_line, heading, line,
+    file; white space alone never makes a document.
+    """
+    buffer: list[str] = []
+    size, first, inside_word, blank = 0, True, False, False
+    content = False  # the document has more than white space
+    line_start = True
+    for line in lines:
+        if content and line_start and _begins(line, boundary, blank):
+            if buffer:
+                yield Piece("".join(buffer), first, inside_word)
+            buffer, size, first, inside_word, content = [], 0, True, False, False
+        blank = line.isspace() and (blank or line_start)
+        content = content or not line.isspace()
+        line_start = line.endswith("\n")
+        buffer.append(line)
+        size += len(line)
+        if size >= PIECE_LENGTH:
+            text = "".join(buffer)
+            end = len(text) if line_start else text.rfind(" ")
+            end = end if end > 0 else len(text)
+            yield Piece(text[:end], first, inside_word)
+            buffer, size, first = (
+                [text[end:]] if text[end:] else [],
+                len(text) - end,
+                False,
+            )
+            inside_word = not text[:end][-1].isspace() and end == len(text)
+    if buffer:
+        yield Piece("".join(buffer), first, inside_word)
+
+
+def _begins(line: str, boundary: str, after_blank: bool) -> bool:
+    if boundary == "line":
+        return not line.isspace()
+    if boundary == "blank_line":
+        return after_blank and not line.isspace()
+    return boundary == "heading" and HEADING.match(line) is not None
+
+
+def find_files(patterns: Any, key: str) -> list[Path]:
+    """The files that a path, a glob or a list of either names, in order, each once.
+
+    Raises `UserError`, naming `key`, for a pattern without a file, for a file that cannot
+    be read, is empty, or is of a kind that is not known.
+    """
+    patterns = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
+    found: dict[Path, Path] = {}
+    for pattern in map(os.path.expanduser, map(str, patterns)):
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not matches:
+            advice = (
+                " Get the challenge's text with ./download_data.sh."
+                if "babylm_data" in pattern
+                else ""
+            )
+            raise UserError(
+                f"{key}: no file matches {pattern!r} (looked in {Path.cwd()}).{advice}"
+            )
+        for path in map(Path, matches):
+            found.setdefault(path.resolve(), path)
+    for path in found.values():
+        _check_file(path, key)
+    return list(found.values())
+
+
+def _check_file(path: Path, key: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{key}: {path} is a directory; name its files: {path}/*.train")
+    if not path.name.endswith((*TEXT_SUFFIXES, *TABLE_BUILDERS)):
+        kinds = " ".join([*TEXT_SUFFIXES, *TABLE_BUILDERS])
+        raise UserError(f"{key}: {path} must end in one of {kinds}")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror}") from error
+    if empty:
+        raise UserError(f"{key}: {path} is empty")
+
+
+def read_corpus(
+    patterns: Any, key: str, data: DataTrainingArguments, cache_dir: Path
+) -> list[Source]:
+    """The sources behind `patterns` (see `find_files`), with checksums of their bytes."""
+    paths = find_files(patterns, key)
+    checksums = file_checksums(paths, cache_dir)
+    return [
+        Source(
+            name,
+            checksums[path],
+            path.stat().st_size,
+            _reader(path, data.text_column),
+            _reading(path, data.text_column),
+        )
+        for name, path in zip(_names(paths), paths)
+    ]
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """File names without their endings; with the folder where two would be the same."""
+    stems = [re.sub(r"\.(txt\.gz|[a-z]+)$", "", path.name) for path in paths]
+    stems = [re.sub(r"\.(train|dev|test)$", "", stem) for stem in stems]
+    if len(set(stems)) == len(stems):
+        return stems
+    longer = [
+        f"{path.resolve().parent.name}-{stem}" for path, stem in zip(paths, stems)
+    ]
+    return longer if len(set(longer)) == len(longer) else list(map(str, paths))
+
+
+def _reading(path: Path, column: str) -> str:
+    if path.name.endswith(TEXT_SUFFIXES):
+        return "gzip" if path.suffix == ".gz" else "text"
+    return f"{TABLE_BUILDERS[path.suffix]}:{column}"
+
+
+def _reader(path: Path, column: str) -> Callable[[], Iterator[Iterator[str]]]:
+    if path.name.endswith(TEXT_SUFFIXES):
+        return lambda: iter([_read_text(path)])
+    return lambda: _read_table(path, column)
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    """Lines of a text file, with `\\n` whatever the line ends were, without a BOM."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        try:
+            with opened(path, "rt", encoding="utf-8-sig") as file:
+                yield from _lines(file)
+        except UnicodeDecodeError as error:
+            byte, value = _first_bad_byte(path)
+            raise UserError(
+                f"{path} is not UTF-8: byte {byte:,} is 0x{value:02x} ({error.reason})"
+            ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines, the long ones in parts: memory stays bounded."""
+    return iter(lambda: file.readline(PIECE_LENGTH), "")
+
+
+def _first_bad_byte(path: Path) -> tuple[int, int]:
+    """Offset (in the unpacked file) and value of the byte where UTF-8 ends."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        read = 0
+        while True:
+            chunk = file.read(1 << 20)
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                carried = len(error.object) - len(chunk)
+                return read - carried + error.start, error.object[error.start]
+            read += len(chunk)
+
+
+def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
+    import datasets
+
+    builder = TABLE_BUILDERS[path.suffix]
+    options: dict[str, Any] = {}
+    if builder == "csv":  # a text may be `NA` or `007`
+        options = dict(na_filter=False, converters={column: str})
+    try:
+        rows = datasets.load_dataset(
+            builder,
+            data_files=[glob.escape(str(path))],
+            split="train",
+            streaming=True,
+            **options,
+        )
+        yield from row_texts(rows, column, str(path))
+    except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = error.__cause__ or error
+        raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
+
+
+def row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
+    """The lines of every row's text; rows without text are passed over."""
+    for row in rows:
+        if column not in row:
+            raise UserError(
+                f"data.text_column: {where} has no column {column!r}; it has"
+                f" {', '.join(row)}"
+            )
+        text = "" if row[column] is None else str(row[column])
+        if text and not text.isspace():
+            yield _lines(io.StringIO(text, newline=None))
+
+
+def read_hub(
+    data: DataTrainingArguments, split: str, cache_dir: Path, token: Optional[str]
+) -> Optional[Source]:
+    """A split of a hub dataset as a source; None where the dataset has no such split."""
+    import datasets
+
+    options = dict(
+        revision=data.dataset_revision, token=token, cache_dir=str(cache_dir)
+    )
+    try:
+        builder = datasets.load_dataset_builder(
+            data.dataset_name, data.dataset_config_name, **options
+        )
+        builder.download_and_prepare()
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"data.dataset_name={data.dataset_name}: {error}") from error
+    if split not in builder.info.splits:
+        return None
+    identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"
+    rows = builder.as_dataset(split=split)
+    where = f"{data.dataset_name} ({split})"
+    return Source(
+        name=builder.dataset_name,
+        checksum=hashlib.sha256(identity.encode()).hexdigest(),
+        size=builder.info.splits[split].num_bytes or 0,
+        texts=lambda: row_texts(rows, data.text_column, where),
+        reading=f"rows:{data.text_column}",
+    )
+
+
+def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
+    """SHA-256 of every file's bytes; read again only where size or time has changed."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    index = cache_dir / "checksums.json"
+    with FileLock(f"{index}.lock"):
+        try:
+            known = dict(json.loads(index.read_text(encoding="utf-8")))
+        except (
+            FileNotFoundError,
+            ValueError,
+            TypeError,
+        ):  # none, or damaged: made anew
+            known = {}
+        before = dict(known)
+        for path in paths:
+            stat = path.stat()
+            seen = [stat.st_size, stat.st_mtime_ns]
+            if known.get(str(path.resolve()), [None])[:2] != seen:
+                known[str(path.resolve())] = [*seen, sha256(path)]
+        if known != before:
+            temporary = index.with_suffix(".tmp")
+            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            os.replace(temporary, index)
+    return {path: known[str(path.resolve())][2] for path in paths}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""From the data section to blocks: what the front door calls of this room."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from src.arguments import (
+    DataTrainingArguments,
+    ModelArguments,
+    TokenizerArguments,
+    UserError,
+)
+from src.data.blocks import IGNORED, Blocks, file_spans, split
+from src.data.corpus import Source, read_corpus, read_hub
+from src.data.packing import Stream, pack
+from src.data.tokenizer import load, load_or_train
+
+
+@dataclass
+class Corpora:
+    """The sources of the training text and of the validation text (either may be empty)."""
+
+    train: list[Source]
+    validation: list[Source]
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """`train/<name>` and `validation/<name>` → SHA-256."""
+        return {
+            f"{split}/{source.name}": source.checksum
+            for split, sources in (
+                ("train", self.train),
+                ("validation", self.validation),
+            )
+            for source in sources
+        }
+
+
+@dataclass
+class Data:
+    """What is trained and evaluated on."""
+
+    train_stream: Optional[Stream]
+    train: Optional[Blocks]
+    validation: Optional[Blocks]
+    validation_names: list[str]  # of the files, as in `validation.owners`
+
+
+def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
+    """Find the text and check that it can be read. Raises `UserError` where it cannot."""
+    cache_dir = Path(model.cache_dir)
+    if data.dataset_name:
+        train = read_hub(data, "train", cache_dir, model.token)
+        validation = read_hub(data, "validation", cache_dir, model.token)
+        if train is None:
+            raise UserError(
+                f"data.dataset_name={data.dataset_name} has no split `train`"
+            )
+        return Corpora([train], [validation] if validation else [])
+    found = {}
+    for key in ("train_file", "validation_file"):
+        patterns = getattr(data, key)
+        found[key] = (
+            read_corpus(patterns, f"data.{key}", data, cache_dir) if patterns else []
+        )
+    return Corpora(found["train_file"], found["validation_file"])
+
+
+def load_data(
+    corpora: Corpora,
+    tokenizer_args: TokenizerArguments,
+    data: DataTrainingArguments,
+    model: ModelArguments,
+    progress: bool = False,
+) -> tuple[PreTrainedTokenizerBase, Data]:
+    """The tokenizer, and both corpora packed with it and cut into blocks.
+
+    What was trained or packed before is taken from `model.cache_dir`. Existing weights bring
+    their own tokenizer along.
+    """
+    cache_dir = Path(model.cache_dir)
+    name, revision = tokenizer_args.name_or_path, tokenizer_args.revision
+    if not name and model.model_name_or_path:
+        name, revision = model.model_name_or_path, model.revision
+    if name:
+        tokenizer = load(name, revision, model.token, cache_dir / "hub")
+    else:
+        tokenizer = load_or_train(
+            corpora.train or corpora.validation,
+            tokenizer_args.vocab_size,
+            cache_dir,
+            data.overwrite_cache,
+            progress,
+        )
+    streams = {}
+    for part in ("train", "validation"):
+        if sources := getattr(corpora, part):
+            streams[part] = pack(
+                sources,
+                tokenizer,
+                data.document_boundary,
+                cache_dir,
+                data.overwrite_cache,
+                progress,
+                description=f"Packing the {part} text",
+            )
+    return tokenizer, _cut(streams.get("train"), streams.get("validation"), data)
+
+
+def _cut(
+    train_stream: Optional[Stream],
+    validation_stream: Optional[Stream],
+    data: DataTrainingArguments,
+) -> Data:
+    """Blocks of both streams; without a validation stream, a part of the training one's."""
+    train_spans = [(0, len(train_stream))] if train_stream else []
+    if validation_stream:
+        validation_spans = file_spans(validation_stream)
+    else:
+        validation_stream = train_stream
+        train_spans, validation_spans = split(
+            train_stream, data.validation_split_percentage
+        )
+    train = None
+    if train_stream:
+        train = Blocks(
+            train_stream, train_spans, data.block_size, False, data.max_train_samples
+        )
+        if not len(train):
+            raise UserError(
+                f"data.block_size={data.block_size}: the training text has only"
+                f" {len(train_stream):,} tokens, less than one block"
+            )
+    validation = Blocks(
+        validation_stream,
+        validation_spans,
+        data.block_size,
+        True,
+        data.max_eval_samples,
+    )
+    names = [file["name"] for file in validation_stream.files]
+    return Data(train_stream, train, validation, names)
+
+
+def describe(stream: Stream, block_size: int) -> str:
+    """A table of a packed corpus, one row a file; also written beside it as table.json."""
+    columns = ("documents", "words", "tokens")
+    rows = []
+    for file in stream.files:
+        row = {**file, "tokens": file["end"] - file["start"]}
+        rows.append(row)
+    total = {
+        "name": "all",
+        "boundary": "",
+        **{c: sum(r[c] for r in rows) for c in columns},
+    }
+    total["bytes"] = stream.info["bytes"]
+    rows.append(total)
+    for row in rows:
+        row["tokens/word"] = row["tokens"] / max(1, row["words"])
+        row["bytes/token"] = row["bytes"] / max(1, row["tokens"])
+        row["blocks"] = max(0, row["tokens"] - 1) // block_size
+    table = stream.directory / "table.json"
+    table.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    lines = [
+        f"{'file':<24}{'boundary':>12}{'documents':>11}{'words':>13}{'tokens':>13}"
+        f"{'tokens/word':>13}{'bytes/token':>13}{'blocks':>10}"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['name']:<24}{row['boundary']:>12}{row['documents']:>11,}"
+            f"{row['words']:>13,}{row['tokens']:>13,}{row['tokens/word']:>13.2f}"
+            f"{row['bytes/token']:>13.2f}{row['blocks']:>10,}"
+        )
+    size = sum(stream.info["sizes"].values()) / 1e6
+    return "\n".join([*lines, f"{size:,.1f} MB in {stream.directory}"])
+
+
+def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> float:
+    """Perplexity of the training text's token frequencies, with add-one smoothing.
+
+    Over the same targets as a model's: BOS is none, so its frequency does not count either.
+    """
+    counts = np.bincount(train.tokens, minlength=vocab_size) + 1.0
+    counts[train.tokens[0]] -= len(train.documents)
+    log_probabilities = np.log(counts / counts.sum())
+    total = number = 0
+    for block in range(len(validation)):
+        labels = validation[block]["labels"].numpy()
+        targets = labels[labels != IGNORED]
+        total += log_probabilities[targets].sum()
+        number += len(targets)
+    return float(np.exp(-total / number))
