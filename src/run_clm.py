@@ -1,0 +1,180 @@
+"""Train a causal language model on BabyLM text.
+
+    python -m src.run_clm +model=gpt2-tiny +dataset=sample
+    python -m src.run_clm +model=gpt2-small +dataset=babylm_10M training.seed=1
+    python -m src.run_clm -m +model=gpt2-tiny +dataset=sample training.seed=1,2
+
+`--help` lists the groups and every key; `--cfg job` prints the composed configuration.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Iterator, Optional
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.arguments import Arguments, UserError
+from src.configuration import (
+    CONF_DIR,
+    build_arguments,
+    decide,
+    explain,
+    refuse_unknown_keys,
+    resolved,
+)
+from src.run_identity import identity, refuse_missing_choice
+
+# The other rooms are imported where they are used: --help and --cfg start without them.
+logger = logging.getLogger("src.run_clm")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def run(config: DictConfig) -> Optional[float]:
+    """One run, from composed configuration to final scores. Returns the evaluation loss."""
+    with removed_if_empty(Path(config.training.output_dir)):
+        args = checked_arguments(config)
+        return (
+            preprocess(args)
+            if args.training.only_preprocess_dataset
+            else fit(config, args)
+        )
+
+
+def checked_arguments(config: DictConfig) -> Arguments:
+    """The typed arguments; raises `UserError` for whatever is wrong with them."""
+    from src.training.model import architecture, check_block_size
+
+    refuse_unknown_keys(config)
+    refuse_missing_choice(config)
+    decide(config)
+    args = build_arguments(config)
+    check_block_size(args.data.block_size, architecture(args.model))
+    return args
+
+
+def preprocess(args: Arguments) -> None:
+    """Train the tokenizer, pack the text and print what was found."""
+    from src.data.prepare import describe, find_corpora, load_data
+
+    corpora = find_corpora(args.data, args.model)
+    _, data = load_data(corpora, args.tokenizer, args.data, args.model, progress=True)
+    for stream in filter(None, {data.train_stream, data.validation.stream}):
+        print(describe(stream, args.data.block_size), end="\n\n")
+
+
+def fit(config: DictConfig, args: Arguments) -> Optional[float]:
+    """Train and evaluate, or continue, or show the results of a finished run."""
+    from src.data.prepare import find_corpora, load_data
+    from src.training.checkpoints import newest_whole
+    from src.training.finish import finish, table
+    from src.training.run_record import RunRecord
+    from src.training.trainer import build_trainer, train
+    from src.training.wandb_logging import logging_run
+
+    main_process = args.training.process_index == 0
+    settings = {**identity(config), "processes": args.training.world_size}
+    overrides = list(HydraConfig.get().overrides.task)
+    corpora = find_corpora(args.data, args.model)
+    record = RunRecord(args.training.output_dir)
+    with record.held(main_process), args.training.main_process_first():
+        if main_process:
+            overwrite = args.training.overwrite_output_dir
+            record.begin(
+                settings, resolved(config), overrides, corpora.checksums, overwrite
+            )
+    with record.held(main_process), log_file(record.directory, main_process):
+        if record.results is not None:
+            logger.info(
+                "This run is finished; its results:\n\n%s", table(record.results)
+            )
+            return record.results.get("eval_loss")
+        wandb_args = args.wandb if main_process else None
+        with logging_run(wandb_args, resolved(config), record.directory) as wandb_run:
+            tokenizer, data = load_data(
+                corpora, args.tokenizer, args.data, args.model, progress=main_process
+            )
+            trainer = build_trainer(args, tokenizer, data, wandb_run)
+            if args.training.do_train and not train(
+                trainer, newest_whole(record.directory)
+            ):
+                logger.info("Stopped. The same command continues this run.")
+                raise SystemExit(128 + trainer.stop.received)
+            scores = finish(trainer, args, data, record)
+    return scores.get("eval_loss")
+
+
+@contextlib.contextmanager
+def removed_if_empty(run_dir: Path) -> Iterator[None]:
+    """Hydra makes a run's directory before we can refuse the run: leave none behind."""
+    try:
+        yield
+    finally:
+        for directory in (run_dir, run_dir.parent):
+            with contextlib.suppress(OSError):  # not empty: it holds a run
+                directory.rmdir()
+
+
+@contextlib.contextmanager
+def log_file(run_dir: Path, main_process: bool) -> Iterator[None]:
+    """Messages also go to the run's train.log, while the block lasts."""
+    if not main_process:
+        yield
+        return
+    handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+# What a machine can refuse at any moment; nothing to mend in the code.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main() -> None:
+    """The command line: errors that the user can mend are shown without a traceback."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=logging.INFO if main_process else logging.ERROR,
+        format="%(message)s",
+        stream=sys.stdout,
+    )
+    for library in ("httpx", "datasets", "evaluate"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # Hydra hands errors on instead of printing them
+    )
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command continues this run.")
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if (
+            show_traceback
+            or getattr(error, "errno", errno.EACCES) not in MACHINE_ERRORS
+        ):
+            raise
+        sys.exit(f"error: {explain(error)}")
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if show_traceback:
+            os.environ["HYDRA_FULL_ERROR"] = show_traceback
+
+
+if __name__ == "__main__":
+    # By its name, so that launchers can pickle what is defined here.
+    from src.run_clm import main
+
+    main()

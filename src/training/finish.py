@@ -1,0 +1,164 @@
+"""The end of a run: scores, a few texts, the saved model and its card."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from src.arguments import Arguments
+from src.data.blocks import words_seen
+from src.data.prepare import Data, unigram_perplexity
+from src.evaluation.minimal_pairs import accuracies, load_pairs
+from src.training import model_card
+from src.training.run_record import RunRecord
+from src.training.trainer import LanguageModelTrainer
+
+logger = logging.getLogger(__name__)
+
+FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
+
+
+def finish(
+    trainer: LanguageModelTrainer, args: Arguments, data: Data, record: RunRecord
+) -> dict[str, float]:
+    """Score, save and show the final model; then the run is finished. Returns the scores."""
+    scores = final_scores(trainer, args, data)
+    if args.training.do_train:
+        save(trainer, args, data, scores, record.command)
+    if not trainer.is_world_process_zero():
+        return scores
+    number = args.evaluation.num_generated_texts
+    if number:
+        texts = generate(trainer.model, trainer.tokenizer, number, args.training.seed)
+        lines = ["  " + " / ".join(text.split("\n")) for text in texts]
+        logger.info("\nWritten by the model:\n%s", "\n".join(lines))
+    logger.info("\n%s\n\nResults and model: %s", table(scores), record.directory)
+    record.finish(scores)
+    return scores
+
+
+def final_scores(
+    trainer: LanguageModelTrainer, args: Arguments, data: Data
+) -> dict[str, float]:
+    """Everything that is reported of the final model, flat: {"eval_loss": 3.1, …}."""
+    scores: dict[str, float] = {}
+    if args.training.do_eval:
+        scores.update(trainer.evaluate())
+        if data.train_stream is not None:
+            scores["eval_unigram_perplexity"] = unigram_perplexity(
+                data.train_stream, data.validation, len(trainer.tokenizer)
+            )
+    if args.evaluation.pairs:
+        pairs = load_pairs(Path(args.evaluation.pairs))
+        shares = accuracies(trainer.model, trainer.tokenizer, pairs)
+        scores.update({f"eval_{name}": share for name, share in shares.items()})
+        trainer.log({f"eval_{name}": share for name, share in shares.items()})
+    if args.training.do_train:
+        scores.update(steps=trainer.state.global_step, epochs=trainer.state.epoch)
+        scores["words_seen"] = words_seen(
+            data.train,
+            trainer.order_seed,
+            trainer.blocks_per_step,
+            trainer.state.global_step,
+        )
+    return scores
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
+) -> list[str]:
+    """`number` texts that the model writes from BOS, up to 40 tokens each."""
+    set_seed(seed)
+    model.eval()
+    start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
+    texts = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        do_sample=True,
+        top_p=0.9,
+        max_new_tokens=40,
+        pad_token_id=model.config.eos_token_id,
+    )
+    return [
+        text.strip() for text in tokenizer.batch_decode(texts, skip_special_tokens=True)
+    ]
+
+
+def save(
+    trainer: LanguageModelTrainer,
+    args: Arguments,
+    data: Data,
+    scores: dict[str, float],
+    command: str,
+) -> None:
+    """The final model, its tokenizer and its card, in the run's directory."""
+    model = trainer.model
+    model.config.use_cache = True  # off while training; generating is slow without
+    trainer.save_model()
+    weights = args.model.model_name_or_path
+    stream = data.train_stream
+    facts = {
+        "title": f"{args.wandb.group}/{args.wandb.name}",
+        "origin": (
+            f"Trained further from {weights}" if weights else "Trained from scratch"
+        ),
+        "command": command,
+        "model_type": model.config.model_type,
+        "parameters": model.num_parameters(),
+        "block_size": args.data.block_size,
+        "files": ", ".join(file["name"] for file in stream.files),
+        "corpus_words": stream.info["words"],
+        "corpus_tokens": stream.info["tokens"],
+        "words_seen": scores["words_seen"],
+        "epochs": scores["epochs"],
+        "steps": scores["steps"],
+        "vocab_size": len(trainer.tokenizer),
+        "tokenizer": args.tokenizer.name_or_path
+        or weights
+        or "trained on the same text",
+        "eval_files": ", ".join(data.validation_names),
+    }
+    shown = [f"eval_{name}" for name in (*FIGURES, "pairs")]
+    shown = {
+        name.removeprefix("eval_"): scores[name] for name in shown if name in scores
+    }
+    if trainer.is_world_process_zero():
+        model_card.write(Path(args.training.output_dir), facts, shown)
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The scores as a small table: one row a file, then the minimal pairs."""
+    suffix = "_bits_per_byte"
+    rows = [key[len("eval_") : -len(suffix)] for key in scores if key.endswith(suffix)]
+    rows = [row for row in rows if f"eval_{row}_loss" in scores]
+    lines = []
+    if "eval_loss" in scores:
+        lines.append(
+            f"{'':<24}{'loss':>9}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
+            f"{'perplexity/word':>17}"
+        )
+        for row in [*rows, ""]:
+            prefix = f"eval_{row}_" if row else "eval_"
+            loss, perplexity, accuracy, bits, word = (
+                scores[prefix + f] for f in FIGURES
+            )
+            lines.append(
+                f"{row or 'all':<24}{loss:>9.3f}{perplexity:>12.2f}{accuracy:>10.1%}"
+                f"{bits:>11.3f}{word:>17.1f}"
+            )
+    if "eval_unigram_perplexity" in scores:
+        lines.append(
+            f"{'(unigram)':<24}{'':>9}{scores['eval_unigram_perplexity']:>12.2f}"
+        )
+    pairs = [key for key in scores if key.startswith("eval_pairs")]
+    for key in pairs:
+        label = key.removeprefix("eval_").replace("pairs_", "pairs: ")
+        lines.append(f"{label:<43}{scores[key]:>12.1%}")
+    if "words_seen" in scores:
+        lines.append(
+            f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"
+            f" {scores['steps']:,} steps"
+        )
+    return "\n".join(lines)

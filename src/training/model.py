@@ -1,0 +1,112 @@
+"""The network: any causal architecture of transformers, from scratch or from weights."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from src.arguments import ModelArguments, UserError
+from src.data.tokenizer import boundary_tokens
+
+
+def architecture(args: ModelArguments) -> PretrainedConfig:
+    """The configuration that `args` describe, without the tokenizer's part of it."""
+    if args.model_name_or_path:
+        try:
+            config = AutoConfig.from_pretrained(args.model_name_or_path, **_hub(args))
+        except (OSError, ValueError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"model.model_name_or_path={args.model_name_or_path}: {first}"
+            ) from error
+    elif args.model_type not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
+        raise UserError(
+            f"model.model_type={args.model_type} is no architecture of transformers"
+            + (f"; near: {', '.join(close)}" if close else "")
+        )
+    else:
+        config = CONFIG_MAPPING[args.model_type]()
+    _override(config, args.config_overrides or {})
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(f"model: {config.model_type} has no causal language model")
+    return config
+
+
+def _override(config: PretrainedConfig, overrides: Any) -> None:
+    if not isinstance(overrides, dict):
+        raise UserError(
+            f"model.config_overrides must be {{key: value, …}}, got {overrides!r}"
+        )
+    known = {**config.to_dict(), **config.attribute_map}
+    for name, value in overrides.items():
+        key = f"model.config_overrides.{name}"
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            raise UserError(
+                f"unknown key `{key}` for {config.model_type}"
+                + (f"; did you mean `{close[0]}`?" if close else "")
+            )
+        default = getattr(config, name)
+        numbers = (int, float)
+        if isinstance(default, numbers) and not isinstance(value, numbers):
+            kind = type(default).__name__
+            raise UserError(f"{key} must be of type {kind}, got {value!r}")
+        setattr(config, name, value)
+
+
+def _hub(args: ModelArguments) -> dict[str, Any]:
+    return dict(
+        revision=args.revision or "main",
+        token=args.token,
+        cache_dir=Path(args.cache_dir) / "hub",
+    )
+
+
+def check_block_size(block_size: int, config: PretrainedConfig) -> None:
+    """Raise `UserError` for blocks that are longer than what the model can read."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and block_size > positions:
+        raise UserError(
+            f"data.block_size={block_size} is beyond the model's {positions} positions"
+        )
+
+
+def build(
+    args: ModelArguments, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model in float32, its weights random (from torch's seed) or loaded."""
+    if (
+        "vocab_size" not in (args.config_overrides or {})
+        and not args.model_name_or_path
+    ):
+        config.vocab_size = len(tokenizer)
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"the model's vocabulary of {config.vocab_size:,} does not hold the tokenizer's"
+            f" {len(tokenizer):,} entries"
+        )
+    config.bos_token_id, config.eos_token_id = boundary_tokens(tokenizer)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.use_cache = False
+    options = dict(dtype=torch.float32)
+    if args.attn_implementation:
+        options["attn_implementation"] = args.attn_implementation
+    try:
+        if args.model_name_or_path:
+            return AutoModelForCausalLM.from_pretrained(
+                args.model_name_or_path, config=config, **options, **_hub(args)
+            )
+        return AutoModelForCausalLM.from_config(config, **options)
+    except (ValueError, ImportError, OSError, TypeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"model: cannot build {config.model_type}: {first}") from error

@@ -1,0 +1,173 @@
+"""What a run's directory says of it: settings, command, versions, data, results.
+
+    config.yaml    the resolved configuration
+    run.json       command, code revision, versions, checksums, result-changing settings
+    results.json   the final scores; it is there if and only if the run is finished
+
+The first two are written once, when the run begins, and compared when it continues.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import yaml
+from filelock import FileLock, Timeout
+
+from src.arguments import UserError
+
+LIBRARIES = (
+    "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb evaluate"
+    " numpy safetensors huggingface_hub"
+).split()
+
+logger = logging.getLogger(__name__)
+
+
+class RunRecord:
+    """The record in a run's directory."""
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+
+    @property
+    def results(self) -> Optional[dict[str, Any]]:
+        """The final scores; None where the run is not finished."""
+        return self._read("results.json")
+
+    def begin(
+        self,
+        identity: dict[str, Any],
+        configuration: dict[str, Any],
+        overrides: list[str],
+        checksums: dict[str, str],
+        overwrite: bool,
+    ) -> None:
+        """Write the record, or check that the one that is there is of the same run.
+
+        Raises `UserError` with the differences where it is not. With `overwrite`, what is
+        there is moved to `../.old/` first; nothing is deleted.
+        """
+        identity = json.loads(json.dumps({**identity, "data": checksums}))
+        recorded = self._read("run.json")
+        if overwrite and self.directory.is_dir() and any(self.directory.iterdir()):
+            self._move_aside()
+        elif recorded is not None:
+            found = differences(recorded["identity"], identity)
+            if found:
+                raise UserError(
+                    f"{self.directory} holds another run; what differs:\n  "
+                    + "\n  ".join(found)
+                    + "\nEither choose another wandb.tag=…, or start anew with"
+                    " training.overwrite_output_dir=true (the old run is moved aside)."
+                )
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        record = {
+            "command": f"python -m src.run_clm {shlex.join(overrides)}",
+            "overrides": overrides,
+            "code": code_revision(),
+            "versions": versions(),
+            "machine": {
+                "python": platform.python_version(),
+                "system": platform.platform(),
+            },
+            "identity": identity,
+        }
+        text = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+        self._write("config.yaml", text)
+        self._write("run.json", json.dumps(record, indent=1, ensure_ascii=False))
+
+    @contextlib.contextmanager
+    def held(self, main_process: bool = True) -> Iterator[None]:
+        """Keeps other processes off this run; `UserError` where one is at work on it."""
+        if not main_process:
+            yield
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = self.directory.parent / f".{self.directory.name}.lock"
+        try:
+            with FileLock(lock, timeout=0):
+                yield
+        except Timeout as error:
+            raise UserError(
+                f"{self.directory}: another process is at work on this run"
+            ) from error
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write the final scores: from here on the run is finished."""
+        self._write("results.json", json.dumps(results, indent=1))
+
+    @property
+    def command(self) -> str:
+        """The command that began the run."""
+        return self._read("run.json")["command"]
+
+    def _move_aside(self) -> None:
+        old = self.directory.parent / ".old"
+        old.mkdir(exist_ok=True)
+        number = 1
+        while (old / f"{self.directory.name}-{number}").exists():
+            number += 1
+        target = old / f"{self.directory.name}-{number}"
+        self.directory.rename(target)
+        logger.info("The run that was here is now %s", target)
+
+    def _read(self, name: str) -> Any:
+        file = self.directory / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.directory / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.directory / name)
+
+
+def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """One line for each setting that differs: `training.learning_rate: 0.001 -> 0.003`."""
+    return [
+        f"{key}: {json.dumps(recorded.get(key))} -> {json.dumps(present.get(key))}"
+        for key in sorted({*recorded, *present})
+        if recorded.get(key) != present.get(key)
+    ]
+
+
+def code_revision() -> Optional[str]:
+    """The commit of this code, with `+` where files differ from it; None outside git."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout else "") or None
+
+
+def versions() -> dict[str, Optional[str]]:
+    """Library → installed version, None where it is not installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

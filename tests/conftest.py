@@ -1,0 +1,91 @@
+"""What all tests share: a tiny corpus, a tiny model, a clean place to run in."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: no network, no account, no GPU, two threads.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    CUDA_VISIBLE_DEVICES="",
+    OMP_NUM_THREADS="2",
+    TOKENIZERS_PARALLELISM="true",
+)
+os.environ.pop("WANDB_API_KEY", None)
+
+REPOSITORY = Path(__file__).parents[1]
+
+NOUNS = "dog cat child teacher bird king mother horse boy girl".split()
+VERBS = "sees likes finds calls helps hears follows knows".split()
+
+
+def sentences(number: int, seed: int) -> list[str]:
+    """English of a kind: `The dog sees a cat.`"""
+    rng = random.Random(seed)
+    pick = rng.choice
+    return [
+        f"{pick(['The', 'A', 'Every'])} {pick(NOUNS)} {pick(VERBS)}"
+        f" {pick(['the', 'a'])} {pick(NOUNS)}."
+        for _ in range(number)
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with two training files (one with blank lines) and two dev files."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    first, second = sentences(240, 1), sentences(160, 2)
+    (folder / "childes.train").write_text("\n".join(first) + "\n", encoding="utf-8")
+    documents = ["\n".join(second[i : i + 8]) for i in range(0, 160, 8)]
+    (folder / "gutenberg.train").write_text("\n\n".join(documents), encoding="utf-8")
+    for name, seed in (("childes", 3), ("gutenberg", 4)):
+        text = "\n".join(sentences(40, seed)) + "\n"
+        (folder / f"{name}.dev").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a run that takes a second; the working directory is `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    return [
+        "model.model_type=gpt2",
+        "model.config_overrides={n_layer:1,n_embd:16,n_head:2,n_positions:32}",
+        f"data.train_file={corpus}/*.train",
+        f"data.validation_file={corpus}/*.dev",
+        "data.block_size=16",
+        "tokenizer.vocab_size=300",
+        "training.per_device_train_batch_size=8",
+        "training.gradient_accumulation_steps=1",
+        "training.max_steps=12",
+        "training.logging_steps=1",
+        "training.bf16=false",
+        "evaluation.num_generated_texts=0",
+        "wandb.log=false",
+    ]
+
+
+@pytest.fixture
+def run_clm(monkeypatch: pytest.MonkeyPatch):
+    """`run_clm(*overrides)` is `python -m src.run_clm …` in this process.
+
+    Returns what the process would exit with: 0, or the message.
+    """
+    from src.run_clm import main
+
+    def call(*overrides: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["run_clm", *overrides])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    return call
