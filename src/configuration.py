@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -151,11 +152,11 @@ def _unknown(key: str) -> str:
     message = (
         f"`{key}` is neither a section ({', '.join(fields)}) nor a group of src/conf"
     )
+    if key in groups:
+        return f"{message}: does its file begin with the line `# @package _global_`?"
     close = difflib.get_close_matches(key, [*fields, *groups], n=1)
     if close and close[0] in groups:
         return f"{message}; did you mean +{close[0]}=… ({', '.join(groups[close[0]])})?"
-    if key in groups:
-        return f"{message}: does its file begin with the line `# @package _global_`?"
     flat = [f"{section}.{name}" for section in fields for name in fields[section]]
     by_leaf = {name.rpartition(".")[2]: name for name in flat}
     leaf = difflib.get_close_matches(name, by_leaf, n=1)
@@ -232,24 +233,21 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def explain(error: Exception) -> str:
     """One short message for an error of composition: the key, the value, what is right."""
-    cause = error
-    while not isinstance(cause, OmegaConfBaseException) and cause.__cause__:
-        cause = cause.__cause__
-    text = str(error).replace("\n", " ").strip() or type(error).__name__
+    cause: Optional[BaseException] = error
+    while isinstance(cause, HydraException):  # OmegaConf's error is somewhere below
+        cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
         return str(error)
+    file = re.match(r"In '([^']*)'", str(error))
+    where = f"In {file.group(1)}: " if file else ""
     key = cause.full_key or ""
-    if "not in" in str(cause) and key:
-        where = re.match(r"In '[^']*'", text)
-        return (f"{where.group(0)}: " if where else "") + _unknown(key)
     reason = str(cause.msg or cause).split("\n")[0]
+    if key and "not in" in reason:
+        return where + _unknown(key)
     reason = re.sub(r"field '.*' is not Optional", "null is not allowed", reason)
     if "Invalid value 'False', expected one of [no," in reason:
         reason += " (YAML reads a bare no as false: write 'no' in quotes)"
-    where = re.match(r"In '[^']*'", text)
-    return (
-        (f"{where.group(0)}: " if where else "") + (f"{key}: " if key else "") + reason
-    )
+    return where + (f"{key}: " if key else "") + reason
 
 
 def describe_options(config: DictConfig) -> str:

@@ -18,6 +18,7 @@ from typing import Iterator, Optional
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,7 +40,7 @@ logger = logging.getLogger("src.run_clm")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
     """One run, from composed configuration to final scores. Returns the evaluation loss."""
-    with removed_if_empty(Path(config.training.output_dir)):
+    with job(Path(config.training.output_dir)):
         args = checked_arguments(config)
         return (
             preprocess(args)
@@ -67,7 +68,7 @@ def preprocess(args: Arguments) -> None:
     corpora = find_corpora(args.data, args.model)
     _, data = load_data(corpora, args.tokenizer, args.data, args.model, progress=True)
     for stream in filter(None, {data.train_stream, data.validation.stream}):
-        print(describe(stream, args.data.block_size), end="\n\n")
+        logger.info("%s\n", describe(stream, args.data.block_size))
 
 
 def fit(config: DictConfig, args: Arguments) -> Optional[float]:
@@ -112,12 +113,20 @@ def fit(config: DictConfig, args: Arguments) -> Optional[float]:
 
 
 @contextlib.contextmanager
-def removed_if_empty(run_dir: Path) -> Iterator[None]:
-    """Hydra makes a run's directory before we can refuse the run: leave none behind."""
+def job(run_dir: Path) -> Iterator[None]:
+    """What is the same for every job: a refused one ends with its message and leaves nothing."""
     try:
         yield
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {error}")
+        logger.error("error: %s", error)  # the other jobs of a sweep go on
+        raise
     finally:
-        for directory in (run_dir, run_dir.parent):
+        for directory in (
+            run_dir,
+            run_dir.parent,
+        ):  # made by Hydra before we can refuse
             with contextlib.suppress(OSError):  # not empty: it holds a run
                 directory.rmdir()
 
@@ -152,7 +161,6 @@ def main() -> None:
     )
     for library in ("httpx", "datasets", "evaluate"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # Hydra hands errors on instead of printing them
     )
@@ -161,16 +169,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command continues this run.")
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if (
-            show_traceback
-            or getattr(error, "errno", errno.EACCES) not in MACHINE_ERRORS
-        ):
+        if isinstance(error, OSError) and error.errno not in MACHINE_ERRORS:
             raise
         sys.exit(f"error: {explain(error)}")
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if show_traceback:
-            os.environ["HYDRA_FULL_ERROR"] = show_traceback
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share: a tiny corpus, a tiny model, a clean place to run in."""
 
+import logging
 import os
 import random
 import sys
@@ -73,11 +74,13 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 @pytest.fixture
-def run_clm(monkeypatch: pytest.MonkeyPatch):
+def run_clm(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """`run_clm(*overrides)` is `python -m src.run_clm …` in this process.
 
-    Returns what the process would exit with: 0, or the message.
+    Returns what the process would exit with: 0, or the message. What it says on the way is
+    in `caplog.text`.
     """
+    caplog.set_level(logging.INFO)
     from src.run_clm import main
 
     def call(*overrides: str) -> object:
@@ -87,5 +90,26 @@ def run_clm(monkeypatch: pytest.MonkeyPatch):
         except SystemExit as stop:
             return stop.code or 0
         return 0
+
+    return call
+
+
+@pytest.fixture
+def composed():
+    """`composed(*overrides)`: the configuration of a run, as its front door gets it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    import src.run_identity  # noqa: F401  (registers what the configuration refers to)
+    from src import configuration
+
+    def call(*overrides: str):
+        with initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"):
+            config = compose("config", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            config.pop("hydra")
+        return config
 
     return call

@@ -63,14 +63,15 @@ class Source:
             return chosen
         found = "file"
         for lines in self.texts():
-            blank_seen = False
+            blank_seen, line_start = False, True
             for line in lines:
-                if HEADING.match(line):
+                if line_start and HEADING.match(line):
                     return "heading"
-                if line.isspace():
+                if not line.isspace():
+                    found = "blank_line" if blank_seen else found
+                elif line_start:
                     blank_seen = True
-                elif blank_seen:
-                    found = "blank_line"
+                line_start = line.endswith("\n")
         return found
 
     def pieces(self, boundary: str) -> Iterator[Piece]:

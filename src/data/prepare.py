@@ -67,6 +67,8 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
         found[key] = (
             read_corpus(patterns, f"data.{key}", data, cache_dir) if patterns else []
         )
+    if not any(found.values()):
+        raise UserError("no text: give data.train_file or data.validation_file")
     return Corpora(found["train_file"], found["validation_file"])
 
 
@@ -131,9 +133,10 @@ def _cut(
             train_stream, train_spans, data.block_size, False, data.max_train_samples
         )
         if not len(train):
+            longest = max(end - start for start, end in train_spans)
             raise UserError(
                 f"data.block_size={data.block_size}: the training text has only"
-                f" {len(train_stream):,} tokens, less than one block"
+                f" {longest:,} tokens on end, less than one block and the next token"
             )
     validation = Blocks(
         validation_stream,

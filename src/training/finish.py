@@ -31,7 +31,9 @@ def finish(
         return scores
     number = args.evaluation.num_generated_texts
     if number:
-        texts = generate(trainer.model, trainer.tokenizer, number, args.training.seed)
+        set_seed(args.training.seed)
+        length = min(40, args.data.block_size)
+        texts = generate(trainer.model, trainer.tokenizer, number, length)
         lines = ["  " + " / ".join(text.split("\n")) for text in texts]
         logger.info("\nWritten by the model:\n%s", "\n".join(lines))
     logger.info("\n%s\n\nResults and model: %s", table(scores), record.directory)
@@ -67,10 +69,9 @@ def final_scores(
 
 
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, length: int
 ) -> list[str]:
-    """`number` texts that the model writes from BOS, up to 40 tokens each."""
-    set_seed(seed)
+    """`number` texts that the model writes from BOS, up to `length` tokens each."""
     model.eval()
     start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
     texts = model.generate(
@@ -78,7 +79,7 @@ def generate(
         attention_mask=torch.ones_like(start),
         do_sample=True,
         top_p=0.9,
-        max_new_tokens=40,
+        max_length=length,
         pad_token_id=model.config.eos_token_id,
     )
     return [

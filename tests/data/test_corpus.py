@@ -1,0 +1,489 @@
+"""Text files: found, checked, read, cut in documents and pieces."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.arguments import DataTrainingArguments, UserError
+from src.data.corpus import (
+    PIECE_LENGTH,
+    Source,
+    cut,
+    file_checksums,
+    find_files,
+    read_corpus,
+    sha256,
+)
+from tests.conftest import REPOSITORY
+
+
+def read(path: Path, column: str = "text", cache: str = "cache") -> Source:
+    data = DataTrainingArguments(text_column=column)
+    return read_corpus(str(path), "data.train_file", data, path.parent / cache)[0]
+
+
+def text_of(source: Source) -> str:
+    return "".join(piece.text for piece in source.pieces("file"))
+
+
+def refused(path: Path, **options) -> str:
+    """What the user is told when the file is read."""
+    with pytest.raises(UserError) as error:
+        text_of(read(path, **options))
+    return str(error.value)
+
+
+def documents(text: str, boundary: str) -> list[str]:
+    """The documents of a text, as strings."""
+    found: list[str] = []
+    for piece in cut(iter(text.splitlines(keepends=True)), boundary):
+        if piece.starts_document:
+            found.append("")
+        found[-1] += piece.text
+    return found
+
+
+def write(path: Path, texts: list[str], column: str = "text") -> Path:
+    """Each text a row of a table, or all of them one after another in a text file."""
+    rows = [{"id": i, column: text} for i, text in enumerate(texts)]
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["id", column])
+            table.writeheader()
+            table.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress("".join(texts).encode()))
+    else:
+        path.write_bytes("".join(texts).encode())
+    return path
+
+
+# Which files
+
+
+def names(patterns, folder: Path) -> list[str]:
+    found = find_files(patterns, "data.train_file")
+    return [str(path.relative_to(folder)) for path in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("b.train", "a.train", "c.txt", "d.dev"):
+        (tmp_path / name).write_text("The dog.\n")
+    return tmp_path
+
+
+def test_a_path_a_glob_and_a_list_of_both_name_files(folder: Path):
+    assert names(f"{folder}/c.txt", folder) == ["c.txt"]
+    assert names(folder / "c.txt", folder) == ["c.txt"]
+    assert names(f"{folder}/*.train", folder) == ["a.train", "b.train"]
+    both = [f"{folder}/d.dev", f"{folder}/*.train"]
+    assert names(both, folder) == ["d.dev", "a.train", "b.train"]
+
+
+def test_a_tilde_is_the_home_folder(folder: Path):
+    assert names("~/?.train", folder) == ["a.train", "b.train"]
+
+
+def test_a_file_is_taken_once_however_often_it_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = find_files(["a.train", f"{folder}/*.train", "./a.train"], "data.train_file")
+    assert [path.name for path in found] == ["a.train", "b.train"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path):
+    write(folder / "x[1].jsonl", ["The dog."])
+    assert names(f"{folder}/x[1].jsonl", folder) == ["x[1].jsonl"]
+    assert text_of(read(folder / "x[1].jsonl")) == "The dog."
+
+
+@pytest.mark.parametrize("pattern", ["none.train", "none*.train"])
+def test_a_missing_file_is_told_with_where_it_was_looked_for(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        find_files(pattern, "data.validation_file")
+    assert str(error.value) == (
+        f"data.validation_file: no file matches '{pattern}' (looked in {tmp_path})."
+    )
+
+
+def test_a_missing_challenge_corpus_is_told_with_how_to_get_it(tmp_path: Path):
+    with pytest.raises(UserError, match=r"with \./download_data\.sh\.$"):
+        find_files("babylm_data/train_10M/*.train", "data.train_file")
+
+
+def test_a_folder_is_refused_with_what_to_write_instead(tmp_path: Path):
+    with pytest.raises(UserError, match=f"is a directory; .*{tmp_path}/\\*.train"):
+        find_files(str(tmp_path), "data.train_file")
+
+
+def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path):
+    (tmp_path / "a.pdf").write_text("x")
+    known = ".train .dev .test .txt .txt.gz .csv .json .jsonl .parquet"
+    with pytest.raises(UserError) as error:
+        find_files(f"{tmp_path}/a.pdf", "data.train_file")
+    assert str(error.value).endswith(f"a.pdf must end in one of {known}")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path):
+    (tmp_path / "a.train").touch()
+    with pytest.raises(UserError, match="data.train_file: .*a.train is empty"):
+        find_files(f"{tmp_path}/*", "data.train_file")
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path):
+    """As a user who is not root, whom no permission stops."""
+    secret = tmp_path / "a.train"
+    secret.write_text("The dog.\n")
+    secret.chmod(0)
+    if os.getuid() != 0:
+        with pytest.raises(UserError, match="a.train cannot be read: Permission"):
+            find_files(str(secret), "data.train_file")
+        return
+    # Opened up as far as a folder of another user's: the imports are done before.
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.owner() == "root" and "pytest" in str(parent):
+            parent.chmod(0o755)
+    script = (
+        "import os, sys\n"
+        "from src.data.corpus import find_files\n"
+        "os.setuid(65534)\n"
+        "try: find_files(sys.argv[1], 'data.train_file')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(secret)],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    expected = f"UserError data.train_file: {secret} cannot be read: Permission denied"
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_path):
+    paths = ["x/childes.train", "x/wiki.txt.gz", "y/childes.train", "y/wiki.dev.csv"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("The dog.\n")
+
+    def named(*patterns: str) -> list[str]:
+        patterns = [f"{tmp_path}/{pattern}" for pattern in patterns]
+        data = DataTrainingArguments()
+        found = read_corpus(patterns, "data.train_file", data, tmp_path / "cache")
+        return [source.name for source in found]
+
+    assert named("x/*") == ["childes", "wiki"]
+    assert named("x/c*", "y/*.csv") == ["childes", "wiki"]
+    assert named("x/c*", "y/c*") == ["x-childes", "y-childes"]
+    (tmp_path / "x/childes.txt").write_text("Another.\n")
+    assert named("x/childes.*") == [
+        f"{tmp_path}/x/childes.train",
+        f"{tmp_path}/x/childes.txt",
+    ]
+
+
+# What is in them
+
+
+@pytest.mark.parametrize(
+    "ending", ".train .dev .test .txt .txt.gz .csv .json .jsonl .parquet".split()
+)
+def test_every_kind_of_file_gives_the_same_text(ending: str, tmp_path: Path):
+    texts = ["The dog sees\na “cat”, 🐈.\n", "NA", "007", "null", " a, b\n\n"]
+    path = write(tmp_path / f"a{ending}", texts)
+    assert text_of(read(path)) == "The dog sees\na “cat”, 🐈.\nNA007null a, b\n\n"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
+def test_every_row_of_a_table_is_a_document_unless_it_is_empty(ending, tmp_path: Path):
+    path = write(tmp_path / f"a{ending}", ["The dog.\n", "", " \n", "A\r\ncat."])
+    pieces = list(read(path).pieces("file"))
+    assert [piece.text for piece in pieces] == ["The dog.\n", "A\ncat."]
+    assert all(piece.starts_document for piece in pieces)
+
+
+def test_rows_without_a_value_are_passed_over(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "The dog."}\n{"text": null}\n{"text": "A cat."}\n')
+    assert text_of(read(path)) == "The dog.A cat."
+
+
+def test_a_csv_of_nothing_but_numbers_keeps_their_zeros(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("text\n007\n0\n")
+    assert [piece.text for piece in read(path).pieces("file")] == ["007", "0"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
+def test_a_missing_column_is_told_with_those_there_are(ending: str, tmp_path: Path):
+    path = write(tmp_path / f"a{ending}", ["The dog."], column="content")
+    message = refused(path)
+    assert message == (
+        f"data.text_column: {path} has no column 'text'; it has id, content"
+    )
+    assert text_of(read(path, column="content")) == "The dog."
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
+def test_a_broken_table_is_told_with_its_name(ending: str, tmp_path: Path):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b'{"text": "The dog\xff"\n"')
+    assert refused(path).startswith(f"{path} cannot be read as ")
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_text(tmp_path: Path):
+    path = tmp_path / "a.train"
+    path.write_bytes(b"\xef\xbb\xbfThe dog.\r\nA cat.\rA king.\n")
+    assert text_of(read(path)) == "The dog.\nA cat.\nA king.\n"
+
+
+def test_nul_bytes_are_text(tmp_path: Path):
+    path = tmp_path / "a.train"
+    path.write_bytes(b"The\x00 dog\x00\n\x00")
+    assert text_of(read(path)) == "The\0 dog\0\n\0"
+
+
+BAD = {
+    "a latin-1 letter": (b"caf", b"\xe9", b" is\n", 3, 0xE9),
+    "far into the file": (b"x" * 3_000_000, b"\xff", b"y\n", 3_000_000, 0xFF),
+    "in a character that a buffer's border cuts": (
+        b"x" * ((1 << 20) - 1), b"\xe2\x82", b"A\n", (1 << 20) - 1, 0xE2,
+    ),
+    "in a character that the file's end cuts": (b"abc\n", b"\xf0\x9f", b"", 4, 0xF0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".train", ".txt.gz"])
+@pytest.mark.parametrize("what", BAD)
+def test_text_that_is_not_utf8_is_told_with_its_byte(what, ending, tmp_path: Path):
+    before, bad, after, place, value = BAD[what]
+    path = tmp_path / f"a{ending}"
+    content = before + bad + after
+    path.write_bytes(gzip.compress(content, 1) if ending == ".txt.gz" else content)
+    message = refused(path)
+    assert message.startswith(f"{path} is not UTF-8: byte {place:,} is 0x{value:02x}")
+
+
+def test_a_gzip_file_that_ends_early_or_is_none_is_refused(tmp_path: Path):
+    path = tmp_path / "a.txt.gz"
+    rng = random.Random(0)
+    whole = gzip.compress(bytes(rng.choices(b"abc \n", k=100_000)))
+    for content in (
+        whole[:-9],  # ends early
+        b"The dog.\n",  # is plain text
+        whole[:20_000] + bytes(64) + whole[20_064:],  # has a hole
+        gzip.compress(b"\xff")[:-5] + b"\0\0\0\0\0",  # not UTF-8, and damaged
+    ):
+        path.write_bytes(content)
+        assert refused(path).startswith(f"{path} is not a whole gzip file: ")
+
+
+# Documents
+
+
+TEXT = """
+= = = Cats = = =
+A cat.
+
+It sees.
+= = = Dogs = = =
+
+A dog.
+"""
+
+
+@pytest.mark.parametrize(
+    "boundary, expected",
+    [
+        ("file", [TEXT]),
+        (
+            "heading",
+            [
+                "\n= = = Cats = = =\nA cat.\n\nIt sees.\n",
+                "= = = Dogs = = =\n\nA dog.\n",
+            ],
+        ),
+        (
+            "blank_line",
+            [
+                "\n= = = Cats = = =\nA cat.\n\n",
+                "It sees.\n= = = Dogs = = =\n\n",
+                "A dog.\n",
+            ],
+        ),
+        (
+            "line",
+            [
+                "\n= = = Cats = = =\n",
+                "A cat.\n\n",
+                "It sees.\n",
+                "= = = Dogs = = =\n\n",
+                "A dog.\n",
+            ],
+        ),
+    ],
+)
+def test_documents_end_where_the_boundary_says(boundary: str, expected: list[str]):
+    assert documents(TEXT, boundary) == expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("A\n\n= = = B = = =\nC\n", "heading"),
+        ("A\n \t\nB\n", "blank_line"),
+        ("A\nB\n", "file"),
+        ("A\n\n", "file"),
+        ("A = = = B = = =\n", "file"),
+        ("x" * 3 * PIECE_LENGTH + "\nB\n", "file"),
+    ],
+)
+def test_auto_finds_headings_then_blank_lines(text: str, expected: str, tmp_path: Path):
+    source = read(write(tmp_path / "a.train", [text]))
+    assert source.boundary("auto") == expected
+    assert source.boundary("line") == "line"
+
+
+def test_the_end_of_a_long_line_is_no_blank_line(tmp_path: Path):
+    """It arrives by itself where the line is as long as a part."""
+    path = write(tmp_path / "a.train", ["x" * PIECE_LENGTH + "\nB\n\nC\n"])
+    pieces = read(path).pieces("blank_line")
+    assert [(p.text.strip("x"), p.starts_document) for p in pieces] == [
+        ("", True),
+        ("\nB\n\n", False),
+        ("C\n", True),
+    ]
+
+
+# Pieces
+
+
+def random_text(rng: random.Random) -> str:
+    """Words, every kind of white space, and sometimes a very long line."""
+    white = [" ", " ", "\n", "\n", "\n\n", "\t", "\u2003", "\x1c", "\x85", "\u3000"]
+    parts = []
+    for _ in range(rng.randrange(1, 80)):
+        word = rng.choice(["a", "dog", "café", "🐈", "= = = Cats = = =\n", "\u200b"])
+        parts.append(word * rng.choice([1, 1, 1, 1, 1, 30, 3000]))
+        parts.append(rng.choice(white) * rng.choice([0, 1, 1, 1, 1, 2, 2000]))
+    return "".join(parts) * rng.choice([1, 1, 5])
+
+
+@pytest.mark.parametrize("boundary", ["file", "line", "blank_line", "heading"])
+def test_joined_the_pieces_are_the_text_and_their_words_are_its_words(
+    boundary: str, tmp_path: Path
+):
+    rng = random.Random(boundary)
+    for number in range(12):
+        text = random_text(rng)
+        path = write(tmp_path / f"{number}.train", [text])
+        pieces = list(read(path).pieces(boundary))
+        assert "".join(piece.text for piece in pieces) == text
+        assert all(0 < len(piece.text) < 2 * PIECE_LENGTH for piece in pieces)
+        words = 0
+        for piece in pieces:
+            words += len(piece.text.split())
+            words -= piece.continues_word and not piece.text[0].isspace()
+        assert words == len(text.split())
+        assert pieces[0].starts_document
+
+
+def test_a_line_of_10_mb_is_cut_before_spaces(tmp_path: Path):
+    text = "house " * 1_700_000
+    pieces = list(read(write(tmp_path / "a.train", [text])).pieces("line"))
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) < 2 * PIECE_LENGTH
+    assert all(piece.text.startswith(" house") for piece in pieces[1:-1])
+    assert not any(piece.continues_word for piece in pieces)
+
+
+def test_a_word_of_10_mb_is_one_word(tmp_path: Path):
+    text = "The dog sees " + "x" * 10_000_000 + "\na cat\n"
+    pieces = list(read(write(tmp_path / "a.train", [text])).pieces("file"))
+    assert "".join(piece.text for piece in pieces) == text
+    assert max(len(piece.text) for piece in pieces) < 2 * PIECE_LENGTH
+    words = sum(len(p.text.split()) - p.continues_word for p in pieces)
+    assert words == 6
+
+
+def test_the_pieces_are_the_same_from_a_text_file_and_from_a_table(tmp_path: Path):
+    """A text file's long lines arrive in parts, a table's rows are there at once."""
+    rng = random.Random(0)
+    text = "The dog.\n" + "".join(rng.choice(["cats ", "é"]) for _ in range(90_000))
+    sources = [read(write(tmp_path / f"a{end}", [text])) for end in (".txt", ".jsonl")]
+    first, second = [list(source.pieces("file")) for source in sources]
+    assert first == second
+    assert len(first) > 10
+
+
+# Checksums
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    before = file_checksums([path], tmp_path / "cache")[path]
+    assert before == sha256(path)
+    path.write_text("The cats.\n")
+    assert file_checksums([path], tmp_path / "cache")[path] == sha256(path) != before
+    # The same length: told by its time.
+    path.write_text("The boys.\n")
+    os.utime(path, ns=(1, 1))
+    assert file_checksums([path], tmp_path / "cache")[path] == sha256(path)
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path: Path):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    before = file_checksums([path], tmp_path / "cache")
+    # Other text behind the same size and time: only a reader would notice.
+    stat = path.stat()
+    path.write_text("The cat.\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file_checksums([path], tmp_path / "cache") == before
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"a', b"[]", b"null", b"[1]", b"\xff\xfe", b'{"%s": [1]}']
+)
+def test_a_damaged_index_is_made_anew(damage: bytes, tmp_path: Path):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/checksums.json").write_bytes(
+        damage.replace(b"%s", bytes(path.resolve()))
+    )
+    assert file_checksums([path], tmp_path / "cache") == {path: sha256(path)}
+    index = json.loads((tmp_path / "cache/checksums.json").read_text())
+    assert index[str(path.resolve())][2] == sha256(path)
+
+
+def test_another_column_or_another_ending_is_another_text(tmp_path: Path):
+    """The bytes are the same, so that the checksum does not tell them apart."""
+    content = '{"text": "The dog.", "title": "Dogs"}\n'
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_text(content)
+    sources = [
+        read(tmp_path / "a.jsonl"),
+        read(tmp_path / "a.jsonl", column="title"),
+        read(tmp_path / "a.txt"),
+    ]
+    assert [text_of(source) for source in sources] == ["The dog.", "Dogs", content]
+    assert len({source.checksum for source in sources}) == 1
+    assert len({source.identity for source in sources}) == 3

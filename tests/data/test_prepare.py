@@ -1,0 +1,198 @@
+"""From the data section of a configuration to blocks; the table of what was found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.arguments import (
+    DataTrainingArguments,
+    ModelArguments,
+    TokenizerArguments,
+    UserError,
+)
+from src.data.blocks import Blocks, file_spans
+from src.data.corpus import sha256
+from src.data.prepare import (
+    Data,
+    describe,
+    find_corpora,
+    load_data,
+    unigram_perplexity,
+)
+from src.data.tokenizer import load
+
+
+def prepare(
+    folder: Path, vocab_size: int = 259, tokenizer: str | None = None, **options
+) -> Data:
+    """What a run with these values of the data section trains on."""
+    model = ModelArguments(cache_dir=str(folder / "cache"))
+    data = DataTrainingArguments(**options)
+    corpora = find_corpora(data, model)
+    arguments = TokenizerArguments(vocab_size=vocab_size, name_or_path=tokenizer)
+    return load_data(corpora, arguments, data, model)[1]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two files, every byte a token: < a _ b | | > < c | >  and  < d e _ f >"""
+    (tmp_path / "first.train").write_text("a b\n\nc\n")
+    (tmp_path / "second.train").write_text("de f")
+    return tmp_path
+
+
+def test_validation_text_is_evaluated_file_by_file(corpus: Path, tmp_path: Path):
+    data = prepare(
+        tmp_path,
+        train_file=f"{corpus}/*.train",
+        validation_file=f"{corpus}/*.dev",
+        block_size=16,
+    )
+    assert data.validation_names == ["childes", "gutenberg"]
+    assert set(data.validation.owners) == {0, 1}
+    # All of both: 40 sentences of five words in each file, 240 and 160 for training.
+    assert data.validation.words.sum() == 400
+    assert data.train_stream.num_words(0, len(data.train_stream)) == 2000
+    assert data.train.remainder < 16
+
+
+def test_without_validation_text_the_end_of_every_file_is_held_out(corpus, tmp_path):
+    data = prepare(tmp_path, train_file=f"{corpus}/*.train", block_size=16)
+    assert data.validation_names == ["childes", "gutenberg"]
+    assert data.validation.stream is data.train_stream
+    seen = {i for a, b in zip(data.train.starts, data.train.ends) for i in range(a, b)}
+    held_out = {
+        i
+        for a, b in zip(data.validation.starts, data.validation.ends)
+        for i in range(a, b)
+    }
+    assert not seen & held_out
+    first, second = file_spans(data.train_stream)
+    # gutenberg's 20 documents are alike: 5 % is the last one, of 40 words.
+    words = data.validation.words[data.validation.owners == 1].sum()
+    assert words == 40
+    assert data.validation.starts[-1] > data.train_stream.documents[-1]
+    assert len(held_out) / len(data.train_stream) == pytest.approx(0.05, abs=0.005)
+
+
+def test_the_share_that_is_held_out_can_be_chosen(corpus: Path, tmp_path: Path):
+    data = prepare(
+        tmp_path,
+        train_file=f"{corpus}/gutenberg.train",
+        validation_split_percentage=25,
+        block_size=16,
+    )
+    assert data.validation.words.sum() == 200  # five of 20 documents
+
+
+def test_validation_text_alone_can_be_evaluated(corpus: Path, tmp_path: Path):
+    data = prepare(tmp_path, validation_file=f"{corpus}/*.dev", block_size=16)
+    assert data.train is None and data.train_stream is None
+    assert data.validation.words.sum() == 400
+
+
+def test_no_text_at_all_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="data.train_file or data.validation_file"):
+        prepare(tmp_path)
+
+
+def test_text_shorter_than_a_block_is_refused_with_its_length(small: Path):
+    files = dict(train_file=f"{small}/*.train", validation_file=f"{small}/s*.train")
+    # 17 tokens: 16 inputs and the last one's target.
+    assert len(prepare(small, block_size=16, **files).train) == 1
+    with pytest.raises(UserError, match="block_size=17: .* only 17 tokens on end"):
+        prepare(small, block_size=17, **files)
+    # Without validation text each file is a span: the longer one has 7 of 11 tokens.
+    with pytest.raises(UserError, match="block_size=8: .* only 7 tokens on end"):
+        prepare(small, block_size=8, train_file=f"{small}/*.train")
+
+
+def test_the_number_of_blocks_can_be_bounded(corpus: Path, tmp_path: Path):
+    files = dict(train_file=f"{corpus}/*.train", validation_file=f"{corpus}/*.dev")
+    limits = dict(max_train_samples=7, max_eval_samples=5)
+    data = prepare(tmp_path, block_size=16, **files, **limits)
+    assert (len(data.train), len(data.validation)) == (7, 5)
+
+
+def test_the_checksums_tell_training_and_validation_text_apart(small: Path):
+    data = DataTrainingArguments(
+        train_file=f"{small}/*.train", validation_file=f"{small}/first.train"
+    )
+    corpora = find_corpora(data, ModelArguments(cache_dir=str(small / "cache")))
+    assert corpora.checksums == {
+        "train/first": sha256(small / "first.train"),
+        "train/second": sha256(small / "second.train"),
+        "validation/first": sha256(small / "first.train"),
+    }
+
+
+def test_a_pretrained_tokenizer_is_taken_instead_of_training_one(small: Path):
+    prepare(small, train_file=f"{small}/*.train", block_size=4)
+    (trained,) = (small / "cache/tokenizers").glob("*/")
+    moved = trained.rename(small / "pretrained")
+    files = dict(train_file=f"{small}/first.train", block_size=4)
+    data = prepare(small, tokenizer=str(moved), **files)
+    assert load(str(moved)).decode(data.train_stream.tokens) == (
+        "<s>a b\n\n</s><s>c\n</s>"
+    )
+    assert not list((small / "cache/tokenizers").glob("*/"))
+
+
+def test_another_column_of_the_same_file_is_other_text(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "The dog.", "title": "Dogs and a cat."}\n')
+    options = dict(train_file=str(path), validation_file=str(path), block_size=4)
+    found = [
+        prepare(tmp_path, text_column=column, **options).train_stream.info["words"]
+        for column in ("text", "title")
+    ]
+    assert found == [2, 4]
+
+
+def test_the_table_has_a_row_a_file_and_their_sum(small: Path):
+    data = prepare(small, train_file=f"{small}/*.train", block_size=4)
+    table = describe(data.train_stream, block_size=4)
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[:-1] == [
+        "file boundary documents words tokens tokens/word bytes/token blocks".split(),
+        "first blank_line 2 3 11 3.67 0.64 2".split(),
+        "second file 1 2 6 3.00 0.67 1".split(),
+        "all 3 5 17 3.40 0.65 4".split(),
+    ]
+    assert table.endswith(f"MB in {data.train_stream.directory}")
+    written = json.loads((data.train_stream.directory / "table.json").read_text())
+    assert [row["name"] for row in written] == ["first", "second", "all"]
+    assert [row["bytes"] for row in written] == [7, 4, 11]
+    # The table beside the stream does not make it look damaged.
+    before = (data.train_stream.directory / "table.json").stat().st_mtime_ns
+    again = prepare(small, train_file=f"{small}/*.train", block_size=4)
+    assert (again.train_stream.directory / "table.json").stat().st_mtime_ns == before
+
+
+def test_the_unigram_perplexity_by_hand(tmp_path: Path):
+    """Targets `a a b EOS`; of 4 + 259 counts, `a` has 3, EOS has 2."""
+    (tmp_path / "a.train").write_text("aab")
+    (tmp_path / "a.dev").write_text("a")
+    data = prepare(
+        tmp_path,
+        train_file=f"{tmp_path}/*.train",
+        validation_file=f"{tmp_path}/*.dev",
+        block_size=4,
+    )
+    found = unigram_perplexity(data.train_stream, data.validation, 259)
+    assert found == pytest.approx(263 / (3 * 2) ** 0.5)
+
+
+def test_the_unigram_perplexity_is_of_the_model_s_targets(small: Path):
+    """Two documents in a span: the BOS between them is no target."""
+    data = prepare(small, train_file=f"{small}/*.train", block_size=4)
+    stream = data.train_stream
+    blocks = Blocks(stream, [(0, 11)], 4, True)
+    # 14 targets in the training text (of 17 tokens), and 259 for the smoothing.
+    counts = {"a": 1, " ": 2, "b": 1, "\n": 3, "</s>": 3, "c": 1}
+    product = 1.0
+    for target in ["a", " ", "b", "\n", "\n", "</s>", "c", "\n", "</s>"]:
+        product *= 273 / (counts[target] + 1)
+    found = unigram_perplexity(stream, blocks, 259)
+    assert found == pytest.approx(product ** (1 / 9))

@@ -1,0 +1,241 @@
+"""The tokenizer: trained, cached, saved, loaded, and its copy that packs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from src.arguments import DataTrainingArguments, UserError
+from src.data.corpus import Source, read_corpus
+from src.data.tokenizer import (
+    MIN_VOCAB_SIZE,
+    boundary_tokens,
+    byte_lengths,
+    load,
+    load_or_train,
+    plain,
+    save,
+    train,
+)
+from tests.conftest import sentences
+
+TEXTS = ["\n".join(sentences(300, seed)) for seed in range(3)]
+UNSEEN = "Zoë’s 🐈 sat  on\ta naïve\u3000mat.\n\n\x00 </s>"
+
+
+@pytest.fixture(scope="module")
+def trained() -> PreTrainedTokenizerFast:
+    return train(TEXTS, 320)
+
+
+@pytest.fixture
+def sources(corpus: Path, tmp_path: Path) -> list[Source]:
+    data, cache = DataTrainingArguments(), tmp_path / "cache"
+    return read_corpus(f"{corpus}/*.train", "data.train_file", data, cache)
+
+
+# Training
+
+
+def test_two_trainings_give_the_same_bytes(tmp_path: Path):
+    for name in "ab":
+        save(train(TEXTS, 400), tmp_path / name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (
+            tmp_path / "b" / file
+        ).read_bytes()
+
+
+def test_the_vocabulary_has_the_size_and_the_special_tokens_come_first(trained):
+    assert len(trained) == 320
+    assert trained.convert_ids_to_tokens([0, 1, 2]) == ["<pad>", "<s>", "</s>"]
+    assert boundary_tokens(trained) == (1, 2)
+    # A text that has less to merge gives a smaller one.
+    assert len(train(["a b"], 320)) == MIN_VOCAB_SIZE + 1  # " b"
+
+
+def test_a_vocabulary_without_room_for_all_bytes_is_refused():
+    assert MIN_VOCAB_SIZE == 259
+    assert len(train(TEXTS, 259)) == 259
+    with pytest.raises(UserError, match="vocab_size must be at least 259 .* got 258"):
+        train(TEXTS, 258)
+
+
+# Use
+
+
+def test_a_text_gets_bos_and_a_leading_space_and_no_eos(trained):
+    tokens = trained.convert_ids_to_tokens(trained("dog")["input_ids"])
+    assert tokens[0] == "<s>"
+    assert "".join(tokens[1:]) == "Ġdog"
+    assert trained("dog")["input_ids"] == trained(" dog")["input_ids"]
+    assert trained("dog", add_special_tokens=False)["input_ids"][0] != 1
+
+
+def test_every_text_can_be_written_and_read_back(trained):
+    for text in (TEXTS[0], UNSEEN):
+        ids = plain(trained).encode(text).ids
+        assert trained.decode(ids) == text
+        called = trained(" " + text.removesuffix("</s>"))["input_ids"]
+        assert trained.decode(called) == "<s> " + text.removesuffix("</s>")
+
+
+def test_the_plain_copy_reads_no_special_tokens_and_adds_no_space(trained):
+    assert trained("</s>")["input_ids"][-1] == 2
+    ids = plain(trained).encode("</s><s>dog<pad>").ids
+    assert not {0, 1, 2} & set(ids)
+    assert trained.decode(ids) == "</s><s>dog<pad>"
+    first = trained.convert_ids_to_tokens(plain(trained).encode("dog").ids)[0]
+    assert not first.startswith("Ġ")
+    # The tokenizer itself is left as it was.
+    assert trained("</s>")["input_ids"][-1] == 2
+    assert trained.decode(trained("dog")["input_ids"][1:]) == " dog"
+
+
+def test_the_plain_copy_neither_cuts_nor_pads():
+    tokenizer = train(TEXTS, 320)
+    tokenizer("The dog sees", truncation=True, max_length=2, padding="max_length")
+    assert tokenizer.decode(plain(tokenizer).encode(TEXTS[0]).ids) == TEXTS[0]
+    assert 0 not in plain(tokenizer).encode("dog").ids
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "llama 2"])
+def test_the_plain_copy_of_a_sentencepiece_tokenizer_adds_no_space(kind: str):
+    vocabulary = {c: i for i, c in enumerate(["<unk>", "</s>", *"▁dog"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    if kind == "metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    else:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    assert tokenizer.tokenize("dog do") == ["▁", *"dog", "▁", *"do"]
+    assert plain(tokenizer).encode("dog do").tokens == [*"dog", "▁", *"do"]
+
+
+def test_the_bytes_of_every_entry_are_known(trained):
+    lengths = byte_lengths(plain(trained))
+    ids = plain(trained).encode(UNSEEN).ids
+    assert sum(lengths[i] for i in ids) == len(UNSEEN.encode())
+    assert [lengths[i] for i in plain(trained).encode("🐈").ids] == [1, 1, 1, 1]
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert byte_lengths(backend) is None
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"bos_token": "a", "eos_token": "b"}, (0, 1)),
+        ({"eos_token": "b"}, (1, 1)),
+        ({"bos_token": "a"}, (0, 0)),
+        ({"cls_token": "c", "sep_token": "d"}, (2, 3)),
+        ({"bos_token": "a", "cls_token": "c", "sep_token": "d"}, (0, 3)),
+        ({}, (None, None)),
+    ],
+)
+def test_bos_and_eos_stand_in_for_each_other(given: dict, expected: tuple):
+    backend = tokenizers.Tokenizer(models.WordLevel(dict(a=0, b=1, c=2, d=3)))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **given)
+    assert boundary_tokens(tokenizer) == expected
+
+
+# Files
+
+
+def test_a_saved_tokenizer_loads_as_it_was(trained, tmp_path: Path):
+    save(trained, tmp_path / "saved")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("dog", "The cat sees a dog.\n", UNSEEN):
+        assert loaded(text)["input_ids"] == trained(text)["input_ids"]
+        assert plain(loaded).encode(text).ids == plain(trained).encode(text).ids
+        ids = trained(text)["input_ids"]
+        assert loaded.decode(ids) == trained.decode(ids)
+    assert loaded.pad_token_id == 0 and boundary_tokens(loaded) == (1, 2)
+
+
+def test_a_saved_tokenizer_has_nothing_in_it_that_transformers_4_cannot_read(
+    trained, tmp_path: Path
+):
+    trained = train(TEXTS, 320)
+    trained.add_special_tokens({"additional_special_tokens": ["<x>"]})
+    save(trained, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["additional_special_tokens"] == ["<x>"]
+    assert not {"backend", "is_local", "extra_special_tokens"} & config.keys()
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("<x>")["input_ids"] == trained("<x>")["input_ids"]
+    # What is loaded can be saved once more.
+    save(loaded, tmp_path / "again")
+    again = json.loads((tmp_path / "again/tokenizer_config.json").read_text())
+    assert again["additional_special_tokens"] == ["<x>"]
+
+
+def test_a_folder_without_a_tokenizer_is_told_by_its_name(tmp_path: Path):
+    with pytest.raises(UserError, match=f"tokenizer.name_or_path={tmp_path}: "):
+        load(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_token_between_documents_is_refused(tmp_path: Path):
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend.decoder = decoders.WordPiece()
+    save(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path)
+    with pytest.raises(UserError, match="the tokenizer has no EOS token"):
+        load(str(tmp_path))
+
+
+# Cache
+
+
+def cached_files(cache: Path) -> dict[Path, int]:
+    files = cache.glob("tokenizers/*/*")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_the_second_call_takes_the_tokenizer_from_the_cache(sources, tmp_path: Path):
+    first = load_or_train(sources, 300, tmp_path / "cache")
+    files = cached_files(tmp_path / "cache")
+    assert {path.name for path in files} >= {"tokenizer.json", "tokenizer_config.json"}
+    second = load_or_train(sources, 300, tmp_path / "cache")
+    assert cached_files(tmp_path / "cache") == files
+    assert first.get_vocab() == second.get_vocab()
+    load_or_train(sources, 300, tmp_path / "cache", overwrite=True)
+    assert cached_files(tmp_path / "cache").keys() == files.keys()
+    assert cached_files(tmp_path / "cache") != files
+
+
+def test_another_text_or_another_size_is_another_tokenizer(sources, tmp_path: Path):
+    cache = tmp_path / "cache"
+    assert len(load_or_train(sources, 300, cache)) == 300
+    assert len(load_or_train(sources, 301, cache)) == 301
+    load_or_train(sources[:1], 300, cache)
+    changed = Source(
+        sources[0].name, sources[0].checksum, 0, sources[0].texts, "csv:title"
+    )
+    load_or_train([changed], 300, cache)
+    assert len(list(cache.glob("tokenizers/*/tokenizer.json"))) == 4
+
+
+def test_a_cached_tokenizer_without_its_file_is_trained_anew(sources, tmp_path: Path):
+    load_or_train(sources, 300, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("tokenizers/*/tokenizer.json")
+    content = file.read_bytes()
+    file.unlink()
+    load_or_train(sources, 300, tmp_path / "cache")
+    assert file.read_bytes() == content
+
+
+def test_the_cache_may_be_a_symlink(sources, tmp_path: Path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scratch")
+    load_or_train(sources, 300, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    files = cached_files(tmp_path / "scratch")
+    assert files
+    load_or_train(sources, 300, tmp_path / "link")
+    assert cached_files(tmp_path / "scratch") == files

@@ -1,0 +1,199 @@
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import pytest
+import transformers
+from hydra.errors import HydraException
+
+from src import configuration
+from src.arguments import Arguments, TrainingArguments, UserError
+from src.configuration import build_arguments, decide, explain, refuse_unknown_keys
+from tests.conftest import REPOSITORY
+
+SAMPLE = ("+model=gpt2-tiny", "+dataset=sample")
+
+
+def refusal(composed, *overrides: str) -> str:
+    """What the user is told; a test fails where nothing is refused."""
+    try:
+        config = composed(*overrides)
+        refuse_unknown_keys(config)
+        decide(config)
+        build_arguments(config)
+    except (UserError, HydraException) as error:
+        return explain(error)
+    pytest.fail(f"{overrides} was not refused")
+
+
+def test_every_field_of_hugging_faces_training_arguments_is_a_key(composed):
+    config = composed(*SAMPLE)
+    for field in dataclasses.fields(transformers.TrainingArguments):
+        assert not field.init or field.name in config.training
+
+
+def test_real_objects_come_out_typed(composed):
+    config = composed(*SAMPLE, "training.lr_scheduler_type=linear", "training.seed=7")
+    decide(config)
+    args = build_arguments(config)
+    assert isinstance(args.training, TrainingArguments)
+    assert args.training.lr_scheduler_type == "linear"
+    assert (args.training.seed, args.training.learning_rate) == (7, 3e-3)
+    assert args.model.config_overrides["n_layer"] == 4
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("training.learning_rate=abc", ("training.learning_rate", "abc", "Float")),
+        ("training.seed=null", ("training.seed", "null")),
+        ("training.lr_scheduler_type=coseen", ("coseen", "linear, cosine")),
+        ("data.document_boundary=page", ("data.document_boundary", "page", "heading")),
+        ("wandb.mode=on", ("wandb.mode", "auto, online, offline")),
+        ("training.lerning_rate=1", ("lerning_rate", "training.learning_rate")),
+        ("+training.lerning_rate=1", ("lerning_rate", "training.learning_rate")),
+        ("++data.blok_size=8", ("data.blok_size", "data.block_size")),
+        ("+models=gpt2-small", ("models", "+model=", "gpt2-small")),
+        ("+foo=1", ("foo", "neither a section")),
+        ("per_device_train_batch_size=8", ("training.per_device_train_batch_size",)),
+        ("+per_device_train_batch_size=8", ("training.per_device_train_batch_size",)),
+        ("+training.evaluation_strategy=steps", ("training.eval_strategy",)),
+        ("evaluation_strategy=steps", ("training.eval_strategy",)),
+        ("+training.no_cuda=true", ("training.use_cpu",)),
+        ("model.config_overrides.rotary=1", ("+model.config_overrides.rotary=",)),
+        ("data.block_size=1", ("data.block_size", "at least 2", "1")),
+        ("data.max_eval_samples=0", ("data.max_eval_samples", "at least 1", "0")),
+        (
+            "data.validation_split_percentage=100",
+            ("validation_split_percentage", "100"),
+        ),
+        ("training.save_total_limit=1", ("training.save_total_limit", "at least 2")),
+        ("training.fp16=true", ("training.fp16", "GPU")),
+        ("training.report_to=[wandb]", ("wandb.log",)),
+        ("training.resume_from_checkpoint=x", ("continues", "model_name_or_path")),
+        ("data.dataset_name=x", ("data.dataset_name", "data.train_file")),
+        ("+model=gpt2-huge", ("gpt2-huge", "gpt2-medium", "opt-125m")),
+    ],
+)
+def test_a_bad_override_is_refused_with_what_would_be_right(composed, override, told):
+    first = () if override.startswith("+model=") else SAMPLE[:1]
+    message = refusal(composed, *first, SAMPLE[1], override)
+    assert all(part in message for part in told), message
+    assert "Traceback" not in message
+
+
+@pytest.fixture
+def own_group(tmp_path, monkeypatch):
+    """A copy of src/conf to which a test adds files."""
+    import shutil
+
+    shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
+    monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")
+
+    def write(name: str, text: str) -> None:
+        file = tmp_path / "conf" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def test_a_file_dropped_into_a_group_works(composed, own_group):
+    own_group(
+        "model/mine.yaml",
+        "# @package _global_\nmodel:\n  model_type: opt\ntraining:\n  seed: 5\n",
+    )
+    config = composed("+model=mine", "+dataset=sample")
+    assert (config.model.model_type, config.training.seed) == ("opt", 5)
+    assert config.wandb.group == "run-mine-sample"
+
+
+def test_a_new_group_works(composed, own_group):
+    own_group(
+        "speed/slow.yaml", "# @package _global_\ntraining:\n  learning_rate: 1e-5\n"
+    )
+    config = composed(*SAMPLE, "+speed=slow")
+    assert config.training.learning_rate == 1e-5
+    assert config.wandb.name == "seed-42_speed-slow"
+
+
+def test_a_new_group_without_its_package_line_is_explained(composed, own_group):
+    own_group("speed/slow.yaml", "training:\n  learning_rate: 1e-5\n")
+    assert "# @package _global_" in refusal(composed, *SAMPLE, "+speed=slow")
+
+
+def test_a_flat_key_in_a_file_is_sent_to_its_section(composed, own_group):
+    own_group(
+        "model/flat.yaml", "# @package _global_\nper_device_train_batch_size: 8\n"
+    )
+    message = refusal(composed, "+model=flat", "+dataset=sample")
+    assert "model/flat" in message and "training.per_device_train_batch_size" in message
+
+
+def test_a_wrong_type_in_a_file_names_file_key_and_value(composed, own_group):
+    own_group("model/bad.yaml", "# @package _global_\ntraining:\n  max_steps: many\n")
+    message = refusal(composed, "+model=bad", "+dataset=sample")
+    assert all(part in message for part in ("model/bad", "training.max_steps", "many"))
+
+
+def test_a_bare_no_in_a_file_is_explained(composed, own_group):
+    own_group("model/no.yaml", "# @package _global_\ntraining:\n  eval_strategy: no\n")
+    assert "quotes" in refusal(composed, "+model=no", "+dataset=sample")
+
+
+def test_no_evaluation_means_no_best_model(composed):
+    config = composed(*SAMPLE, "training.eval_strategy=no")
+    decide(config)
+    assert build_arguments(config).training.load_best_model_at_end is False
+
+
+def test_the_configuration_can_be_pickled_for_launchers(composed):
+    config = composed(*SAMPLE)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_secrets_are_not_in_the_record(composed):
+    config = composed(*SAMPLE, "model.token=hf_secret", "training.hub_token=hf_secret")
+    assert "hf_secret" not in str(configuration.resolved(config))
+
+
+def test_adding_an_argument_is_adding_a_field():
+    @dataclasses.dataclass
+    class MyArguments(TrainingArguments):
+        patience: int = 3
+
+    mirror = configuration.schema(MyArguments)
+    assert {f.name: f.type for f in dataclasses.fields(mirror)}["patience"] is int
+
+
+def test_option_names_are_told_apart():
+    """Run names leave out `training.` and `data.`: no field may be in both."""
+    sections = configuration.sections()
+    names = [
+        f.name for s in ("training", "data") for f in dataclasses.fields(sections[s])
+    ]
+    assert len(names) == len(set(names))
+    assert set(sections) == {f.name for f in dataclasses.fields(Arguments)}
+
+
+@pytest.mark.parametrize(
+    "flags, shown",
+    [
+        (["--cfg", "job"], "learning_rate: 0.003"),
+        (["--cfg", "job", "--resolve"], "output_dir: exp/run-gpt2-tiny-sample/seed-42"),
+        (["--help"], "data.block_size=128"),
+    ],
+)
+def test_cfg_and_help_load_nothing_but_the_schema(flags, shown):
+    code = (
+        "import sys; from src.run_clm import main; sys.argv = ['run_clm', *%r];\n"
+        "try:\n    main()\nfinally:\n"
+        "    print('LOADED', [m for m in ('datasets', 'evaluate', 'wandb',"
+        " 'transformers.trainer') if m in sys.modules])"
+    ) % ([*SAMPLE, *flags],)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert shown in out.stdout, out.stderr
+    assert out.stdout.rstrip().endswith("LOADED []")

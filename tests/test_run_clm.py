@@ -1,0 +1,362 @@
+"""The front door, as a user calls it: commands in, files and messages out."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from src.training import trainer as trainer_module
+from src.training.checkpoints import seal
+from tests.conftest import sentences
+
+
+def only_run(tag: str = "run") -> Path:
+    """The directory of the only run with that tag."""
+    (directory,) = Path(f"exp/{tag}-custom-custom").glob("seed-*")
+    return directory
+
+
+def history(run: Path) -> list[dict]:
+    """What was logged, without what differs between any two runs: the clock."""
+    last = max(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    rows = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    clock = ("runtime", "per_second", "preparation_time")
+    return [{k: v for k, v in row.items() if not k.endswith(clock)} for row in rows]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = load_file(first / "model.safetensors"), load_file(
+        second / "model.safetensors"
+    )
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_leaves_a_model_that_loads_its_scores_and_its_record(
+    tiny, run_clm, caplog
+):
+    assert run_clm(*tiny, "evaluation.num_generated_texts=2") == 0
+    run, shown = only_run(), caplog.text
+    model = AutoModelForCausalLM.from_pretrained(run)
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    assert model.config.n_layer == 1 and model.config.use_cache
+    ids = tokenizer("The dog")["input_ids"]
+    assert ids[0] == model.config.bos_token_id and ids[-1] != model.config.eos_token_id
+    results = json.loads((run / "results.json").read_text())
+    for file in ("", "childes_", "gutenberg_"):
+        for figure in (
+            "loss",
+            "perplexity",
+            "accuracy",
+            "bits_per_byte",
+            "word_perplexity",
+        ):
+            assert results[f"eval_{file}{figure}"] > 0
+    assert results["steps"] == 12
+    assert "Written by the model" in shown and "perplexity/word" in shown
+    record = json.loads((run / "run.json").read_text())
+    assert record["command"].startswith("python -m src.run_clm model.model_type=gpt2")
+    assert set(record["identity"]["data"]) == {
+        "train/childes", "train/gutenberg", "validation/childes", "validation/gutenberg"
+    }  # fmt: skip
+    assert record["versions"]["transformers"]
+    assert "learning_rate: 0.0007" in (run / "config.yaml").read_text()
+    card = (run / "README.md").read_text()
+    assert "Trained from scratch" in card and "fine-tune" not in card
+    assert f"{results['words_seen']:,} words were seen" in card
+
+
+def test_evaluating_the_saved_model_gives_the_logged_score(tiny, run_clm):
+    run_clm(*tiny)
+    trained = json.loads((only_run() / "results.json").read_text())
+    weights = f"model.model_name_or_path={only_run()}"
+    kept = [o for o in tiny if not o.startswith(("model.", "tokenizer."))]
+    assert run_clm(*kept, weights, "training.do_train=false", "wandb.tag=again") == 0
+    again = json.loads((only_run("again") / "results.json").read_text())
+    for key in ("eval_loss", "eval_childes_accuracy", "eval_bits_per_byte"):
+        assert again[key] == pytest.approx(trained[key], rel=1e-5)
+
+
+def test_the_same_command_again_shows_the_results_and_does_nothing(
+    tiny, run_clm, caplog
+):
+    run_clm(*tiny)
+    before = {
+        p: p.stat().st_mtime_ns for p in only_run().rglob("*") if p.name != "train.log"
+    }
+    caplog.clear()
+    assert run_clm(*tiny, "training.logging_steps=3") == 0
+    assert "This run is finished" in caplog.text
+    after = {
+        p: p.stat().st_mtime_ns for p in only_run().rglob("*") if p.name != "train.log"
+    }
+    assert after == before
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of a step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(n, action)`: runs from now on do `action` when n steps are done."""
+
+    def install(step, action):
+        build = trainer_module.LanguageModelTrainer.__init__
+
+        def init(self, *args, **kwargs):
+            build(self, *args, **kwargs)
+            self.add_callback(At(step, action))
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(trainer_module.LanguageModelTrainer, "__init__", init)
+        return patch
+
+    return install
+
+
+LONGER = ("training.eval_steps=5", "training.save_steps=5", "training.logging_steps=4",
+          "training.max_steps=40", "training.gradient_accumulation_steps=2",
+          "model.config_overrides.resid_pdrop=0.1")  # fmt: skip
+
+
+@pytest.fixture
+def longer(tiny):
+    """A run over several epochs, with dropout, accumulation, evaluations and saves."""
+    return [o for o in tiny if "_steps=" not in o] + [
+        o.replace("model.config", "++model.config") for o in LONGER
+    ]
+
+
+def test_a_stopped_run_continues_bit_for_bit(longer, run_clm, at_step):
+    run_clm(*longer, "wandb.tag=whole")
+    for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 23)):
+        patch = at_step(step, lambda: os.kill(os.getpid(), number))
+        assert run_clm(*longer, "wandb.tag=stopped") == 128 + number
+        patch.undo()
+        assert not (only_run("stopped") / "results.json").exists()
+        assert (
+            only_run("stopped") / f"checkpoint-{step + 1}" / "manifest.json"
+        ).exists()
+    assert run_clm(*longer, "wandb.tag=stopped") == 0
+    assert same_weights(only_run("whole"), only_run("stopped"))
+    assert history(only_run("whole")) == history(only_run("stopped"))
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would: nothing after it is done."""
+
+
+def killed(*args):
+    raise Killed
+
+
+def test_a_kill_during_a_save_costs_the_steps_since_the_one_before(
+    longer, run_clm, at_step, monkeypatch, caplog
+):
+    run_clm(*longer, "wandb.tag=whole")
+    patch = at_step(19, lambda: monkeypatch.setattr(trainer_module, "seal", killed))
+    with pytest.raises(Killed):
+        run_clm(*longer, "wandb.tag=killed")
+    patch.undo()
+    monkeypatch.setattr(trainer_module, "seal", seal)
+    assert (only_run("killed") / "checkpoint-20" / "trainer_state.json").exists()
+    assert run_clm(*longer, "wandb.tag=killed") == 0
+    assert "checkpoint-20 was not finished" in caplog.text
+    assert "checkpoint-15" in caplog.text
+    assert same_weights(only_run("whole"), only_run("killed"))
+    assert history(only_run("whole")) == history(only_run("killed"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(longer, run_clm, at_step, caplog):
+    run_clm(*longer, "wandb.tag=whole")
+    patch = at_step(22, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run_clm(*longer, "wandb.tag=damaged")
+    patch.undo()
+    run = only_run("damaged")
+    weights = run / "checkpoint-23" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    caplog.clear()
+    assert run_clm(*longer, "wandb.tag=damaged") == 0
+    shown = caplog.text
+    assert "checkpoint-23 is damaged (model.safetensors)" in shown
+    assert "Continuing from" in shown and "checkpoint-20" in shown
+    assert (run / "damaged-checkpoint-23").is_dir()
+    assert same_weights(only_run("whole"), run)
+
+
+def test_a_run_whose_yaml_was_edited_is_refused_with_the_differences(tiny, run_clm):
+    group = Path("conf/model/mine.yaml")
+    group.parent.mkdir(parents=True)
+    text = "# @package _global_\nmodel:\n  config_overrides: {n_layer: %d, n_embd: 16, n_head: 2}\n"
+    command = [o for o in tiny if "config_overrides" not in o]
+    command = ["--config-dir", "conf", "+model=mine", *command]
+    group.write_text(text % 1)
+    assert run_clm(*command) == 0
+    group.write_text(text % 2)
+    message = run_clm(*command)
+    assert '"n_layer": 1' in message and '"n_layer": 2' in message
+    assert "wandb.tag" in message and "training.overwrite_output_dir=true" in message
+    assert run_clm(*command, "training.overwrite_output_dir=true") == 0
+    (old,) = Path("exp/run-mine-custom/.old").glob("seed-*-1")
+    assert json.loads((old / "config.json").read_text())["n_layer"] == 1
+    (new,) = Path("exp/run-mine-custom").glob("seed-*")
+    assert json.loads((new / "config.json").read_text())["n_layer"] == 2
+
+
+def test_a_run_whose_text_changed_is_refused(tiny, run_clm, corpus):
+    run_clm(*tiny)
+    with (corpus / "childes.train").open("a", encoding="utf-8") as file:
+        file.write("One more line.\n")
+    assert "data" in run_clm(*tiny)
+
+
+def test_the_jobs_of_a_sweep_are_runs_of_their_own(tiny, run_clm):
+    sweep = (
+        "training.seed=1,2",
+        "training.learning_rate=1e-3,3e-3",
+        "training.max_steps=2",
+    )
+    tiny = [o for o in tiny if "max_steps" not in o]
+    assert run_clm("-m", *tiny, *sweep) == 0
+    runs = sorted(Path("exp/run-custom-custom").glob("seed-*/results.json"))
+    assert len(runs) == 4
+    losses = {json.loads(file.read_text())["eval_loss"] for file in runs}
+    assert len(losses) == 4
+
+
+def test_a_sweep_and_the_same_values_typed_are_the_same_run(tiny, run_clm, caplog):
+    assert run_clm("-m", *tiny, "training.seed=1,2") == 0
+    caplog.clear()
+    assert run_clm(*tiny, "training.seed=2") == 0
+    assert "This run is finished" in caplog.text
+
+
+def test_only_preprocessing_prints_the_table_and_makes_no_run(tiny, run_clm, caplog):
+    assert run_clm(*tiny, "training.only_preprocess_dataset=true") == 0
+    shown = caplog.text
+    assert "gutenberg" in shown and "blank_line" in shown
+    assert not Path("exp").exists() or not list(Path("exp").rglob("*.json"))
+
+
+def test_any_causal_architecture_of_the_library_trains(tiny, run_clm):
+    overrides = (
+        "model.model_type=llama",
+        "model.config_overrides={hidden_size:16,intermediate_size:32,num_hidden_layers:1,"
+        "num_attention_heads:2,num_key_value_heads:1}",
+    )
+    tiny = [o for o in tiny if not o.startswith("model.")]
+    assert run_clm(*tiny, *overrides, "training.max_steps=2") == 0
+
+
+def test_text_without_a_validation_file_is_split(tiny, run_clm):
+    tiny = [o for o in tiny if "validation_file" not in o]
+    assert run_clm(*tiny, "data.validation_split_percentage=20") == 0
+    results = json.loads((only_run() / "results.json").read_text())
+    assert results["eval_gutenberg_loss"] > 0
+
+
+def test_tables_of_every_kind_train(tiny, run_clm, corpus):
+    rows = [{"text": text} for text in sentences(200, 5)]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tiny = [o for o in tiny if not o.startswith("data.train_file")]
+    assert run_clm(*tiny, "data.train_file=t.jsonl", "training.max_steps=2") == 0
+
+
+def test_a_hub_dataset_trains(tiny, run_clm):
+    """A local folder goes the way of a hub name, through `load_dataset_builder`."""
+    folder = Path("hub_dataset")
+    folder.mkdir()
+    for split, seed in (("train", 1), ("validation", 2)):
+        rows = "\n".join(json.dumps({"text": text}) for text in sentences(200, seed))
+        (folder / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    tiny = [o for o in tiny if "_file=" not in o]
+    assert (
+        run_clm(*tiny, "data.dataset_name=./hub_dataset", "training.max_steps=2") == 0
+    )
+
+
+def test_cache_and_exp_may_be_links_to_another_disk(tiny, run_clm, tmp_path):
+    for name in (".cache", "exp"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        Path(name).symlink_to(tmp_path / "disk" / name)
+    assert run_clm(*tiny, "training.max_steps=2") == 0
+    assert list((tmp_path / "disk" / "exp").rglob("results.json"))
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        (
+            "data.train_file=gone/*.train",
+            ("data.train_file", "gone/*.train", "looked in"),
+        ),
+        ("data.train_file=babylm_data/babylm_10M/*.train", ("./download_data.sh",)),
+        ("data.train_file=empty.train", ("empty.train is empty",)),
+        ("data.train_file=latin.train", ("latin.train", "UTF-8", "byte 3", "0xe9")),
+        ("data.block_size=33", ("data.block_size=33", "32 positions")),
+        ("data.train_file=short.train", ("data.block_size=16", "less than one block")),
+        ("tokenizer.vocab_size=10", ("tokenizer.vocab_size", "259", "10")),
+        ("model.model_type=gtp2", ("model.model_type=gtp2", "gpt2")),
+        ("model.model_type=t5", ("t5", "causal")),
+        ("model.config_overrides={n_layers:1}", ("n_layers", "n_layer")),
+        ("model.config_overrides={n_layer:two}", ("n_layer", "int", "two")),
+        ("model.model_name_or_path=./gone", ("model.model_name_or_path", "gone")),
+        ("tokenizer.name_or_path=./gone", ("tokenizer.name_or_path", "gone")),
+        ("evaluation.pairs=gone", ("evaluation.pairs", "gone")),
+    ],
+)
+def test_bad_input_ends_with_a_short_message_and_leaves_no_run(
+    tiny, run_clm, override, told
+):
+    Path("empty.train").touch()
+    Path("latin.train").write_bytes(b"caf\xe9 noir\n")
+    Path("short.train").write_text("Hi.\n")
+    key = override.split("=")[0]
+    if key == "model.model_type":
+        key = "model."
+    tiny = [o for o in tiny if not o.startswith(key)]
+    message = run_clm(*tiny, override)
+    assert isinstance(message, str) and message.startswith("error: ")
+    assert all(part in message for part in told), message
+    assert len(message) < 600
+    assert not list(Path().rglob("results.json"))
+
+
+def test_a_run_without_model_or_data_lists_what_there_is(
+    run_clm, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    message = run_clm("wandb.log=false")
+    assert all(
+        x in message for x in ("+model=", "gpt2-tiny", "+dataset=", "babylm_10M")
+    )
+    assert not Path("exp").exists() or not list(Path("exp").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("training.learning_rate=abc", "training.learning_rate: Value 'abc'"),
+        ("training.lerning_rate=1", "did you mean `training.learning_rate`?"),
+        ("+models=gpt2-small", "did you mean +model=…"),
+    ],
+)
+def test_a_wrong_word_ends_with_one_message(tiny, run_clm, override, told, capfd):
+    message = run_clm(*tiny, override)
+    assert message.startswith("error: ") and told in message
+    assert capfd.readouterr().err == ""
