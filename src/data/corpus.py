@@ -24,7 +24,7 @@ TABLE_BUILDERS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-HEADING = re.compile(r"= = = .+ = = =\s*$")
+HEADING = re.compile(r"= = = (?!=).*(?<![= ]) = = =\s*$")
 # Characters a piece holds before it ends at the next line end. Tokens do not cross pieces,
 # so this number is part of the packed format (see packing.VERSION).
 PIECE_LENGTH = 16_384

@@ -117,17 +117,23 @@ def _texts(sources: list[Source], progress: bool) -> Iterator[str]:
 
 
 def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Save so that `AutoTokenizer` loads it here and under transformers 4.51.3.
+    """Save so that `AutoTokenizer` loads the same tokenizer here and under 4.51.3.
 
-    transformers 5 writes class names (`TokenizersBackend`) and a list of extra special
-    tokens that version 4, and with it the challenge's pipeline, cannot read.
+    That version, which the challenge's pipeline pins, cannot read the class name and the list
+    of extra special tokens that transformers 5 writes; it turns a prefix space off where the
+    configuration does not ask for it, and makes token types, which GPT-2 would add to its
+    embeddings, where the configuration does not name the model's inputs.
     """
     tokenizer.save_pretrained(str(directory))
     file = Path(directory) / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("backend", "is_local", "local_files_only"):
+        config.pop(name, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.pop("backend", None)
-    config.pop("is_local", None)
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    if '"add_prefix_space": true' in json.dumps(description.get("pre_tokenizer")):
+        config["add_prefix_space"] = True
     extra = config.pop("extra_special_tokens", None)
     if isinstance(extra, list) and extra:
         config["additional_special_tokens"] = extra

@@ -1,0 +1,84 @@
+"""What the README says is so."""
+
+import re
+import shlex
+
+import pytest
+
+from src.configuration import build_arguments, decide, refuse_unknown_keys
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+LINES = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+COMMANDS = sorted({line for line in LINES if "-m src.run_clm" in line})
+
+
+def test_there_are_commands_in_the_readme():
+    assert len(COMMANDS) >= 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(composed, command, monkeypatch):
+    words = shlex.split(command.split("&&")[-1])
+    words = words[words.index("src.run_clm") + 1 :]
+    if "--help" in words or "--cfg" in words:
+        return  # run in test_configuration.py
+    jobs = [[]]
+    for word in words:
+        if word == "-m":
+            continue
+        key, _, value = word.partition("=")
+        values = value.split(",") if "-m" in words and "," in value else [value]
+        jobs = [[*job, f"{key}={v}"] for job in jobs for v in values]
+    names = set()
+    for job in jobs:
+        config = composed(*job)
+        refuse_unknown_keys(config)
+        decide(config)
+        build_arguments(config)
+        names.add(config.training.output_dir)
+    assert len(names) == len(jobs)
+
+
+def test_the_example_group_can_be_pasted(composed, tmp_path, monkeypatch):
+    import shutil
+
+    from src import configuration
+
+    text = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
+    shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
+    (tmp_path / "conf/model/mini.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")
+    config = composed("+model=mini", "+dataset=sample")
+    assert config.model.model_type == "llama"
+
+
+def test_the_tree_names_every_module():
+    for module in (REPOSITORY / "src").rglob("*.py"):
+        if module.name != "__init__.py" and "sample" not in module.parts:
+            assert re.search(rf"^ +{module.name} ", README, re.MULTILINE), module
+
+
+def test_ci_installs_and_tests_as_the_readme_says():
+    script = (
+        (REPOSITORY / ".ci/run").read_text(encoding="utf-8").replace("--quiet ", "")
+    )
+    for part in (
+        "pip install torch==",
+        "pip install -r requirements.txt",
+        "python -m pytest",
+    ):
+        (line,) = [line for line in script.splitlines() if line.startswith(part)]
+        assert line in README
+
+
+def test_the_readme_is_short_enough_to_read():
+    assert README.count("\n") < 250
+
+
+def test_hooks_and_requirements_name_the_same_formatters():
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    requirements = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    for formatter in ("black", "isort"):
+        (version,) = re.findall(rf"^{formatter}==(\S+)$", requirements, re.MULTILINE)
+        assert f"{formatter}=={version}]" in hooks
