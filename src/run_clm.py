@@ -13,13 +13,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src.arguments import Arguments, UserError
@@ -34,6 +34,10 @@ from src.configuration import (
 from src.run_identity import identity, refuse_missing_choice
 
 # The other rooms are imported where they are used: --help and --cfg start without them.
+if TYPE_CHECKING:
+    from src.data.prepare import Corpora
+    from src.training.run_record import RunRecord
+
 logger = logging.getLogger("src.run_clm")
 
 
@@ -42,11 +46,9 @@ def run(config: DictConfig) -> Optional[float]:
     """One run, from composed configuration to final scores. Returns the evaluation loss."""
     with job(Path(config.training.output_dir)):
         args = checked_arguments(config)
-        return (
-            preprocess(args)
-            if args.training.only_preprocess_dataset
-            else fit(config, args)
-        )
+        if args.training.only_preprocess_dataset:
+            return preprocess(args)
+        return fit(config, args)
 
 
 def checked_arguments(config: DictConfig) -> Arguments:
@@ -67,49 +69,61 @@ def preprocess(args: Arguments) -> None:
 
     corpora = find_corpora(args.data, args.model)
     _, data = load_data(corpora, args.tokenizer, args.data, args.model, progress=True)
-    for stream in filter(None, {data.train_stream, data.validation.stream}):
+    streams = dict.fromkeys([data.train_stream, data.validation.stream])
+    for stream in filter(None, streams):
         logger.info("%s\n", describe(stream, args.data.block_size))
 
 
 def fit(config: DictConfig, args: Arguments) -> Optional[float]:
-    """Train and evaluate, or continue, or show the results of a finished run."""
-    from src.data.prepare import find_corpora, load_data
-    from src.training.checkpoints import newest_whole
-    from src.training.finish import finish, table
+    """A run from its beginning, or from where it stopped; or the results it already has."""
+    from src.data.prepare import find_corpora
+    from src.training.finish import table
     from src.training.run_record import RunRecord
-    from src.training.trainer import build_trainer, train
     from src.training.wandb_logging import logging_run
 
     main_process = args.training.process_index == 0
-    settings = {**identity(config), "processes": args.training.world_size}
-    overrides = list(HydraConfig.get().overrides.task)
     corpora = find_corpora(args.data, args.model)
     record = RunRecord(args.training.output_dir)
-    with record.held(main_process), args.training.main_process_first():
-        if main_process:
-            overwrite = args.training.overwrite_output_dir
-            record.begin(
-                settings, resolved(config), overrides, corpora.checksums, overwrite
-            )
-    with record.held(main_process), log_file(record.directory, main_process):
-        if record.results is not None:
-            logger.info(
-                "This run is finished; its results:\n\n%s", table(record.results)
-            )
-            return record.results.get("eval_loss")
-        wandb_args = args.wandb if main_process else None
-        with logging_run(wandb_args, resolved(config), record.directory) as wandb_run:
-            tokenizer, data = load_data(
-                corpora, args.tokenizer, args.data, args.model, progress=main_process
-            )
-            trainer = build_trainer(args, tokenizer, data, wandb_run)
-            if args.training.do_train and not train(
-                trainer, newest_whole(record.directory)
-            ):
-                logger.info("Stopped. The same command continues this run.")
-                raise SystemExit(128 + trainer.stop.received)
-            scores = finish(trainer, args, data, record)
-    return scores.get("eval_loss")
+    with record.held(main_process):
+        with args.training.main_process_first():
+            if main_process:
+                record.begin(
+                    {**identity(config), "processes": args.training.world_size},
+                    resolved(config),
+                    list(HydraConfig.get().overrides.task),
+                    corpora.checksums,
+                    args.training.overwrite_output_dir,
+                )
+        with log_file(record.directory, main_process):
+            if record.results is not None:
+                shown = table(record.results)
+                logger.info("This run is finished; its results:\n\n%s", shown)
+                return record.results.get("eval_loss")
+            wandb_args = args.wandb if main_process else None
+            with logging_run(
+                wandb_args, resolved(config), record.directory
+            ) as wandb_run:
+                return train_and_score(args, corpora, record, wandb_run)
+
+
+def train_and_score(
+    args: Arguments, corpora: "Corpora", record: "RunRecord", wandb_run: Optional[Any]
+) -> Optional[float]:
+    """Data, model, training, final scores. A run that was told to stop ends the process."""
+    from src.data.prepare import load_data
+    from src.training.checkpoints import newest_whole
+    from src.training.finish import finish
+    from src.training.trainer import build_trainer, train
+
+    progress = args.training.process_index == 0
+    tokenizer, data = load_data(
+        corpora, args.tokenizer, args.data, args.model, progress
+    )
+    trainer = build_trainer(args, tokenizer, data, wandb_run)
+    if args.training.do_train and not train(trainer, newest_whole(record.directory)):
+        logger.info("Stopped. The same command continues this run.")
+        raise SystemExit(128 + trainer.stop.received)
+    return finish(trainer, args, data, record).get("eval_loss")
 
 
 @contextlib.contextmanager

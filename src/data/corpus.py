@@ -11,11 +11,12 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Optional, TextIO
+from typing import Any, Callable, Iterator, Optional, TextIO
 
 from filelock import FileLock
 
 from src.arguments import DataTrainingArguments, UserError
+from src.data.documents import PIECE_LENGTH, Piece, cut, find_boundary
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
 TABLE_BUILDERS = {
@@ -24,18 +25,6 @@ TABLE_BUILDERS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-HEADING = re.compile(r"= = = (?!=).*(?<![= ]) = = =\s*$")
-# Characters a piece holds before it ends at the next line end. Tokens do not cross pieces,
-# so this number is part of the packed format (see packing.VERSION).
-PIECE_LENGTH = 16_384
-
-
-class Piece(NamedTuple):
-    """Consecutive text of one document, tokenized by itself."""
-
-    text: str
-    starts_document: bool
-    continues_word: bool  # the piece before was cut inside a word
 
 
 @dataclass(frozen=True)
@@ -59,70 +48,12 @@ class Source:
 
     def boundary(self, chosen: str) -> str:
         """What separates documents here: `chosen`, or what `auto` finds in the text."""
-        if chosen != "auto":
-            return chosen
-        found = "file"
-        for lines in self.texts():
-            blank_seen, line_start = False, True
-            for line in lines:
-                if line_start and HEADING.match(line):
-                    return "heading"
-                if not line.isspace():
-                    found = "blank_line" if blank_seen else found
-                elif line_start:
-                    blank_seen = True
-                line_start = line.endswith("\n")
-        return found
+        return find_boundary(self.texts()) if chosen == "auto" else chosen
 
     def pieces(self, boundary: str) -> Iterator[Piece]:
         """The text, every character once and in order, cut in pieces at line ends."""
         for lines in self.texts():
             yield from cut(lines, boundary)
-
-
-def cut(lines: Iterator[str], boundary: str) -> Iterator[Piece]:
-    """Cut one text in pieces of about `PIECE_LENGTH` characters.
-
-    A piece ends at a line end, or before a space where a line is longer than a piece, or
-    anywhere where it has no space. Separators stay in the text, behind the document before
-    them: joined, the pieces are the text. `boundary` is one of blank_line, heading, line,
-    file; white space alone never makes a document.
-    """
-    buffer: list[str] = []
-    size, first, inside_word, blank = 0, True, False, False
-    content = False  # the document has more than white space
-    line_start = True
-    for line in lines:
-        if content and line_start and _begins(line, boundary, blank):
-            if buffer:
-                yield Piece("".join(buffer), first, inside_word)
-            buffer, size, first, inside_word, content = [], 0, True, False, False
-        blank = line.isspace() and (blank or line_start)
-        content = content or not line.isspace()
-        line_start = line.endswith("\n")
-        buffer.append(line)
-        size += len(line)
-        if size >= PIECE_LENGTH:
-            text = "".join(buffer)
-            end = len(text) if line_start else text.rfind(" ")
-            end = end if end > 0 else len(text)
-            yield Piece(text[:end], first, inside_word)
-            buffer, size, first = (
-                [text[end:]] if text[end:] else [],
-                len(text) - end,
-                False,
-            )
-            inside_word = not text[:end][-1].isspace() and end == len(text)
-    if buffer:
-        yield Piece("".join(buffer), first, inside_word)
-
-
-def _begins(line: str, boundary: str, after_blank: bool) -> bool:
-    if boundary == "line":
-        return not line.isspace()
-    if boundary == "blank_line":
-        return after_blank and not line.isspace()
-    return boundary == "heading" and HEADING.match(line) is not None
 
 
 def find_files(patterns: Any, key: str) -> list[Path]:

@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from src.arguments import UserError
-from src.data.corpus import Piece, Source
+from src.data.corpus import Source
+from src.data.documents import Piece
 from src.data.tokenizer import boundary_tokens, byte_lengths, plain
 
 VERSION = 1  # of the packed format: another value makes every cached stream stale

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from transformers import (

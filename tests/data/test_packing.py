@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from src.arguments import DataTrainingArguments, UserError
 from src.data import packing
-from src.data.corpus import PIECE_LENGTH, Source, read_corpus
+from src.data.corpus import Source, read_corpus
+from src.data.documents import PIECE_LENGTH
 from src.data.packing import Stream, pack
 from src.data.tokenizer import train
 from tests.conftest import sentences
