@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
@@ -21,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from src.arguments import Arguments, UserError
 from src.configuration import (
@@ -44,6 +46,7 @@ logger = logging.getLogger("src.run_clm")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
     """One run, from composed configuration to final scores. Returns the evaluation loss."""
+    set_up_logging()
     with job(Path(config.training.output_dir)):
         args = checked_arguments(config)
         if args.training.only_preprocess_dataset:
@@ -68,7 +71,7 @@ def preprocess(args: Arguments) -> None:
     from src.data.prepare import describe, find_corpora, load_data
 
     corpora = find_corpora(args.data, args.model)
-    _, data = load_data(corpora, args.tokenizer, args.data, args.model, progress=True)
+    _, data = load_data(corpora, args.tokenizer, args.data, args.model)
     streams = dict.fromkeys([data.train_stream, data.validation.stream])
     for stream in filter(None, streams):
         logger.info("%s\n", describe(stream, args.data.block_size))
@@ -115,9 +118,9 @@ def train_and_score(
     from src.training.finish import finish
     from src.training.trainer import build_trainer, train
 
-    progress = args.training.process_index == 0
+    main_process = args.training.process_index == 0
     tokenizer, data = load_data(
-        corpora, args.tokenizer, args.data, args.model, progress
+        corpora, args.tokenizer, args.data, args.model, main_process
     )
     trainer = build_trainer(args, tokenizer, data, wandb_run)
     if args.training.do_train and not train(trainer, newest_whole(record.directory)):
@@ -131,11 +134,13 @@ def job(run_dir: Path) -> Iterator[None]:
     """What is the same for every job: a refused one ends with its message and leaves nothing."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError, RuntimeError, SafetensorError) as error:
+        if not isinstance(error, UserError) and not from_machine(error):
+            raise
         if HydraConfig.get().mode == RunMode.RUN:
             sys.exit(f"error: {error}")
         logger.error("error: %s", error)  # the other jobs of a sweep go on
-        raise
+        raise UserError(str(error)) from error
     finally:
         for directory in (
             run_dir,
@@ -143,6 +148,17 @@ def job(run_dir: Path) -> Iterator[None]:
         ):  # made by Hydra before we can refuse
             with contextlib.suppress(OSError):  # not empty: it holds a run
                 directory.rmdir()
+
+
+def from_machine(error: Exception) -> bool:
+    """Whether a full disk or a missing permission raised it: nothing to mend in the code."""
+    if isinstance(error, OSError):
+        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        return error.errno in numbers
+    # What safetensors and torch.save say when they cannot write.
+    return any(
+        text in str(error) for text in ("No space left", "PytorchStreamWriter failed")
+    )
 
 
 @contextlib.contextmanager
@@ -161,30 +177,26 @@ def log_file(run_dir: Path, main_process: bool) -> Iterator[None]:
         handler.close()
 
 
-# What a machine can refuse at any moment; nothing to mend in the code.
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+def set_up_logging() -> None:
+    """Messages on the screen, from the first process only. Launchers call `run` alone."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    for library in ("httpx", "httpx2", "datasets", "evaluate", "submitit"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def main() -> None:
     """The command line: errors that the user can mend are shown without a traceback."""
-    main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if main_process else logging.ERROR,
-        format="%(message)s",
-        stream=sys.stdout,
-    )
-    for library in ("httpx", "datasets", "evaluate"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # Hydra hands errors on instead of printing them
     )
     try:
         run()
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command continues this run.")
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in MACHINE_ERRORS:
-            raise
+        print("Interrupted. The same command continues this run.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
 
 

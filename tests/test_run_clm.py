@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from src.run_clm import run
 from src.training import trainer as trainer_module
 from src.training.checkpoints import seal
 from tests.conftest import sentences
@@ -359,3 +360,8 @@ def test_a_wrong_word_ends_with_one_message(tiny, run_clm, override, told, capfd
     message = run_clm(*tiny, override)
     assert message.startswith("error: ") and told in message
     assert capfd.readouterr().err == ""
+
+
+def test_a_sweeper_is_given_the_evaluation_loss(tiny, composed):
+    loss = run.__wrapped__(composed(*tiny, "training.max_steps=2"))
+    assert loss == json.loads((only_run() / "results.json").read_text())["eval_loss"]

@@ -5,7 +5,6 @@ import glob
 import gzip
 import hashlib
 import io
-import json
 import os
 import re
 import zlib
@@ -13,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, TextIO
 
-from filelock import FileLock
-
 from src.arguments import DataTrainingArguments, UserError
+from src.data.cache import file_checksums
 from src.data.documents import PIECE_LENGTH, Piece, cut, find_boundary
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
@@ -238,38 +236,3 @@ def read_hub(
         texts=lambda: row_texts(rows, data.text_column, where),
         reading=f"rows:{data.text_column}",
     )
-
-
-def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
-    """SHA-256 of every file's bytes; read again only where size or time has changed."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    index = cache_dir / "checksums.json"
-    with FileLock(f"{index}.lock"):
-        try:
-            known = dict(json.loads(index.read_text(encoding="utf-8")))
-        except (
-            FileNotFoundError,
-            ValueError,
-            TypeError,
-        ):  # none, or damaged: made anew
-            known = {}
-        before = dict(known)
-        for path in paths:
-            stat = path.stat()
-            seen = [stat.st_size, stat.st_mtime_ns]
-            if known.get(str(path.resolve()), [None])[:2] != seen:
-                known[str(path.resolve())] = [*seen, sha256(path)]
-        if known != before:
-            temporary = index.with_suffix(".tmp")
-            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            os.replace(temporary, index)
-    return {path: known[str(path.resolve())][2] for path in paths}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

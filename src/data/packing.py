@@ -16,18 +16,17 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Optional
 
 import numpy as np
 import tokenizers
-from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from src.arguments import UserError
+from src.data.cache import build_once
 from src.data.corpus import Source
 from src.data.documents import Piece
 from src.data.tokenizer import boundary_tokens, byte_lengths, plain
@@ -95,20 +94,19 @@ def pack(
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     directory = cache_dir / "packed" / key
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
-        if overwrite or not _is_whole(directory):
-            temporary = directory.with_suffix(".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            bar = tqdm(
-                desc=description, total=sum(source.size for source in sources), unit="B",
-                unit_scale=True, disable=not progress,
-            )  # fmt: skip
-            with bar:
-                _write(sources, backend, tokenizer, document_boundary, temporary, bar)
-            shutil.rmtree(directory, ignore_errors=True)
-            os.replace(temporary, directory)
+
+    def build(temporary: Path) -> None:
+        size = sum(source.size for source in sources)
+        with tqdm(
+            desc=description,
+            total=size,
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar:
+            _write(sources, backend, tokenizer, document_boundary, temporary, bar)
+
+    build_once(directory, _is_whole, build, overwrite)
     return Stream(directory)
 
 

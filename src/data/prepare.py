@@ -77,7 +77,7 @@ def load_data(
     tokenizer_args: TokenizerArguments,
     data: DataTrainingArguments,
     model: ModelArguments,
-    progress: bool = False,
+    main_process: bool = True,
 ) -> tuple[PreTrainedTokenizerBase, Data]:
     """The tokenizer, and both corpora packed with it and cut into blocks.
 
@@ -85,6 +85,7 @@ def load_data(
     their own tokenizer along.
     """
     cache_dir = Path(model.cache_dir)
+    overwrite = data.overwrite_cache and main_process
     name, revision = tokenizer_args.name_or_path, tokenizer_args.revision
     if not name and model.model_name_or_path:
         name, revision = model.model_name_or_path, model.revision
@@ -95,8 +96,8 @@ def load_data(
             corpora.train or corpora.validation,
             tokenizer_args.vocab_size,
             cache_dir,
-            data.overwrite_cache,
-            progress,
+            overwrite,
+            progress=main_process,
         )
     streams = {}
     for part in ("train", "validation"):
@@ -106,8 +107,8 @@ def load_data(
                 tokenizer,
                 data.document_boundary,
                 cache_dir,
-                data.overwrite_cache,
-                progress,
+                overwrite,
+                progress=main_process,
                 description=f"Packing the {part} text",
             )
     return tokenizer, _cut(streams.get("train"), streams.get("validation"), data)

@@ -7,18 +7,16 @@ pipeline expects. Packing puts BOS and EOS around documents itself, and no space
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 import tokenizers
-from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.arguments import UserError
+from src.data.cache import build_once
 from src.data.corpus import Source
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -92,16 +90,22 @@ def load_or_train(
     key = json.dumps([VERSION, vocab_size, [source.identity for source in sources]])
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     directory = cache_dir / "tokenizers" / key
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
-        if overwrite or not (directory / "tokenizer.json").is_file():
-            tokenizer = train(_texts(sources, progress), vocab_size, progress)
-            temporary = directory.with_suffix(".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            save(tokenizer, temporary)
-            shutil.rmtree(directory, ignore_errors=True)
-            os.replace(temporary, directory)
-        return load(str(directory), key="model.cache_dir")
+
+    def build(temporary: Path) -> None:
+        save(train(_texts(sources, progress), vocab_size, progress), temporary)
+
+    build_once(directory, _is_whole, build, overwrite)
+    return load(str(directory), key="model.cache_dir")
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether both files are there and can be read to their end."""
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            json.loads((directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _texts(sources: list[Source], progress: bool) -> Iterator[str]:

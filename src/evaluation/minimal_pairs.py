@@ -26,7 +26,8 @@ def load_pairs(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _read(file: Path) -> list[dict[str, Any]]:
     pairs = []
-    lines = file.read_text(encoding="utf-8").splitlines()
+    # Not `splitlines`: a sentence may hold what it takes for a line's end (U+2028).
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             pair = json.loads(line)
@@ -48,6 +49,13 @@ def score(
 ) -> list[float]:
     """Log-probability in nats of each text. Texts of equal length share a batch: no padding."""
     ids = [tokenizer(text)["input_ids"] for text in texts]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, ids), default=1) - 1
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"evaluation.pairs: a sentence of {longest} tokens is beyond the model's"
+            f" {positions} positions"
+        )
     scores = [0.0] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda i: len(ids[i]))
     model.eval()

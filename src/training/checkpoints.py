@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
-from src.data.corpus import sha256
+from src.data.cache import sha256
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The end of a run: scores, a few texts, the saved model and its card."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,11 @@ def save(
     """The final model, its tokenizer and its card, in the run's directory."""
     model = trainer.model
     model.config.use_cache = True  # off while training; generating is slow without
-    trainer.save_model()
+    run_dir = Path(args.training.output_dir)
+    staging = (
+        run_dir / ".model"
+    )  # moved when complete: no half-written file has its name
+    trainer.save_model(str(staging))
     weights = args.model.model_name_or_path
     stream = data.train_stream
     facts = {
@@ -126,7 +131,10 @@ def save(
         name.removeprefix("eval_"): scores[name] for name in shown if name in scores
     }
     if trainer.is_world_process_zero():
-        model_card.write(Path(args.training.output_dir), facts, shown)
+        model_card.write(staging, facts, shown)
+        for file in staging.iterdir():
+            os.replace(file, run_dir / file.name)
+        staging.rmdir()
 
 
 def table(scores: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -36,32 +37,47 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
         )
     else:
         config = CONFIG_MAPPING[args.model_type]()
-    _override(config, args.config_overrides or {})
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    config = _override(config, args.config_overrides or {}, not args.model_name_or_path)
+    if type(config) not in AutoModelForCausalLM._model_mapping or not hasattr(
+        config, "vocab_size"
+    ):
         raise UserError(f"model: {config.model_type} has no causal language model")
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True  # BERT and its kin would see the next tokens
     return config
 
 
-def _override(config: PretrainedConfig, overrides: Any) -> None:
+def _override(
+    config: PretrainedConfig, overrides: Any, from_scratch: bool
+) -> PretrainedConfig:
+    """`config` with the `overrides`; from scratch, what is computed from them follows.
+
+    (A Llama's `head_dim` is `hidden_size / num_attention_heads` unless it is given.)
+    """
     if not isinstance(overrides, dict):
         raise UserError(
             f"model.config_overrides must be {{key: value, …}}, got {overrides!r}"
         )
     known = {**config.to_dict(), **config.attribute_map}
-    for name, value in overrides.items():
-        key = f"model.config_overrides.{name}"
+    for name in overrides:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             raise UserError(
-                f"unknown key `{key}` for {config.model_type}"
+                f"unknown key `model.config_overrides.{name}` for {config.model_type}"
                 + (f"; did you mean `{close[0]}`?" if close else "")
             )
-        default = getattr(config, name)
-        numbers = (int, float)
-        if isinstance(default, numbers) and not isinstance(value, numbers):
-            kind = type(default).__name__
-            raise UserError(f"{key} must be of type {kind}, got {value!r}")
-        setattr(config, name, value)
+    values = {
+        config.attribute_map.get(name, name): overrides[name] for name in overrides
+    }
+    try:
+        if from_scratch:
+            return type(config)(**values)
+        for name, value in values.items():
+            setattr(config, name, value)
+        return config
+    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
+        last = str(error).strip().split("\n")[-1].strip()
+        raise UserError(f"model.config_overrides: {last}") from error
 
 
 def _hub(args: ModelArguments) -> dict[str, Any]:
@@ -107,6 +123,6 @@ def build(
                 args.model_name_or_path, config=config, **options, **_hub(args)
             )
         return AutoModelForCausalLM.from_config(config, **options)
-    except (ValueError, ImportError, OSError, TypeError) as error:
+    except (ValueError, ImportError, OSError, TypeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"model: cannot build {config.model_type}: {first}") from error

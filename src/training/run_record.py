@@ -56,10 +56,9 @@ class RunRecord:
         there is moved to `../.old/` first; nothing is deleted.
         """
         identity = json.loads(json.dumps({**identity, "data": checksums}))
-        recorded = self._read("run.json")
         if overwrite and self.directory.is_dir() and any(self.directory.iterdir()):
             self._move_aside()
-        elif recorded is not None:
+        elif (recorded := self._read("run.json")) is not None:
             found = differences(recorded["identity"], identity)
             if found:
                 raise UserError(

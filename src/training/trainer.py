@@ -211,6 +211,10 @@ class KeepCheckpoints(TrainerCallback):
             rank = str(args.process_index)
             self.trainer._tr_loss += window["loss"].get(rank, 0.0)
             self.trainer._globalstep_last_logged = window["last_logged_step"]
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if not best.is_dir():  # lost: the best of what follows is the best there is
+                state.best_metric = state.best_global_step = None
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not args.load_best_model_at_end or not self.trainer.is_in_train:
@@ -250,13 +254,7 @@ class Console(ProgressCallback):
         if "loss" in logs:
             shown = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm")}
         elif "eval_loss" in logs:
-            keys = (
-                "loss",
-                "perplexity",
-                "accuracy",
-                "bits_per_byte",
-                "word_perplexity",
-            )
+            keys = "loss perplexity accuracy bits_per_byte word_perplexity".split()
             shown = {f"eval {key}": logs[f"eval_{key}"] for key in keys}
         else:
             return
@@ -280,13 +278,7 @@ def build_trainer(
         from src.training.wandb_logging import WandbLogging
 
         callbacks.append(WandbLogging(wandb_run))
-    if args.training.do_train and data.train.remainder:
-        logger.info(
-            "%d tokens at the end do not fill a block of %d and are not trained on",
-            data.train.remainder,
-            data.train.block_size,
-        )
-    return LanguageModelTrainer(
+    trainer = LanguageModelTrainer(
         model,
         tokenizer,
         args.training,
@@ -295,6 +287,28 @@ def build_trainer(
         data.validation_names,
         callbacks,
     )
+    logger.info(
+        "%s with %s parameters, %s, on %s in %s",
+        model.config.model_type,
+        f"{model.num_parameters():,}",
+        args.model.model_name_or_path or "random weights",
+        args.training.device,
+        (
+            "bfloat16"
+            if args.training.bf16
+            else "float16" if args.training.fp16 else "float32"
+        ),
+    )
+    if args.training.do_train:
+        logger.info(
+            "%s blocks of %d tokens, %d a step; %d tokens at the end fill no block and are"
+            " not trained on",
+            f"{len(data.train):,}",
+            data.train.block_size,
+            trainer.blocks_per_step,
+            data.train.remainder,
+        )
+    return trainer
 
 
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:

@@ -14,10 +14,8 @@ import pytest
 from src.arguments import DataTrainingArguments, UserError
 from src.data.corpus import (
     Source,
-    file_checksums,
     find_files,
     read_corpus,
-    sha256,
 )
 from tests.conftest import REPOSITORY
 
@@ -283,45 +281,6 @@ def test_a_gzip_file_that_ends_early_or_is_none_is_refused(tmp_path: Path):
     ):
         path.write_bytes(content)
         assert refused(path).startswith(f"{path} is not a whole gzip file: ")
-
-
-# Checksums
-
-
-def test_a_changed_file_is_noticed(tmp_path: Path):
-    path = write(tmp_path / "a.train", ["The dog.\n"])
-    before = file_checksums([path], tmp_path / "cache")[path]
-    assert before == sha256(path)
-    path.write_text("The cats.\n")
-    assert file_checksums([path], tmp_path / "cache")[path] == sha256(path) != before
-    # The same length: told by its time.
-    path.write_text("The boys.\n")
-    os.utime(path, ns=(1, 1))
-    assert file_checksums([path], tmp_path / "cache")[path] == sha256(path)
-
-
-def test_an_unchanged_file_is_not_read_again(tmp_path: Path):
-    path = write(tmp_path / "a.train", ["The dog.\n"])
-    before = file_checksums([path], tmp_path / "cache")
-    # Other text behind the same size and time: only a reader would notice.
-    stat = path.stat()
-    path.write_text("The cat.\n")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert file_checksums([path], tmp_path / "cache") == before
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b'{"a', b"[]", b"null", b"[1]", b"\xff\xfe", b'{"%s": [1]}']
-)
-def test_a_damaged_index_is_made_anew(damage: bytes, tmp_path: Path):
-    path = write(tmp_path / "a.train", ["The dog.\n"])
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/checksums.json").write_bytes(
-        damage.replace(b"%s", bytes(path.resolve()))
-    )
-    assert file_checksums([path], tmp_path / "cache") == {path: sha256(path)}
-    index = json.loads((tmp_path / "cache/checksums.json").read_text())
-    assert index[str(path.resolve())][2] == sha256(path)
 
 
 def test_another_column_or_another_ending_is_another_text(tmp_path: Path):

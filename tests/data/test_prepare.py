@@ -12,7 +12,7 @@ from src.arguments import (
     UserError,
 )
 from src.data.blocks import Blocks, file_spans
-from src.data.corpus import sha256
+from src.data.cache import sha256
 from src.data.prepare import (
     Data,
     describe,
