@@ -185,6 +185,9 @@ def refuse_unknown_keys(config: DictConfig) -> None:
 
 def decide(config: DictConfig) -> None:
     """Fill in, in place, what follows from the hardware and from other values."""
+    for key in ("wandb.group", "wandb.name", "training.output_dir"):
+        # Written down first: a run's name is what was typed, not what follows from it.
+        OmegaConf.update(config, key, OmegaConf.select(config, key))
     training = config.training
     gpu = torch.cuda.is_available() and not training.use_cpu
     accelerator = gpu or torch.backends.mps.is_available()

@@ -7,6 +7,7 @@ changed text) is caught by the record: the resolved configuration, written once 
 run begins and compared whenever the same directory is used again.
 """
 
+import enum
 import hashlib
 import json
 import re
@@ -36,12 +37,8 @@ def _hash(text: str) -> str:
 
 def _safe(text: str) -> str:
     """`text` for a path and for Hydra's grammar; a hash is added where characters were lost."""
-    text = text.replace(" ", "")
-    safe = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
-    lossless = re.sub(r"[^A-Za-z0-9._-]", "", text) == text
-    if lossless:
-        safe = text
-    return safe if lossless else f"{safe[:24]}-{_hash(text)}"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
 
 
 def _matters(config: DictConfig, key: str) -> bool:
@@ -63,6 +60,19 @@ def _short(key: str) -> str:
     return _safe(key.removeprefix("training.").removeprefix("data."))
 
 
+def _text(value: Any) -> str:
+    """A value as short text, the same for equal values."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    return json.dumps(value, sort_keys=True)
+
+
 def run_name(config: DictConfig, overrides: list[str]) -> str:
     """`seed-<seed>` and the result-changing `overrides`, sorted: `seed-42_lr-0.001`.
 
@@ -79,14 +89,7 @@ def run_name(config: DictConfig, overrides: list[str]) -> str:
         value = override.value()
         if "." in key and OmegaConf.select(config, key) is not None:
             value = OmegaConf.select(config, key)
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True)
-        text = (
-            value
-            if isinstance(value, str)
-            else json.dumps(value, default=lambda v: v.name)
-        )
-        parts.append(f"{_short(key)}-{_safe(text.replace(chr(34), ''))}")
+        parts.append(f"{_short(key)}-{_safe(_text(value))}")
     name = "_".join([f"seed-{config.training.seed}", *parts])
     if len(name) > MAX_NAME_LENGTH:
         name = f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}"

@@ -1,5 +1,6 @@
 import pytest
 
+from src.configuration import decide
 from src.run_identity import identity
 
 SAMPLE = ("+model=gpt2-tiny", "+dataset=sample")
@@ -19,8 +20,8 @@ def test_a_run_is_named_by_tag_model_dataset_and_seed(composed):
         (["training.seed=7"], "seed-7"),
         (["training.learning_rate=1e-3"], "seed-42_lr-0.001"),
         (["training.learning_rate=0.001"], "seed-42_lr-0.001"),
-        (["training.weight_decay=1"], "seed-42_weight_decay-1.0"),
-        (["training.num_train_epochs=2"], "seed-42_epochs-2.0"),
+        (["training.weight_decay=1"], "seed-42_weight_decay-1"),
+        (["training.num_train_epochs=2"], "seed-42_epochs-2"),
         (["training.lr_scheduler_type=linear"], "seed-42_lr_scheduler_type-linear"),
         (["model.config_overrides.n_layer=2"], "seed-42_config.n_layer-2"),
         (["tokenizer.vocab_size=512"], "seed-42_tokenizer.vocab_size-512"),
@@ -62,6 +63,7 @@ def test_names_are_safe_for_paths_and_never_meet(composed):
         "a/b.txt",
         "a-b.txt",
         "[a,b.txt]",
+        "ab.txt",
         "'a b.txt'",
         "a//b.txt",
         "a/b.TXT",
@@ -112,3 +114,11 @@ def test_identity_holds_what_changes_the_result_and_nothing_else(composed):
     ):
         assert f"training.{harmless}" not in found
     assert not any(key.startswith("wandb.") for key in found)
+
+
+def test_a_run_without_evaluation_keeps_its_own_name(composed):
+    config = composed(*SAMPLE, "training.eval_strategy=no")
+    before = config.training.output_dir
+    decide(config)
+    assert config.training.output_dir == before
+    assert before.endswith("seed-42_eval_strategy-no")

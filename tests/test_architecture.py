@@ -1,0 +1,128 @@
+"""The rooms of the house: who imports whom, and how large a module may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SOURCE = REPOSITORY / "src"
+MODULES = sorted(path for path in SOURCE.rglob("*.py"))
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 310, 50
+
+FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
+MAY_IMPORT = {
+    "arguments": set(),
+    "configuration": {"arguments"},
+    "run_identity": {"arguments", "configuration"},
+    "data": {"arguments", "data"},
+    "evaluation": {"arguments", "evaluation"},
+    "training": {"arguments", "data", "evaluation", "training"},
+    **dict.fromkeys(
+        FRONT_DOORS,
+        {
+            "arguments",
+            "configuration",
+            "run_identity",
+            "data",
+            "training",
+            "evaluation",
+        },
+    ),
+}
+HYDRA = {*FRONT_DOORS, "configuration", "run_identity"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def room(path: Path) -> str:
+    """The folder of a module under `src/`, or the module itself."""
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Every module that is imported anywhere: "src.data.blocks", "wandb", …"""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def our_imports(tree: ast.AST) -> set[str]:
+    """The rooms under `src/` that are imported."""
+    return {
+        name.split(".")[1] for name in imported(tree) if name.split(".")[0] == "src"
+    }
+
+
+def libraries(tree: ast.AST) -> set[str]:
+    return {name.split(".")[0] for name in imported(tree)}
+
+
+def own_start(node: ast.AST) -> bool:
+    """Whether it is a module's `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+
+
+def parsed(path: Path) -> ast.Module:
+    """The module without its `__main__` block, which may import the module itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not own_start(node)]
+    return tree
+
+
+def test_imports_are_found_wherever_they_are():
+    code = (
+        "import wandb.sdk\nfrom src import arguments\n"
+        "def f():\n    from src.data.blocks import Blocks\n"
+        "if __name__ == '__main__':\n    from src.run_clm import main\n"
+    )
+    tree = ast.parse(code)
+    assert libraries(tree) == {"wandb", "src"}
+    assert our_imports(tree) == {"arguments", "data", "run_clm"}
+    assert [own_start(node) for node in tree.body] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_imports_only_what_lies_below_it(path):
+    tree = parsed(path)
+    assert not [x for x in imported(tree) if x.startswith(".")], "relative import"
+    if path != SOURCE / "__init__.py":
+        assert our_imports(tree) <= MAY_IMPORT[room(path)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_library_stays_in_its_room(path):
+    found = libraries(parsed(path))
+    assert room(path) in HYDRA or not found & {"hydra", "omegaconf"}
+    assert name(path) == "training/wandb_logging.py" or "wandb" not in found
+    assert "matplotlib" not in found
+
+
+def test_wandb_is_imported_inside_functions_only():
+    tree = parsed(SOURCE / "training" / "wandb_logging.py")
+    assert "wandb" in libraries(tree)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    outside = [node for node in tree.body if not isinstance(node, functions)]
+    assert not any("wandb" in libraries(node) for node in outside)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_has_a_theme_and_a_size_one_can_read(path):
+    assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_MODULE_LINES
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert not long
