@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from src.run_clm import run
+from src.training import callbacks
 from src.training import trainer as trainer_module
 from src.training.checkpoints import seal
 from tests.conftest import sentences
@@ -167,11 +168,11 @@ def test_a_kill_during_a_save_costs_the_steps_since_the_one_before(
     longer, run_clm, at_step, monkeypatch, caplog
 ):
     run_clm(*longer, "wandb.tag=whole")
-    patch = at_step(19, lambda: monkeypatch.setattr(trainer_module, "seal", killed))
+    patch = at_step(19, lambda: monkeypatch.setattr(callbacks, "seal", killed))
     with pytest.raises(Killed):
         run_clm(*longer, "wandb.tag=killed")
     patch.undo()
-    monkeypatch.setattr(trainer_module, "seal", seal)
+    monkeypatch.setattr(callbacks, "seal", seal)
     assert (only_run("killed") / "checkpoint-20" / "trainer_state.json").exists()
     assert run_clm(*longer, "wandb.tag=killed") == 0
     assert "checkpoint-20 was not finished" in caplog.text

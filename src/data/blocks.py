@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from src.data.packing import Stream
+from src.data.stream import Stream
 
 IGNORED = -100  # a target that counts neither in the loss nor in a metric
 

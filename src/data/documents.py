@@ -5,7 +5,7 @@ from typing import Iterable, Iterator, NamedTuple
 
 HEADING = re.compile(r"= = = (?!=).*(?<![= ]) = = =\s*$")
 # Characters a piece holds before it ends at the next line end. Tokens do not cross pieces,
-# so this number is part of the packed format (see packing.VERSION).
+# so this number is part of the packed format (see stream.VERSION).
 PIECE_LENGTH = 16_384
 
 

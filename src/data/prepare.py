@@ -16,7 +16,8 @@ from src.arguments import (
 )
 from src.data.blocks import IGNORED, Blocks, file_spans, split
 from src.data.corpus import Source, read_corpus, read_hub
-from src.data.packing import Stream, pack
+from src.data.packing import pack
+from src.data.stream import Stream
 from src.data.tokenizer import load, load_or_train
 
 

@@ -12,8 +12,8 @@ from transformers.integrations import rewrite_logs
 
 from src.arguments import UserError, WandbArguments
 
-# Seconds until a dead network is given up; wandb itself takes as long again to return.
-INIT_TIMEOUT = 15
+# Seconds until a dead network is given up; wandb itself takes 16 to 20 more to return.
+INIT_TIMEOUT = 10
 logger = logging.getLogger(__name__)
 
 

@@ -17,7 +17,8 @@ from src.data.blocks import (
     words_seen,
 )
 from src.data.corpus import read_corpus
-from src.data.packing import Stream, pack
+from src.data.packing import pack
+from src.data.stream import Stream
 from src.data.tokenizer import train
 
 LETTERS = train(["a"], 259)  # every byte is one token

@@ -16,7 +16,8 @@ from src.arguments import DataTrainingArguments, UserError
 from src.data import packing
 from src.data.corpus import Source, read_corpus
 from src.data.documents import PIECE_LENGTH
-from src.data.packing import Stream, pack
+from src.data.packing import pack
+from src.data.stream import Stream
 from src.data.tokenizer import train
 from tests.conftest import sentences
 

@@ -1,0 +1,144 @@
+"""What happens around the steps: the epoch's order, stopping, checkpoints, the console."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from src.data.blocks import Blocks, EpochOrder
+from src.training.checkpoints import prune, seal
+
+logger = logging.getLogger(__name__)
+
+
+class OrderEpochs(TrainerCallback):
+    """Tells the sampler which epoch it is, also after a resume in mid-epoch."""
+
+    def __init__(self, blocks: Optional[Blocks], seed: int):
+        self.sampler = EpochOrder(len(blocks), seed) if blocks is not None else None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM, SIGUSR1 and Ctrl-C: save at the end of the step, then stop.
+
+    A second signal ends the process at once, as it would without this.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.received: Optional[int] = None
+        self._before: dict[int, Any] = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number
+        self._restore()
+        logger.warning(
+            "%s: saving after this step, then stopping (once more: stop at once)",
+            signal.Signals(number).name,
+        )
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._before = {n: signal.signal(n, self._receive) for n in self.SIGNALS}
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._anywhere(args):
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # The Trainer ends the epoch wherever it stops; it is only over at its real end.
+        if self.received and state.epoch != int(state.epoch):
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def _anywhere(self, args: TrainingArguments) -> bool:
+        """Whether any process was told to stop: they must all stop at the same step."""
+        if args.world_size > 1:
+            flag = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.received = int(flag) or None
+        return self.received is not None
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Seals what was saved, keeps the best, deletes what is over the limit.
+
+    It also saves the loss summed up since the last log, which the Trainer forgets, so that
+    the losses a continued run logs are those of one that did not stop.
+    """
+
+    def __init__(self, trainer: Trainer, limit: Optional[int]):
+        self.trainer, self.limit = trainer, limit
+        self.resumed_from: Optional[Path] = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.resumed_from is not None:
+            window = json.loads((self.resumed_from / "loss_window.json").read_text())
+            rank = str(args.process_index)
+            self.trainer._tr_loss += window["loss"].get(rank, 0.0)
+            self.trainer._globalstep_last_logged = window["last_logged_step"]
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if not best.is_dir():  # lost: the best of what follows is the best there is
+                state.best_metric = state.best_global_step = None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not args.load_best_model_at_end or not self.trainer.is_in_train:
+            return
+        name = args.metric_for_best_model
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        best = state.best_metric
+        if value is not None and (
+            best is None or (value > best if args.greater_is_better else value < best)
+        ):
+            control.should_save = True  # or the best model would be gone at the end
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        losses = {str(args.process_index): float(self.trainer._tr_loss)}
+        if args.world_size > 1:
+            gathered = [None] * args.world_size
+            torch.distributed.all_gather_object(gathered, losses)
+            losses = {rank: loss for part in gathered for rank, loss in part.items()}
+        if not state.is_world_process_zero:
+            return
+        window = {
+            "loss": losses,
+            "last_logged_step": self.trainer._globalstep_last_logged,
+        }
+        (checkpoint / "loss_window.json").write_text(json.dumps(window))
+        seal(checkpoint)
+        prune(Path(args.output_dir), self.limit, state.best_model_checkpoint)
+
+
+class Console(ProgressCallback):
+    """A progress bar, and one short line for each log and evaluation."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            shown = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm")}
+        elif "eval_loss" in logs:
+            keys = "loss perplexity accuracy bits_per_byte word_perplexity".split()
+            shown = {f"eval {key}": logs[f"eval_{key}"] for key in keys}
+        else:
+            return
+        line = "  ".join(
+            f"{key} {value:.4g}" for key, value in shown.items() if value is not None
+        )
+        logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)

@@ -1,0 +1,182 @@
+"""The network: what can be asked for, what is refused, what comes out."""
+
+import pytest
+import torch
+
+from src.arguments import ModelArguments, UserError
+from src.data.tokenizer import save, train
+from src.training.model import architecture, build, check_block_size
+
+LETTERS = train(["a"], 259)  # 256 bytes, padding, BOS, EOS
+WORDS = train(["the dog the dog the dog"], 262)
+SMALL = {
+    "gpt2": dict(n_layer=1, n_embd=16, n_head=2, n_positions=32),
+    "opt": dict(
+        num_hidden_layers=1, hidden_size=16, ffn_dim=32, num_attention_heads=2,
+        max_position_embeddings=32,
+    ),
+    "llama": dict(
+        num_hidden_layers=1, hidden_size=16, intermediate_size=32,
+        num_attention_heads=2, max_position_embeddings=32,
+    ),
+    "bert": dict(
+        num_hidden_layers=1, hidden_size=16, intermediate_size=32,
+        num_attention_heads=2, max_position_embeddings=32,
+    ),
+}  # fmt: skip
+
+
+def arguments(model_type: str = "gpt2", **overrides) -> ModelArguments:
+    return ModelArguments(
+        model_type=model_type, config_overrides={**SMALL[model_type], **overrides}
+    )
+
+
+def built(args: ModelArguments, tokenizer=LETTERS, seed: int = 1):
+    torch.manual_seed(seed)
+    return build(args, architecture(args), tokenizer)
+
+
+def refusal(args: ModelArguments, tokenizer=LETTERS) -> str:
+    with pytest.raises(UserError) as raised:
+        built(args, tokenizer)
+    return str(raised.value)
+
+
+def test_overrides_change_the_architecture_by_any_of_its_names():
+    config = architecture(arguments(resid_pdrop=0, scale_attn_weights=False))
+    assert (config.n_layer, config.n_embd, config.n_positions) == (1, 16, 32)
+    assert config.resid_pdrop == 0 and config.scale_attn_weights is False
+    args = ModelArguments(model_type="gpt2", config_overrides={"hidden_size": 24})
+    assert architecture(args).n_embd == 24
+
+
+def test_what_follows_from_an_override_follows():
+    llama = architecture(arguments("llama"))
+    assert llama.head_dim == 8 and llama.num_key_value_heads == 2
+    assert architecture(arguments("opt")).word_embed_proj_dim == 16
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        ({"n_layers": 1}, ("config_overrides.n_layers", "did you mean `n_layer`?")),
+        ({"n_layer": "two"}, ("n_layer", "int", "two")),
+        ({"n_layer": True}, ("n_layer", "int", "bool")),
+        ({"n_layer": 1.5}, ("n_layer", "int", "1.5")),
+        ({"scale_attn_weights": 1}, ("scale_attn_weights", "bool", "1")),
+        ({"resid_pdrop": "much"}, ("resid_pdrop", "much")),
+        ({"activation_function": 5}, ("activation_function", "str", "5")),
+        ({"activation_function": "gelu_newest"}, ("gpt2", "gelu_newest")),
+        ({"n_embd": 15}, ("15",)),
+        (["n_layer"], ("{key: value, …}", "n_layer")),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_name(overrides, told):
+    if isinstance(overrides, dict):
+        overrides = {**SMALL["gpt2"], **overrides}
+    args = ModelArguments(model_type="gpt2", config_overrides=overrides)
+    message = refusal(args)
+    assert all(part in message for part in told), message
+    assert len(message) < 300 and "\n" not in message
+
+
+@pytest.mark.parametrize("model_type", ["t5", "vit", "gemma3"])
+def test_an_architecture_without_a_causal_language_model_is_refused(model_type):
+    message = refusal(ModelArguments(model_type=model_type))
+    assert message == f"model: {model_type} has no causal language model"
+
+
+def test_an_architecture_that_does_not_exist_is_refused_with_the_nearest():
+    assert "near: gpt2" in refusal(ModelArguments(model_type="gpt-2"))
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_a_prediction_depends_on_nothing_behind_it(model_type):
+    model = built(arguments(model_type)).eval()
+    ids = torch.tensor([[1, 50, 60, 70], [1, 50, 61, 71]])
+    logits = model(input_ids=ids).logits
+    assert torch.equal(logits[0, :2], logits[1, :2])
+    assert not torch.allclose(logits[0, 2:], logits[1, 2:])
+
+
+@pytest.mark.parametrize("tokenizer, size", [(LETTERS, 259), (WORDS, 262)])
+def test_the_vocabulary_and_the_special_tokens_follow_the_tokenizer(tokenizer, size):
+    config = built(arguments(), tokenizer).config
+    assert config.vocab_size == size
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
+
+
+def test_a_larger_vocabulary_may_be_asked_for_and_a_smaller_one_is_refused():
+    model = built(arguments(vocab_size=320))
+    assert model.get_input_embeddings().weight.shape == (320, 16)
+    assert refusal(arguments(vocab_size=258)) == (
+        "the model's vocabulary of 258 does not hold the tokenizer's 259 entries"
+    )
+
+
+def test_the_weights_are_a_function_of_the_seed():
+    first, again, other = (built(arguments(), seed=seed) for seed in (1, 1, 2))
+    weights = [list(model.parameters()) for model in (first, again, other)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1]))
+    assert not torch.equal(weights[0][0], weights[2][0])
+    assert all(p.dtype == torch.float32 for p in weights[0])
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_the_attention_kernel_is_the_one_asked_for(kernel):
+    args = arguments()
+    args.attn_implementation = kernel
+    assert built(args).config._attn_implementation == kernel
+
+
+def test_a_kernel_that_is_not_installed_is_refused():
+    args = arguments()
+    args.attn_implementation = "flash_attention_2"
+    assert refusal(args).startswith("model: cannot build gpt2: ")
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama"])
+def test_blocks_longer_than_the_positions_are_refused(model_type):
+    config = architecture(arguments(model_type))
+    check_block_size(32, config)
+    with pytest.raises(UserError) as raised:
+        check_block_size(33, config)
+    told = "data.block_size=33 is beyond the model's 32 positions"
+    assert str(raised.value) == told
+
+
+def test_a_model_without_positions_takes_any_block():
+    args = ModelArguments(model_type="mamba", config_overrides={"hidden_size": 16})
+    check_block_size(100_000, architecture(args))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = built(arguments(), seed=7)
+    model.save_pretrained(tmp_path / "saved")
+    save(LETTERS, tmp_path / "saved")
+    return model, str(tmp_path / "saved")
+
+
+def test_saved_weights_are_continued_from(saved):
+    model, path = saved
+    args = ModelArguments(
+        model_name_or_path=path, config_overrides={"resid_pdrop": 0.5}
+    )
+    loaded = built(args, seed=1)
+    assert loaded.config.n_layer == 1 and loaded.config.resid_pdrop == 0.5
+    pairs = zip(model.parameters(), loaded.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_saved_weights_of_a_smaller_vocabulary_than_the_tokenizer_are_refused(saved):
+    args = ModelArguments(model_name_or_path=saved[1])
+    assert refusal(args, WORDS) == (
+        "the model's vocabulary of 259 does not hold the tokenizer's 262 entries"
+    )
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path):
+    message = refusal(ModelArguments(model_name_or_path=str(tmp_path / "gone")))
+    assert message.startswith("model.model_name_or_path=") and "gone" in message

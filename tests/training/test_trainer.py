@@ -1,0 +1,317 @@
+"""The Trainer's own parts, against figures computed by hand from the model's logits."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from src.arguments import (
+    Arguments,
+    DataTrainingArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from src.data.blocks import IGNORED, Blocks, file_spans, order
+from src.data.corpus import read_corpus
+from src.data.packing import pack
+from src.data.prepare import Data
+from src.data.tokenizer import train as train_tokenizer
+from src.training.checkpoints import newest_whole
+from src.training.trainer import build_trainer, train
+
+LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
+# Documents of all lengths, so that blocks have between 8 and 5 targets.
+TEXT = "\n\n".join("abcdefghijklmnop"[: 1 + 3 * i % 13] for i in range(18))
+FILES = {"first": "the dog sees the cat", "second": "a dog\n\nshe sees a cat too"}
+BEGIN = 1
+
+
+@pytest.fixture
+def stream_of(tmp_path):
+    """`stream_of(name=text, …)`: the texts as one packed stream."""
+
+    def call(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.txt").write_text(text)
+        paths = [f"{tmp_path}/{name}.txt" for name in texts]
+        data = DataTrainingArguments()
+        sources = read_corpus(paths, "data.train_file", data, tmp_path / "cache")
+        return pack(sources, LETTERS, "blank_line", tmp_path / "cache")
+
+    return call
+
+
+@pytest.fixture
+def trainer_of(tmp_path, stream_of):
+    """`trainer_of(…)`: eight blocks of eight tokens, a model of one layer, plain SGD."""
+
+    def call(block_size=8, num_blocks=8, text=TEXT, files=FILES, **training):
+        stream, dev = stream_of(train=text), stream_of(**files)
+        blocks = Blocks(stream, [(0, len(stream))], block_size, False, num_blocks)
+        data = Data(
+            stream, blocks, Blocks(dev, file_spans(dev), 8, True), list(files)
+        )  # fmt: skip
+        model = dict(n_layer=1, n_embd=16, n_head=2, n_positions=32)
+        model |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        settings = dict(
+            output_dir=str(tmp_path / "run"), use_cpu=True, do_train=True, do_eval=True,
+            optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_steps=1,
+            per_device_train_batch_size=8, per_device_eval_batch_size=3,
+            logging_steps=1, save_strategy="no", max_grad_norm=100.0, seed=3,
+            report_to="none",
+        )  # fmt: skip
+        args = Arguments(
+            model=ModelArguments(model_type="gpt2", config_overrides=model),
+            training=TrainingArguments(**{**settings, **training}),
+        )
+        return build_trainer(args, LETTERS, data)
+
+    return call
+
+
+def stacked(blocks: Blocks, key: str) -> torch.Tensor:
+    return torch.stack([blocks[i][key] for i in range(len(blocks))])
+
+
+def losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_batch(trainer_of):
+    """However the batch is divided: else a short document would weigh more than a long."""
+    found = []
+    for size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        trainer = trainer_of(
+            per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+        )
+        inputs = stacked(trainer.train_dataset, "input_ids")
+        labels = stacked(trainer.train_dataset, "labels")
+        assert len(set((labels != IGNORED).sum(1).tolist())) > 1  # unequal blocks
+        logits = trainer.model(input_ids=inputs).logits
+        expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        expected.backward()
+        by_hand = [p - 0.5 * p.grad for p in trainer.model.parameters()]
+        trainer.model.zero_grad()
+        assert train(trainer, None)
+        assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
+        weights = list(trainer.model.parameters())
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, by_hand))
+        found.append((losses(trainer)[0], weights))
+    for loss, weights in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        assert all(
+            torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, found[0][1])
+        )
+
+
+def test_the_first_target_of_a_block_counts(trainer_of):
+    trainer = trainer_of(block_size=2, num_blocks=1, per_device_train_batch_size=1)
+    block = trainer.train_dataset[0]
+    logits = trainer.model(input_ids=block["input_ids"][None]).logits[0]
+    log_probabilities = logits.log_softmax(-1)
+    first, second = block["labels"].tolist()
+    expected = -(log_probabilities[0, first] + log_probabilities[1, second]) / 2
+    train(trainer, None)
+    assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
+
+
+def test_label_smoothing_is_honoured(trainer_of):
+    trainer = trainer_of(
+        label_smoothing_factor=0.2, gradient_accumulation_steps=4,
+        per_device_train_batch_size=2,
+    )  # fmt: skip
+    blocks = trainer.train_dataset
+    logits = trainer.model(input_ids=stacked(blocks, "input_ids")).logits
+    labels = stacked(blocks, "labels")
+    log_probabilities = logits.log_softmax(-1)[labels != IGNORED]  # [targets, 259]
+    right = log_probabilities.gather(1, labels[labels != IGNORED][:, None])[:, 0]
+    expected = -(0.8 * right + 0.2 * log_probabilities.mean(1)).mean()
+    train(trainer, None)
+    assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
+
+
+def test_a_run_without_gradient_clipping_is_logged(trainer_of):
+    trainer = trainer_of(max_grad_norm=0.0)
+    assert train(trainer, None) and len(losses(trainer)) == 1
+
+
+@torch.no_grad()
+def sums_by_hand(model, tokens: list[int]) -> tuple[float, int, int]:
+    """Negative log-likelihood, hits and targets of a file, in blocks of 8, unpadded."""
+    nll = hits = targets = 0
+    for start in range(0, len(tokens) - 1, 8):
+        piece = tokens[start : start + 9]
+        logits = model(input_ids=torch.tensor([piece[:-1]])).logits[0]
+        for position, target in enumerate(piece[1:]):
+            if target != BEGIN:
+                nll -= logits[position].log_softmax(-1)[target].item()
+                hits += int(logits[position].argmax() == target)
+                targets += 1
+    return nll, hits, targets
+
+
+def test_an_evaluation_is_what_one_computes_by_hand(trainer_of):
+    trainer = trainer_of()
+    scores = trainer.evaluate()
+    model, stream = trainer.model.eval(), trainer.eval_dataset.stream
+    totals, sizes = [], []
+    for row, text in zip(stream.files, FILES.values()):
+        tokens = stream.tokens[row["start"] : row["end"]].tolist()
+        assert (len(tokens) - 1) % 8  # a remainder
+        totals.append(sums_by_hand(model, tokens))
+        sizes.append((len(text.encode()), len(text.split())))
+    totals.append([sum(column) for column in zip(*totals)])
+    sizes.append([sum(column) for column in zip(*sizes)])
+    for prefix, (nll, hits, targets), (num_bytes, words) in zip(
+        ("eval_first_", "eval_second_", "eval_"), totals, sizes
+    ):
+        expected = {
+            "loss": nll / targets,
+            "perplexity": math.exp(nll / targets),
+            "accuracy": hits / targets,
+            "bits_per_byte": nll / math.log(2) / num_bytes,
+            "word_perplexity": math.exp(nll / words),
+        }
+        for name, value in expected.items():
+            assert scores[prefix + name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_an_evaluation_keeps_three_numbers_a_block(trainer_of):
+    """Logits of a validation set would be hundreds of gigabytes."""
+    trainer, seen = trainer_of(), []
+    scores = trainer.compute_metrics
+
+    def spy(prediction):
+        seen.append(prediction)
+        return scores(prediction)
+
+    trainer.compute_metrics = spy
+    trainer.evaluate()
+    (prediction,) = seen
+    assert prediction.predictions.shape == (len(trainer.eval_dataset), 3)
+    assert prediction.label_ids.shape == (len(trainer.eval_dataset), 3)
+    assert prediction.inputs is None
+
+
+class Inputs:
+    """The blocks that are trained on, found by their tokens."""
+
+    def __init__(self, trainer):
+        self.seen = []
+        self.known = {
+            tuple(trainer.train_dataset[i]["input_ids"].tolist()): i
+            for i in range(len(trainer.train_dataset))
+        }
+        assert len(self.known) == len(trainer.train_dataset)
+        trainer.model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, model, args, kwargs):
+        if model.training:
+            self.seen += [
+                self.known[tuple(row)] for row in kwargs["input_ids"].tolist()
+            ]
+
+
+class StopAfter(TrainerCallback):
+    """Saves and stops after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def test_a_run_resumed_in_its_second_epoch_sees_the_rest_of_it(trainer_of):
+    settings = dict(
+        max_steps=12, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        learning_rate=0.01, save_strategy="steps", save_steps=100,
+    )  # fmt: skip
+    stopped = trainer_of(**settings)
+    before = Inputs(stopped)
+    stopped.add_callback(StopAfter(5))  # of four steps an epoch
+    train(stopped, None)
+    resumed = trainer_of(**settings)
+    after = Inputs(resumed)
+    checkpoint = newest_whole(run_dir(resumed))
+    assert checkpoint == run_dir(resumed) / "checkpoint-5"
+    train(resumed, checkpoint)
+    epochs = [order(8, 3, epoch).tolist() for epoch in range(3)]
+    assert before.seen == epochs[0] + epochs[1][:2]
+    assert after.seen == epochs[1][2:] + epochs[2]
+
+
+def run_dir(trainer) -> Path:
+    return Path(trainer.args.output_dir)
+
+
+OVERFITTING = dict(
+    text="\n\n".join(["a dog sees"] * 30), max_steps=6, learning_rate=2.0,
+    eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
+    save_strategy="steps", save_steps=5, save_total_limit=2,
+    metric_for_best_model="loss", greater_is_better=False,
+)  # fmt: skip
+
+
+def evaluations(trainer) -> dict[int, float]:
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    return {row["step"]: row["eval_loss"] for row in rows}
+
+
+def test_the_best_model_is_kept_between_two_saves_and_loaded_at_the_end(trainer_of):
+    trainer = trainer_of(**OVERFITTING)
+    train(trainer, None)
+    found = evaluations(trainer)
+    best = min(found, key=found.get)
+    assert 0 < best < 5  # neither saved by the cadence nor the last
+    kept = sorted(path.name for path in run_dir(trainer).glob("checkpoint-*"))
+    assert kept == sorted([f"checkpoint-{best}", "checkpoint-6"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(found[best], rel=1e-6)
+    saved = load_file(run_dir(trainer) / f"checkpoint-{best}" / "model.safetensors")
+    name = "transformer.wte.weight"
+    assert torch.equal(saved[name], trainer.model.state_dict()[name])
+
+
+def test_a_run_whose_best_checkpoint_was_lost_ends_with_the_best_of_the_rest(
+    trainer_of,
+):
+    stopped = trainer_of(**OVERFITTING)
+    stopped.add_callback(StopAfter(4))
+    train(stopped, None)
+    run = run_dir(stopped)
+    state = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())
+    best = state["best_global_step"]
+    assert best < 4
+    (run / f"checkpoint-{best}" / "model.safetensors").write_bytes(b"damaged")
+    resumed = trainer_of(**OVERFITTING)
+    train(resumed, newest_whole(run))
+    rest = {s: loss for s, loss in evaluations(resumed).items() if s > 4}
+    assert resumed.state.best_global_step == min(rest, key=rest.get)
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(min(rest.values()))
+
+
+def test_a_run_that_was_moved_still_ends_with_its_best_model(trainer_of, tmp_path):
+    stopped = trainer_of(**OVERFITTING)
+    stopped.add_callback(StopAfter(4))
+    train(stopped, None)
+    best = stopped.state.best_global_step
+    moved = tmp_path / "moved"
+    run_dir(stopped).rename(moved)
+    resumed = trainer_of(**OVERFITTING, output_dir=str(moved))
+    train(resumed, newest_whole(moved))
+    assert resumed.state.best_model_checkpoint == str(moved / f"checkpoint-{best}")
+
+
+def test_tensorboard_writes_its_events_where_its_variable_says(
+    trainer_of, tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    train(trainer_of(report_to=["tensorboard"]), None)
+    assert list((tmp_path / "events").rglob("events.out.tfevents.*"))
