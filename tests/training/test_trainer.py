@@ -29,6 +29,20 @@ LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
 TEXT = "\n\n".join("abcdefghijklmnop"[: 1 + 3 * i % 13] for i in range(18))
 FILES = {"first": "the dog sees the cat", "second": "a dog\n\nshe sees a cat too"}
 BEGIN = 1
+GPT2 = dict(
+    model_type="gpt2",
+    config_overrides=dict(
+        n_layer=1, n_embd=16, n_head=2, n_positions=32, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+)  # fmt: skip
+LLAMA = dict(
+    model_type="llama",
+    config_overrides=dict(
+        num_hidden_layers=1, hidden_size=16, intermediate_size=32,
+        num_attention_heads=2,
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -50,14 +64,14 @@ def stream_of(tmp_path):
 def trainer_of(tmp_path, stream_of):
     """`trainer_of(…)`: eight blocks of eight tokens, a model of one layer, plain SGD."""
 
-    def call(block_size=8, num_blocks=8, text=TEXT, files=FILES, **training):
+    def call(
+        block_size=8, num_blocks=8, text=TEXT, files=FILES, model=GPT2, **training
+    ):  # fmt: skip
         stream, dev = stream_of(train=text), stream_of(**files)
         blocks = Blocks(stream, [(0, len(stream))], block_size, False, num_blocks)
         data = Data(
             stream, blocks, Blocks(dev, file_spans(dev), 8, True), list(files)
         )  # fmt: skip
-        model = dict(n_layer=1, n_embd=16, n_head=2, n_positions=32)
-        model |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
         settings = dict(
             output_dir=str(tmp_path / "run"), use_cpu=True, do_train=True, do_eval=True,
             optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_steps=1,
@@ -66,7 +80,7 @@ def trainer_of(tmp_path, stream_of):
             report_to="none",
         )  # fmt: skip
         args = Arguments(
-            model=ModelArguments(model_type="gpt2", config_overrides=model),
+            model=ModelArguments(**model),
             training=TrainingArguments(**{**settings, **training}),
         )
         return build_trainer(args, LETTERS, data)
@@ -109,8 +123,12 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_batch(trainer_of):
         )
 
 
-def test_the_first_target_of_a_block_counts(trainer_of):
-    trainer = trainer_of(block_size=2, num_blocks=1, per_device_train_batch_size=1)
+@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_the_first_target_of_a_block_counts(trainer_of, model):
+    """The Trainer leaves it out of its count for those architectures whose loss it knows."""
+    trainer = trainer_of(
+        block_size=2, num_blocks=1, per_device_train_batch_size=1, model=model
+    )
     block = trainer.train_dataset[0]
     logits = trainer.model(input_ids=block["input_ids"][None]).logits[0]
     log_probabilities = logits.log_softmax(-1)
