@@ -56,6 +56,7 @@ def run(config: DictConfig) -> Optional[float]:
 
 def checked_arguments(config: DictConfig) -> Arguments:
     """The typed arguments; raises `UserError` for whatever is wrong with them."""
+    from src.evaluation.minimal_pairs import load_pairs
     from src.training.model import architecture, check_block_size
 
     refuse_unknown_keys(config)
@@ -63,6 +64,8 @@ def checked_arguments(config: DictConfig) -> Arguments:
     decide(config)
     args = build_arguments(config)
     check_block_size(args.data.block_size, architecture(args.model))
+    if args.evaluation.pairs:
+        load_pairs(Path(args.evaluation.pairs))  # not found out after hours of training
     return args
 
 

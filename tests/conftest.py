@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-# Before any library reads them: no network, no account, no GPU, two threads.
+# Before any library reads them: no network, no account, no GPU; one thread, since threads
+# that wait for each other are slow where the machine is busy.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
     CUDA_VISIBLE_DEVICES="",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="true",
 )
 os.environ.pop("WANDB_API_KEY", None)

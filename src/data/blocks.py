@@ -62,7 +62,7 @@ class Blocks(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` [T], `labels` [T] (already shifted: the next tokens), `block` []."""
+        """`input_ids` [T], `labels` [T] (already shifted: the next tokens)."""
         start, end = int(self.starts[index]), int(self.ends[index])
         tokens = self.stream.tokens[start : end + 1].astype(np.int64)
         inputs = np.full(self.block_size, tokens[0])  # padding that no loss sees
@@ -76,7 +76,6 @@ class Blocks(Dataset):
         return {
             "input_ids": torch.from_numpy(inputs),
             "labels": torch.from_numpy(labels),
-            "block": torch.tensor(index),
         }
 
     @property
