@@ -44,7 +44,7 @@ class ModelArguments:
         None, "Branch, tag or commit of model_name_or_path on the hub"
     )
     token: Optional[str] = knob(
-        None, "Access token for a private hub repository", changes_result=False
+        None, "Access token of the hub (better: HF_TOKEN)", changes_result=False
     )
     attn_implementation: Optional[
         Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
@@ -121,7 +121,6 @@ class EvaluationArguments:
     pairs: Optional[str] = knob(
         None,
         "Folder of minimal pairs in BLiMP's format (*.jsonl), scored at the end of a run",
-        changes_result=False,
     )
     num_generated_texts: int = knob(
         3, "Texts the final model writes at the end of a run", changes_result=False
@@ -175,7 +174,7 @@ class Arguments:
 # A field that is not named here, such as a new one, counts as changing the result: a run
 # too many directories is a nuisance, two runs in one directory are a wrong number.
 HARMLESS_TRAINING_FIELDS = frozenset(
-    "output_dir do_eval do_predict logging_strategy logging_steps"
+    "output_dir do_predict logging_strategy logging_steps"
     " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
     " log_level_replica disable_tqdm report_to run_name project trackio_space_id"
     " trackio_bucket_id trackio_static_space_id include_num_input_tokens_seen"
@@ -192,6 +191,30 @@ HARMLESS_TRAINING_FIELDS = frozenset(
 )
 
 
+# What an evaluation reports of the text, of every dev file and over all.
+FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
+
+# Fields of Hugging Face's TrainingArguments that would break what this package promises.
+REFUSED_TRAINING_VALUES = {
+    "resume_from_checkpoint": (
+        None,
+        "the same command continues its run; for other weights use"
+        " model.model_name_or_path=",
+    ),
+    "save_only_model": (False, "a stopped run could not be continued"),
+    "ignore_data_skip": (False, "a continued run would see other data"),
+    "auto_find_batch_size": (False, "the batch would depend on the memory there is"),
+    "train_sampling_strategy": (
+        "random",
+        "the order of blocks is a function of the seed",
+    ),
+    "dataloader_in_order": (True, "the order of blocks is a function of the seed"),
+    "dataloader_drop_last": (False, "text would be left out"),
+    "batch_eval_metrics": (False, "an evaluation keeps three numbers a block as it is"),
+    "prediction_loss_only": (False, "an evaluation reports more than the loss"),
+}
+
+
 def changes_result(section: type, name: str) -> bool:
     """Whether two runs that differ in this field may end with different numbers."""
     described = section.__dataclass_fields__.get(name)
@@ -203,11 +226,20 @@ def changes_result(section: type, name: str) -> bool:
 
 def check_arguments(args: Arguments) -> None:
     """Raise `UserError` for values that no run can use, before any data is read."""
-    data, training = args.data, args.training
-    positive = ("data.block_size", "data.max_train_samples", "data.max_eval_samples")
-    least = {**dict.fromkeys(positive, 1), "data.block_size": 2}
-    least |= {"data.preprocessing_num_workers": 1, "evaluation.num_generated_texts": 0}
-    for key, minimum in least.items():
+    _check_data(args)
+    _check_training(args.training)
+
+
+def _check_data(args: Arguments) -> None:
+    data = args.data
+    minima = {
+        "data.block_size": 2,
+        "data.max_train_samples": 1,
+        "data.max_eval_samples": 1,
+        "data.preprocessing_num_workers": 1,
+        "evaluation.num_generated_texts": 0,
+    }
+    for key, minimum in minima.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(args, section), name)
         if value is not None and value < minimum:
@@ -217,7 +249,7 @@ def check_arguments(args: Arguments) -> None:
             "data.validation_split_percentage must be between 0 and 100, got"
             f" {data.validation_split_percentage}"
         )
-    if training.do_train and not (data.train_file or data.dataset_name):
+    if args.training.do_train and not (data.train_file or data.dataset_name):
         raise UserError(
             "training.do_train=true needs data.train_file or data.dataset_name;"
             " to evaluate only: training.do_train=false"
@@ -227,20 +259,24 @@ def check_arguments(args: Arguments) -> None:
             f"data.dataset_name={data.dataset_name} and data.train_file or"
             " data.validation_file exclude each other"
         )
+
+
+def _check_training(training: TrainingArguments) -> None:
     if training.save_total_limit is not None and training.save_total_limit < 2:
         raise UserError(
             "training.save_total_limit must be at least 2, or the one before a"
             f" half-written checkpoint would be gone; got {training.save_total_limit}"
         )
-    if training.resume_from_checkpoint is not None:
+    for name, (only, reason) in REFUSED_TRAINING_VALUES.items():
+        if getattr(training, name) != only:
+            raise UserError(
+                f"training.{name} must be {only}, got {getattr(training, name)}: {reason}"
+            )
+    metric = training.metric_for_best_model or "loss"
+    if not metric.endswith(FIGURES):
         raise UserError(
-            "training.resume_from_checkpoint: the same command continues its run by"
-            " itself; for other weights use model.model_name_or_path="
-        )
-    if training.batch_eval_metrics or training.prediction_loss_only:
-        raise UserError(
-            "training.batch_eval_metrics and training.prediction_loss_only must be"
-            " false: an evaluation keeps three numbers a block as it is"
+            f"training.metric_for_best_model={metric} must be one of {', '.join(FIGURES)},"
+            " or <name of a dev file>_<one of them>"
         )
     loggers = training.report_to
     loggers = [loggers] if isinstance(loggers, str) else loggers or []

@@ -41,7 +41,6 @@ RENAMED = {
     "half_precision_backend": "fp16",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
-    "use_auth_token": "token",
     "torchdynamo": "torch_compile_backend",
 }
 
@@ -139,7 +138,7 @@ def _unknown(key: str) -> str:
         return f"`{key}` is not in the chosen files; to add it write +{key}=…"
     section, _, name = key.rpartition(".")
     if name in RENAMED:
-        return f"unknown key `{key}`: it is now `training.{RENAMED[name]}`"
+        return f"unknown key `{key}`: it is now training.{RENAMED[name]}"
     fields = {s: [f.name for f in dataclasses.fields(c)] for s, c in sections().items()}
     if section in fields:
         return f"unknown key `{key}`" + _nearest(
@@ -190,8 +189,7 @@ def decide(config: DictConfig) -> None:
         OmegaConf.update(config, key, OmegaConf.select(config, key))
     training = config.training
     gpu = torch.cuda.is_available() and not training.use_cpu
-    accelerator = gpu or torch.backends.mps.is_available()
-    training.use_cpu = bool(training.use_cpu or not accelerator)
+    training.use_cpu = bool(training.use_cpu or not torch.accelerator.is_available())
     if training.bf16 is None:
         training.bf16 = not training.fp16 and fast_bfloat16(training.use_cpu)
     if training.fp16 and not gpu:
@@ -200,6 +198,8 @@ def decide(config: DictConfig) -> None:
         training.eval_strategy = "no"
     if training.eval_strategy.name == "no":
         training.load_best_model_at_end = False
+    if training.metric_for_best_model and training.greater_is_better is None:
+        training.greater_is_better = training.metric_for_best_model.endswith("accuracy")
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:
@@ -225,12 +225,25 @@ def build_arguments(config: DictConfig) -> Arguments:
     return args
 
 
+LEFT_OUT = "<not recorded>"
+SECRETS = ("model.token", "training.hub_token")
+
+
+def recorded_overrides(overrides: list[str]) -> list[str]:
+    """The command line's overrides, secrets left out."""
+    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
+    return [
+        f"{key}={LEFT_OUT}" if key in SECRETS else override
+        for key, override in zip(keys, overrides)
+    ]
+
+
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, all interpolations resolved, secrets left out."""
     values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    for section, name in (("model", "token"), ("training", "hub_token")):
+    for section, name in (key.split(".") for key in SECRETS):
         if values[section][name] is not None:
-            values[section][name] = "<not recorded>"
+            values[section][name] = LEFT_OUT
     return values
 
 

@@ -30,6 +30,7 @@ from src.configuration import (
     build_arguments,
     decide,
     explain,
+    recorded_overrides,
     refuse_unknown_keys,
     resolved,
 )
@@ -88,15 +89,17 @@ def fit(config: DictConfig, args: Arguments) -> Optional[float]:
     from src.training.wandb_logging import logging_run
 
     main_process = args.training.process_index == 0
+    # Batches are given per device: their number decides what the optimizer sees.
+    num_devices = args.training.world_size * max(1, args.training.n_gpu)
     corpora = find_corpora(args.data, args.model)
     record = RunRecord(args.training.output_dir)
     with record.held(main_process):
         with args.training.main_process_first():
             if main_process:
                 record.begin(
-                    {**identity(config), "processes": args.training.world_size},
+                    {**identity(config), "devices": num_devices},
                     resolved(config),
-                    list(HydraConfig.get().overrides.task),
+                    recorded_overrides(HydraConfig.get().overrides.task),
                     corpora.checksums,
                     args.training.overwrite_output_dir,
                 )
@@ -126,8 +129,14 @@ def train_and_score(
         corpora, args.tokenizer, args.data, args.model, main_process
     )
     trainer = build_trainer(args, tokenizer, data, wandb_run)
-    if args.training.do_train and not train(trainer, newest_whole(record.directory)):
-        logger.info("Stopped. The same command continues this run.")
+    with args.training.main_process_first():  # it sets damaged checkpoints aside
+        checkpoint = newest_whole(record.directory)
+    if args.training.do_train and not train(trainer, checkpoint):
+        logger.info(
+            "Stopped. The same command continues this run%s.",
+            ", without training.overwrite_output_dir"
+            * args.training.overwrite_output_dir,
+        )
         raise SystemExit(128 + trainer.stop.received)
     return finish(trainer, args, data, record).get("eval_loss")
 

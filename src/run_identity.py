@@ -26,7 +26,7 @@ SHORT = {
     "training.per_device_train_batch_size": "batch",
     "training.gradient_accumulation_steps": "accumulation",
 }
-# What a run's evaluations are only decides its result when the best of them is kept.
+# When a run is evaluated changes its result only where the best model is kept.
 EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
 

@@ -71,6 +71,12 @@ def test_real_objects_come_out_typed(composed):
         ("training.save_total_limit=1", ("training.save_total_limit", "at least 2")),
         ("training.fp16=true", ("training.fp16", "GPU")),
         ("training.report_to=[wandb]", ("wandb.log",)),
+        ("training.save_only_model=true", ("save_only_model", "continued")),
+        ("training.train_sampling_strategy=sequential", ("train_sampling_strategy",)),
+        (
+            "training.metric_for_best_model=f1",
+            ("metric_for_best_model=f1", "perplexity"),
+        ),
         ("training.resume_from_checkpoint=x", ("continues", "model_name_or_path")),
         ("data.dataset_name=x", ("data.dataset_name", "data.train_file")),
         ("+model=gpt2-huge", ("gpt2-huge", "gpt2-medium", "opt-125m")),
@@ -197,3 +203,13 @@ def test_cfg_and_help_load_nothing_but_the_schema(flags, shown):
     )
     assert shown in out.stdout, out.stderr
     assert out.stdout.rstrip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize(
+    "metric, greater",
+    [("loss", False), ("accuracy", True), ("childes_perplexity", False)],
+)
+def test_what_is_better_follows_from_the_metric(composed, metric, greater):
+    config = composed(*SAMPLE, f"training.metric_for_best_model={metric}")
+    decide(config)
+    assert build_arguments(config).training.greater_is_better is greater

@@ -366,3 +366,56 @@ def test_a_wrong_word_ends_with_one_message(tiny, run_clm, override, told, capfd
 def test_a_sweeper_is_given_the_evaluation_loss(tiny, composed):
     loss = run.__wrapped__(composed(*tiny, "training.max_steps=2"))
     assert loss == json.loads((only_run() / "results.json").read_text())["eval_loss"]
+
+
+def test_a_run_killed_after_its_last_step_takes_no_other_step(
+    longer, run_clm, monkeypatch
+):
+    run_clm(*longer, "wandb.tag=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("src.training.finish.final_scores", killed)
+        with pytest.raises(Killed):
+            run_clm(*longer, "wandb.tag=killed")
+    assert run_clm(*longer, "wandb.tag=killed") == 0
+    assert not (only_run("killed") / "checkpoint-41").exists()
+    assert same_weights(only_run("whole"), only_run("killed"))
+    first, second = (
+        json.loads((only_run(tag) / "results.json").read_text())
+        for tag in ("whole", "killed")
+    )
+    assert first["steps"] == second["steps"] == 40
+    assert first["eval_loss"] == pytest.approx(second["eval_loss"], rel=1e-6)
+
+
+def test_a_folder_with_other_files_is_neither_written_to_nor_moved(tiny, run_clm):
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("mine")
+    for overwrite in ("false", "true"):
+        message = run_clm(
+            *tiny,
+            "training.output_dir=mine",
+            f"training.overwrite_output_dir={overwrite}",
+        )
+        assert "mine is no run but holds README.md" in message
+    assert [p.name for p in Path("mine").iterdir()] == ["README.md"]
+
+
+def test_a_typed_token_is_written_nowhere(tiny, run_clm):
+    assert run_clm(*tiny, "model.token=hf_secret", "training.max_steps=2") == 0
+    for file in only_run().rglob("*"):
+        assert not file.is_file() or b"hf_secret" not in file.read_bytes()
+
+
+def test_a_run_that_saved_nothing_yet_may_be_begun_with_other_settings(tiny, run_clm):
+    group = Path("conf/model/mine.yaml")
+    group.parent.mkdir(parents=True)
+    text = (
+        "# @package _global_\nmodel:\n"
+        "  config_overrides: {vocab_size: %d, n_layer: 1, n_embd: 16, n_head: 2}\n"
+    )
+    command = ["--config-dir", "conf", "+model=mine"]
+    command += [o for o in tiny if "config_overrides" not in o]
+    group.write_text(text % 10)
+    assert "does not hold the tokenizer's" in run_clm(*command)
+    group.write_text(text % 500)
+    assert run_clm(*command) == 0

@@ -127,15 +127,16 @@ def words_seen(blocks: Blocks, seed: int, batch_size: int, num_steps: int) -> in
 def split(stream: Stream, percentage: float) -> tuple[list, list]:
     """Spans for training and validation: the last `percentage` of each file is held out.
 
-    The cut is moved to the nearest document that begins behind half of what is before it,
-    where there is one.
+    The cut is moved to the nearest beginning of a document, if one is so near that what is
+    held out at most doubles or halves.
     """
     train, held_out = [], []
-    for file in stream.files:
-        start, end = file["start"], file["end"]
+    starts = np.asarray(stream.documents).astype(np.int64)
+    for start, end in file_spans(stream):
         cut = end - max(1, round((end - start) * percentage / 100))
-        starts = np.asarray(stream.documents)
-        near = starts[(starts > (start + cut) // 2) & (starts < end)].astype(np.int64)
+        inside = starts[(starts > start) & (starts < end)]
+        near = inside[(end - inside) / (end - cut) <= 2]
+        near = near[(end - near) / (end - cut) >= 0.5]
         if len(near):
             cut = int(near[np.argmin(np.abs(near - cut))])
         train.append((start, cut))

@@ -63,7 +63,11 @@ def find_files(patterns: Any, key: str) -> list[Path]:
     patterns = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
     found: dict[Path, Path] = {}
     for pattern in map(os.path.expanduser, map(str, patterns)):
-        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        matches = (
+            [pattern]
+            if os.path.exists(pattern)
+            else sorted(glob.glob(pattern, recursive=True))
+        )
         if not matches:
             advice = (
                 " Get the challenge's text with ./download_data.sh."

@@ -1,6 +1,7 @@
 """From the data section to blocks: what the front door calls of this room."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -87,6 +88,8 @@ def load_data(
     """
     cache_dir = Path(model.cache_dir)
     overwrite = data.overwrite_cache and main_process
+    if data.preprocessing_num_workers:  # read once, when tokenizing begins
+        os.environ["RAYON_NUM_THREADS"] = str(data.preprocessing_num_workers)
     name, revision = tokenizer_args.name_or_path, tokenizer_args.revision
     if not name and model.model_name_or_path:
         name, revision = model.model_name_or_path, model.revision

@@ -1,8 +1,8 @@
 """Minimal pairs: is the grammatical sentence of two the more probable one?
 
-A sentence's score is the sum of the log-probabilities of its tokens after BOS, the
+A sentence's score is the sum of the log-probabilities of its tokens but the first, the
 tokenizer called with its own defaults (BLiMP's measure, Warstadt et al. 2020, as in the
-challenge's pipeline). A pair is right only if the good sentence's score is strictly higher.
+challenge's pipeline); ours puts BOS first. A pair is right only if the good sentence's score is strictly higher.
 """
 
 import json

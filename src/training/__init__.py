@@ -1,6 +1,7 @@
 """Token blocks in, checkpoints out.
 
-`model` builds the network, `trainer` trains and evaluates it, `checkpoints` keeps what was
-saved whole, `run_record` says which run a directory holds, `model_card` describes the
-result, `wandb_logging` sends it to Weights & Biases.
+`model` builds the network, `trainer` and its `callbacks` train and evaluate it,
+`checkpoints` says which of what was saved is whole, `run_record` which run a directory holds,
+`finish` scores and saves the result, `model_card` describes it, `wandb_logging` sends it to
+Weights & Biases.
 """

@@ -9,26 +9,27 @@ from typing import Any, Optional
 import torch
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from src.data.blocks import Blocks, EpochOrder
+from src.data.blocks import EpochOrder
 from src.training.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
 
 
 class OrderEpochs(TrainerCallback):
-    """Tells the sampler which epoch it is, also after a resume in mid-epoch."""
+    """Tells the order of blocks which epoch it is, also after a resume in mid-epoch."""
 
-    def __init__(self, blocks: Optional[Blocks], seed: int):
-        self.sampler = EpochOrder(len(blocks), seed) if blocks is not None else None
+    def __init__(self, order: EpochOrder):
+        self.order = order
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        self.order.set_epoch(int(state.epoch or 0))
 
 
 class StopOnSignal(TrainerCallback):
     """SIGTERM, SIGUSR1 and Ctrl-C: save at the end of the step, then stop.
 
-    A second signal ends the process at once, as it would without this.
+    Where an evaluation is due at that step, it comes first: what it finds is part of what is
+    saved. A second signal ends the process at once, as it would without this.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -75,7 +76,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Seals what was saved, keeps the best, deletes what is over the limit.
+    """Seals what was saved, deletes what is over the limit.
 
     It also saves the loss summed up since the last log, which the Trainer forgets, so that
     the losses a continued run logs are those of one that did not stop.
@@ -95,17 +96,6 @@ class KeepCheckpoints(TrainerCallback):
             state.best_model_checkpoint = str(best) if best.is_dir() else None
             if not best.is_dir():  # lost: the best of what follows is the best there is
                 state.best_metric = state.best_global_step = None
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not args.load_best_model_at_end or not self.trainer.is_in_train:
-            return
-        name = args.metric_for_best_model
-        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
-        best = state.best_metric
-        if value is not None and (
-            best is None or (value > best if args.greater_is_better else value < best)
-        ):
-            control.should_save = True  # or the best model would be gone at the end
 
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -84,10 +84,16 @@ def _check(checkpoint: Path) -> bool:
 
 
 def prune(run_dir: Path, limit: Optional[int], best: Optional[str]) -> None:
-    """Delete sealed checkpoints until `limit` are left: the newest, and the `best` one."""
+    """Delete checkpoints until `limit` are left: the newest, and the `best` one.
+
+    What a kill left half-written goes as soon as a newer one is sealed.
+    """
+    sealed = [p for p in checkpoints(run_dir) if (p / MANIFEST).is_file()]
+    for checkpoint in checkpoints(run_dir):
+        if checkpoint not in sealed and sealed and step(checkpoint) < step(sealed[0]):
+            shutil.rmtree(checkpoint)
     if limit is None:
         return
-    sealed = [p for p in checkpoints(run_dir) if (p / MANIFEST).is_file()]
     kept = sealed[:limit]
     best_dir = run_dir / Path(best).name if best else None
     if best_dir in sealed and best_dir not in kept:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from src.arguments import Arguments
+from src.arguments import FIGURES, Arguments
 from src.data.blocks import words_seen
 from src.data.prepare import Data, unigram_perplexity
 from src.evaluation.minimal_pairs import accuracies, load_pairs
@@ -17,8 +17,6 @@ from src.training.run_record import RunRecord
 from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
-
-FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 
 
 def finish(
@@ -37,7 +35,7 @@ def finish(
         texts = generate(trainer.model, trainer.tokenizer, number, length)
         lines = ["  " + " / ".join(text.split("\n")) for text in texts]
         logger.info("\nWritten by the model:\n%s", "\n".join(lines))
-    logger.info("\n%s\n\nResults and model: %s", table(scores), record.directory)
+    logger.info("\n%s\n\nResults: %s", table(scores), record.directory)
     record.finish(scores)
     return scores
 

@@ -52,25 +52,30 @@ class RunRecord:
     ) -> None:
         """Write the record, or check that the one that is there is of the same run.
 
-        Raises `UserError` with the differences where it is not. With `overwrite`, what is
-        there is moved to `../.old/` first; nothing is deleted.
+        Raises `UserError` with the differences where it is not, unless nothing was saved
+        yet: then it is written anew. With `overwrite`, what is there is moved to `../.old/`
+        first; nothing is deleted. A directory with other files in it is refused.
         """
         identity = json.loads(json.dumps({**identity, "data": checksums}))
-        if overwrite and self.directory.is_dir() and any(self.directory.iterdir()):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign_files()
+        if overwrite and any(self.directory.iterdir()):
             self._move_aside()
+            self.directory.mkdir()
         elif (recorded := self._read("run.json")) is not None:
             found = differences(recorded["identity"], identity)
-            if found:
+            if not found:
+                return
+            if any(self.directory.glob("checkpoint-*")) or self.results is not None:
                 raise UserError(
                     f"{self.directory} holds another run; what differs:\n  "
                     + "\n  ".join(found)
                     + "\nEither choose another wandb.tag=…, or start anew with"
                     " training.overwrite_output_dir=true (the old run is moved aside)."
                 )
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "wandb_run_id.txt").unlink(missing_ok=True)
         record = {
-            "command": f"python -m src.run_clm {shlex.join(overrides)}",
+            "command": _command(overrides),
             "overrides": overrides,
             "code": code_revision(),
             "versions": versions(),
@@ -109,6 +114,17 @@ class RunRecord:
         """The command that began the run."""
         return self._read("run.json")["command"]
 
+    def _refuse_foreign_files(self) -> None:
+        """Only a run's own directory is written to, or moved aside."""
+        if not (self.directory / "run.json").exists():
+            own = ("config.yaml", ".config.yaml.tmp", ".run.json.tmp")
+            foreign = [p.name for p in self.directory.iterdir() if p.name not in own]
+            if foreign:
+                raise UserError(
+                    f"training.output_dir={self.directory} is no run but holds"
+                    f" {', '.join(sorted(foreign)[:5])}: choose another directory"
+                )
+
     def _move_aside(self) -> None:
         old = self.directory.parent / ".old"
         old.mkdir(exist_ok=True)
@@ -132,6 +148,15 @@ class RunRecord:
         temporary = self.directory / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.directory / name)
+
+
+def _command(overrides: list[str]) -> str:
+    """What to type to have this run again."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    launcher = (
+        "python" if processes == "1" else f"torchrun --nproc_per_node={processes}"
+    )
+    return f"{launcher} -m src.run_clm {shlex.join(overrides)}"
 
 
 def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
@@ -68,11 +69,14 @@ class LanguageModelTrainer(Trainer):
         self.tokenizer, self.file_names = tokenizer, file_names
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.stop = StopOnSignal()
         self.order_seed = args.seed if args.data_seed is None else args.data_seed
-        self.add_callback(OrderEpochs(train_blocks, self.order_seed))
+        if train_blocks is not None:
+            self.order = EpochOrder(len(train_blocks), self.order_seed)
+            self.add_callback(OrderEpochs(self.order))
+        self.stop = StopOnSignal()
         self.add_callback(self.stop)
-        self.add_callback(KeepCheckpoints(self, save_total_limit))
+        self.checkpoints = KeepCheckpoints(self, save_total_limit)
+        self.add_callback(self.checkpoints)
         self.add_callback(Console())
         for callback in callbacks:
             self.add_callback(callback)
@@ -91,7 +95,7 @@ class LanguageModelTrainer(Trainer):
         return loss / num_items_in_batch
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> EpochOrder:
-        return self.callback(OrderEpochs).sampler
+        return self.order
 
     @property
     def blocks_per_step(self) -> int:
@@ -102,9 +106,11 @@ class LanguageModelTrainer(Trainer):
             * self.args.world_size
         )
 
-    def callback(self, kind: type) -> TrainerCallback:
-        """The callback of that class."""
-        return next(c for c in self.callback_handler.callbacks if isinstance(c, kind))
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        if is_new_best and self.args.load_best_model_at_end:
+            self.control.should_save = True  # or it would be gone at the end
+        return is_new_best
 
     @torch.no_grad()
     def prediction_step(
@@ -187,12 +193,21 @@ def build_trainer(
 
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
     """Train, from `checkpoint` where there is one. False where a signal stopped it."""
-    trainer.callback(KeepCheckpoints).resumed_from = checkpoint
-    if checkpoint:
-        logger.info("Continuing from %s", checkpoint)
     transformers.utils.logging.disable_progress_bar()  # one for each saved file
     # It warns of tied weights as "missing" whenever it loads a checkpoint.
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    if checkpoint:
+        logger.info("Continuing from %s", checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:
+            # Only what comes after training is missing. The Trainer would take one more
+            # step: it looks whether it is at the end only after each.
+            trainer.state = state
+            best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+            use_best = trainer.args.load_best_model_at_end and best.is_dir()
+            trainer._load_from_checkpoint(str(best if use_best else checkpoint))
+            return True
+    trainer.checkpoints.resumed_from = checkpoint
     with logging_redirect_tqdm():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.stop.received is None

@@ -100,7 +100,9 @@ def _run_id(run_dir: Path) -> str:
     """The run's id, made once and kept in its directory."""
     file = run_dir / "wandb_run_id.txt"
     if not file.is_file():
-        file.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+        temporary = run_dir / ".wandb_run_id.tmp"
+        temporary.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+        os.replace(temporary, file)
     return file.read_text(encoding="utf-8").strip()
 
 

@@ -103,9 +103,9 @@ def test_text_shorter_than_a_block_is_refused_with_its_length(small: Path):
     assert len(prepare(small, block_size=16, **files).train) == 1
     with pytest.raises(UserError, match="block_size=17: .* only 17 tokens on end"):
         prepare(small, block_size=17, **files)
-    # Without validation text each file is a span: the longer one has 7 of 11 tokens.
-    with pytest.raises(UserError, match="block_size=8: .* only 7 tokens on end"):
-        prepare(small, block_size=8, train_file=f"{small}/*.train")
+    # Without validation text each file is a span: the longer one has 10 of 11 tokens.
+    with pytest.raises(UserError, match="block_size=10: .* only 10 tokens on end"):
+        prepare(small, block_size=10, train_file=f"{small}/*.train")
 
 
 def test_the_number_of_blocks_can_be_bounded(corpus: Path, tmp_path: Path):

@@ -63,6 +63,7 @@ def test_the_same_settings_continue_and_write_nothing(record):
 )
 def test_other_settings_are_refused_with_what_differs(record, changed, told):
     begin(record)
+    (record.directory / "checkpoint-1").mkdir()
     kept = (record.directory / "run.json").read_text()
     with pytest.raises(UserError) as raised:
         begin(record, **changed)
