@@ -49,12 +49,12 @@ def logging_run(
             logger.info(
                 "W&B is offline; to upload the run later: wandb sync %s", _folder(run)
             )
+    exit_code = 1
     try:
         yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+        exit_code = 0
+    finally:
+        run.finish(exit_code=exit_code)
 
 
 def _mode(args: WandbArguments, wandb: Any) -> str:
