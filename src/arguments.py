@@ -194,6 +194,14 @@ HARMLESS_TRAINING_FIELDS = frozenset(
 # What an evaluation reports of the text, of every dev file and over all.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 
+POSITIVE_TRAINING_VALUES = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
 # Fields of Hugging Face's TrainingArguments that would break what this package promises.
 REFUSED_TRAINING_VALUES = {
     "resume_from_checkpoint": (
@@ -262,6 +270,11 @@ def _check_data(args: Arguments) -> None:
 
 
 def _check_training(training: TrainingArguments) -> None:
+    for name in POSITIVE_TRAINING_VALUES:
+        if getattr(training, name) <= 0:
+            raise UserError(
+                f"training.{name} must be above 0, got {getattr(training, name)}"
+            )
     if training.save_total_limit is not None and training.save_total_limit < 2:
         raise UserError(
             "training.save_total_limit must be at least 2, or the one before a"

@@ -137,6 +137,8 @@ def _unknown(key: str) -> str:
     if key.count(".") > 1:  # inside a field that takes any keys
         return f"`{key}` is not in the chosen files; to add it write +{key}=…"
     section, _, name = key.rpartition(".")
+    if name in sections() and section in group_choices():
+        return f"`{key}`: does the file begin with the line `# @package _global_`?"
     if name in RENAMED:
         return f"unknown key `{key}`: it is now training.{RENAMED[name]}"
     fields = {s: [f.name for f in dataclasses.fields(c)] for s, c in sections().items()}

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
+from yaml import YAMLError
 
 from src.arguments import Arguments, UserError
 from src.configuration import (
@@ -34,7 +35,7 @@ from src.configuration import (
     refuse_unknown_keys,
     resolved,
 )
-from src.run_identity import identity, refuse_missing_choice
+from src.run_identity import defaults, identity, refuse_missing_choice
 
 # The other rooms are imported where they are used: --help and --cfg start without them.
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def fit(config: DictConfig, args: Arguments) -> Optional[float]:
                     recorded_overrides(HydraConfig.get().overrides.task),
                     corpora.checksums,
                     args.training.overwrite_output_dir,
+                    defaults(),
                 )
         with log_file(record.directory, main_process):
             if record.results is not None:
@@ -194,8 +196,10 @@ def set_up_logging() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
-    for library in ("httpx", "httpx2", "datasets", "evaluate", "submitit"):
+    for library in ("httpx", "httpx2", "evaluate", "submitit"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    for library in ("datasets", "huggingface_hub"):  # their errors come to us
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def main() -> None:
@@ -208,7 +212,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted. The same command continues this run.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         sys.exit(f"error: {explain(error)}")
 
 

@@ -7,6 +7,7 @@ changed text) is caught by the record: the resolved configuration, written once 
 run begins and compared whenever the same directory is used again.
 """
 
+import dataclasses
 import enum
 import hashlib
 import json
@@ -114,6 +115,16 @@ def identity(config: DictConfig) -> dict[str, Any]:
             if _matters(config, f"{section}.{name}"):
                 flat[f"{section}.{name}"] = value
     return flat
+
+
+def defaults() -> dict[str, Any]:
+    """The dataclasses' own values of all keys: what a record without a key stands for."""
+    return {
+        f"{section}.{name}": field.default
+        for section, cls in sections().items()
+        for name, field in cls.__dataclass_fields__.items()
+        if field.default is not dataclasses.MISSING
+    }
 
 
 def refuse_missing_choice(config: DictConfig) -> None:

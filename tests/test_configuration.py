@@ -129,6 +129,11 @@ def test_a_new_group_without_its_package_line_is_explained(composed, own_group):
     assert "# @package _global_" in refusal(composed, *SAMPLE, "+speed=slow")
 
 
+def test_a_file_without_its_package_line_is_explained(composed, own_group):
+    own_group("model/nopkg.yaml", "model:\n  model_type: gpt2\n")
+    assert "# @package _global_" in refusal(composed, "+model=nopkg", SAMPLE[1])
+
+
 def test_a_flat_key_in_a_file_is_sent_to_its_section(composed, own_group):
     own_group(
         "model/flat.yaml", "# @package _global_\nper_device_train_batch_size: 8\n"

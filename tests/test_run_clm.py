@@ -223,7 +223,7 @@ def test_a_run_whose_text_changed_is_refused(tiny, run_clm, corpus):
     run_clm(*tiny)
     with (corpus / "childes.train").open("a", encoding="utf-8") as file:
         file.write("One more line.\n")
-    assert "data" in run_clm(*tiny)
+    assert "text: train/childes is not the same" in run_clm(*tiny)
 
 
 def test_the_jobs_of_a_sweep_are_runs_of_their_own(tiny, run_clm):

@@ -151,7 +151,8 @@ def _read_text(path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             byte, value = _first_bad_byte(path)
             raise UserError(
-                f"{path} is not UTF-8: byte {byte:,} is 0x{value:02x} ({error.reason})"
+                f"{path} is not UTF-8: byte {byte:,} is 0x{value:02x} ({error.reason});"
+                " `iconv -f latin1 -t utf-8` may mend it"
             ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}") from error

@@ -56,7 +56,7 @@ def pack(
             total=size,
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=None if progress else True,
         ) as bar:
             _write(sources, backend, tokenizer, document_boundary, temporary, bar)
 

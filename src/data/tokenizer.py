@@ -7,6 +7,7 @@ pipeline expects. Packing puts BOS and EOS around documents itself, and no space
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
@@ -45,7 +46,7 @@ def train(
         special_tokens=[PAD, BOS, EOS],
         # Sorted: the order of the alphabet decides the ids.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=progress,
+        show_progress=progress and sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -112,7 +113,7 @@ def _texts(sources: list[Source], progress: bool) -> Iterator[str]:
     total = sum(source.size for source in sources)
     with tqdm(
         desc="Training the tokenizer: reading", total=total, unit="B", unit_scale=True,
-        disable=not progress,
+        disable=None if progress else True,
     ) as bar:  # fmt: skip
         for source in sources:
             for piece in source.pieces("file"):

@@ -115,8 +115,15 @@ class KeepCheckpoints(TrainerCallback):
         prune(Path(args.output_dir), self.limit, state.best_model_checkpoint)
 
 
-class Console(ProgressCallback):
-    """A progress bar, and one short line for each log and evaluation."""
+class ProgressBars(ProgressCallback):
+    """The library's bars, without what it writes of every log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
+class Console(TrainerCallback):
+    """One short line for each log and evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:

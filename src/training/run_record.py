@@ -49,12 +49,14 @@ class RunRecord:
         overrides: list[str],
         checksums: dict[str, str],
         overwrite: bool,
+        defaults: Optional[dict[str, Any]] = None,
     ) -> None:
         """Write the record, or check that the one that is there is of the same run.
 
         Raises `UserError` with the differences where it is not, unless nothing was saved
         yet: then it is written anew. With `overwrite`, what is there is moved to `../.old/`
-        first; nothing is deleted. A directory with other files in it is refused.
+        first; nothing is deleted. A directory with other files in it is refused. A key that
+        the record does not have, because it is younger, counts with its value in `defaults`.
         """
         identity = json.loads(json.dumps({**identity, "data": checksums}))
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,8 @@ class RunRecord:
             self._move_aside()
             self.directory.mkdir()
         elif (recorded := self._read("run.json")) is not None:
-            found = differences(recorded["identity"], identity)
+            known = {k: v for k, v in (defaults or {}).items() if k in identity}
+            found = differences({**known, **recorded["identity"]}, identity)
             if not found:
                 return
             if any(self.directory.glob("checkpoint-*")) or self.results is not None:
@@ -161,11 +164,15 @@ def _command(overrides: list[str]) -> str:
 
 def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
     """One line for each setting that differs: `training.learning_rate: 0.001 -> 0.003`."""
-    return [
-        f"{key}: {json.dumps(recorded.get(key))} -> {json.dumps(present.get(key))}"
-        for key in sorted({*recorded, *present})
-        if recorded.get(key) != present.get(key)
-    ]
+    lines = []
+    for key in sorted({*recorded, *present}):
+        before, now = recorded.get(key), present.get(key)
+        if key == "data":  # checksums: the names say more
+            changed = sorted(dict((before or {}).items() ^ (now or {}).items()))
+            lines += [f"text: {name} is not the same" for name in changed]
+        elif before != now:
+            lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(now)}")
+    return lines
 
 
 def code_revision() -> Optional[str]:

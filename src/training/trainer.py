@@ -7,6 +7,7 @@ a batch (three numbers a block), and the scores made of them. Everything periodi
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,6 +36,7 @@ from src.training.callbacks import (
     Console,
     KeepCheckpoints,
     OrderEpochs,
+    ProgressBars,
     StopOnSignal,
 )
 from src.training.model import architecture, build
@@ -78,6 +80,8 @@ class LanguageModelTrainer(Trainer):
         self.checkpoints = KeepCheckpoints(self, save_total_limit)
         self.add_callback(self.checkpoints)
         self.add_callback(Console())
+        if sys.stderr.isatty() and not args.disable_tqdm:  # a log file wants no bars
+            self.add_callback(ProgressBars())
         for callback in callbacks:
             self.add_callback(callback)
 
@@ -171,7 +175,11 @@ def build_trainer(
         "%s with %s parameters, %s, on %s in %s",
         model.config.model_type,
         f"{model.num_parameters():,}",
-        args.model.model_name_or_path or "random weights",
+        (
+            f"weights of {args.model.model_name_or_path}"
+            if args.model.model_name_or_path
+            else "random weights"
+        ),
         args.training.device,
         (
             "bfloat16"
@@ -194,8 +202,8 @@ def build_trainer(
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
     """Train, from `checkpoint` where there is one. False where a signal stopped it."""
     transformers.utils.logging.disable_progress_bar()  # one for each saved file
-    # It warns of tied weights as "missing" whenever it loads a checkpoint.
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    # It warns of tied weights as "missing", and of shares of the run written as steps.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     if checkpoint:
         logger.info("Continuing from %s", checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

@@ -58,7 +58,10 @@ def test_the_same_settings_continue_and_write_nothing(record):
             {"training.learning_rate": 0.001, "data.block_size": 64},
             "data.block_size: null -> 64",
         ),
-        ({"checksums": {"train/childes": "xyz"}}, '"abc"} -> {"train/childes": "xyz"}'),
+        (
+            {"checksums": {"train/childes": "xyz"}},
+            "text: train/childes is not the same",
+        ),
     ],
 )
 def test_other_settings_are_refused_with_what_differs(record, changed, told):
@@ -167,3 +170,18 @@ def test_secrets_are_not_recorded(record, composed):
     begin(record, configuration=resolved(config))
     text = "".join(p.read_text() for p in record.directory.iterdir())
     assert "hf_" not in text and "<not recorded>" in text
+
+
+def test_a_field_added_since_counts_with_its_default(record):
+    begin(record)
+    (record.directory / "checkpoint-1").mkdir()
+    file = record.directory / "run.json"
+    written = json.loads(file.read_text())
+    key = next(iter(written["identity"]))
+    value = written["identity"].pop(key)
+    file.write_text(json.dumps(written))
+    identity = {**written["identity"], key: value}
+    data = identity.pop("data")
+    record.begin(identity, {}, [], data, False, defaults={key: value})
+    with pytest.raises(UserError, match=key):
+        record.begin(identity, {}, [], data, False, defaults={key: "another"})
