@@ -27,6 +27,7 @@ SHORT = {
     "training.per_device_train_batch_size": "batch",
     "training.gradient_accumulation_steps": "accumulation",
 }
+SHORT_PREFIXES = {"training.": "", "data.": "", "model.config_overrides": "config"}
 # When a run is evaluated changes its result only where the best model is kept.
 EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
@@ -57,8 +58,10 @@ def _matters(config: DictConfig, key: str) -> bool:
 def _short(key: str) -> str:
     if key in SHORT:
         return SHORT[key]
-    key = key.replace("model.config_overrides", "data.config")
-    return _safe(key.removeprefix("training.").removeprefix("data."))
+    for prefix, short in SHORT_PREFIXES.items():
+        if key.startswith(prefix):
+            return _safe(short + key.removeprefix(prefix))
+    return _safe(key)
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -114,3 +115,19 @@ def composed():
         return config
 
     return call
+
+
+@pytest.fixture
+def own_group(tmp_path, monkeypatch):
+    """A copy of src/conf to which a test adds files."""
+    from src import configuration
+
+    shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
+    monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")
+
+    def write(name: str, text: str) -> None:
+        file = tmp_path / "conf" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    return write

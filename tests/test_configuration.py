@@ -89,22 +89,6 @@ def test_a_bad_override_is_refused_with_what_would_be_right(composed, override, 
     assert "Traceback" not in message
 
 
-@pytest.fixture
-def own_group(tmp_path, monkeypatch):
-    """A copy of src/conf to which a test adds files."""
-    import shutil
-
-    shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
-    monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")
-
-    def write(name: str, text: str) -> None:
-        file = tmp_path / "conf" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-
-    return write
-
-
 def test_a_file_dropped_into_a_group_works(composed, own_group):
     own_group(
         "model/mine.yaml",

@@ -40,17 +40,12 @@ def test_every_command_composes(composed, command, monkeypatch):
     assert len(names) == len(jobs)
 
 
-def test_the_example_group_can_be_pasted(composed, tmp_path, monkeypatch):
-    import shutil
-
-    from src import configuration
-
+def test_the_example_group_can_be_pasted(composed, own_group):
     text = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
-    shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
-    (tmp_path / "conf/model/mini.yaml").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")
+    own_group("model/mini.yaml", text)
     config = composed("+model=mini", "+dataset=sample")
     assert config.model.model_type == "llama"
+    assert config.training.learning_rate == 2e-3
 
 
 def test_the_tree_names_every_module():

@@ -81,14 +81,12 @@ class Blocks(Dataset):
     @property
     def words(self) -> np.ndarray:
         """Words that begin in the targets of each block [num_blocks]."""
-        sums = self.stream.words
-        return sums[self.ends + 1].astype(np.int64) - sums[self.starts + 1]
+        return self.stream.num_words(self.starts + 1, self.ends + 1)
 
     @property
     def bytes(self) -> np.ndarray:
         """Bytes of text in the targets of each block [num_blocks]."""
-        sums = self.stream.bytes
-        return (sums[self.ends + 1] - sums[self.starts + 1]).astype(np.int64)
+        return self.stream.num_bytes(self.starts + 1, self.ends + 1)
 
 
 def order(num_blocks: int, seed: int, epoch: int) -> np.ndarray:

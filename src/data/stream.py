@@ -44,13 +44,13 @@ class Stream:
         """One row a source: name, boundary, start, end, documents, words, bytes."""
         return self.info["files"]
 
-    def num_words(self, start: int, end: int) -> int:
-        """Words that begin in tokens `start` to `end` (exclusive)."""
-        return int(self.words[end]) - int(self.words[start])
+    def num_words(self, start: Any, end: Any) -> Any:
+        """Words that begin in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
+        return self.words[end].astype(np.int64) - self.words[start].astype(np.int64)
 
-    def num_bytes(self, start: int, end: int) -> int:
-        """Bytes of text in tokens `start` to `end` (exclusive)."""
-        return int(self.bytes[end]) - int(self.bytes[start])
+    def num_bytes(self, start: Any, end: Any) -> Any:
+        """Bytes of text in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
+        return self.bytes[end].astype(np.int64) - self.bytes[start].astype(np.int64)
 
 
 def is_whole(directory: Path) -> bool:
