@@ -194,35 +194,6 @@ HARMLESS_TRAINING_FIELDS = frozenset(
 # What an evaluation reports of the text, of every dev file and over all.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 
-POSITIVE_TRAINING_VALUES = (
-    "learning_rate",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-)
-
-# Fields of Hugging Face's TrainingArguments that would break what this package promises.
-REFUSED_TRAINING_VALUES = {
-    "resume_from_checkpoint": (
-        None,
-        "the same command continues its run; for other weights use"
-        " model.model_name_or_path=",
-    ),
-    "save_only_model": (False, "a stopped run could not be continued"),
-    "ignore_data_skip": (False, "a continued run would see other data"),
-    "auto_find_batch_size": (False, "the batch would depend on the memory there is"),
-    "train_sampling_strategy": (
-        "random",
-        "the order of blocks is a function of the seed",
-    ),
-    "dataloader_in_order": (True, "the order of blocks is a function of the seed"),
-    "dataloader_drop_last": (False, "text would be left out"),
-    "batch_eval_metrics": (False, "an evaluation keeps three numbers a block as it is"),
-    "prediction_loss_only": (False, "an evaluation reports more than the loss"),
-}
-
-
 def changes_result(section: type, name: str) -> bool:
     """Whether two runs that differ in this field may end with different numbers."""
     described = section.__dataclass_fields__.get(name)
@@ -230,71 +201,3 @@ def changes_result(section: type, name: str) -> bool:
         return False  # an unknown key, which is refused
     default = section is not TrainingArguments or name not in HARMLESS_TRAINING_FIELDS
     return described.metadata.get("changes_result", default)
-
-
-def check_arguments(args: Arguments) -> None:
-    """Raise `UserError` for values that no run can use, before any data is read."""
-    _check_data(args)
-    _check_training(args.training)
-
-
-def _check_data(args: Arguments) -> None:
-    data = args.data
-    minima = {
-        "data.block_size": 2,
-        "data.max_train_samples": 1,
-        "data.max_eval_samples": 1,
-        "data.preprocessing_num_workers": 1,
-        "evaluation.num_generated_texts": 0,
-    }
-    for key, minimum in minima.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(args, section), name)
-        if value is not None and value < minimum:
-            raise UserError(f"{key} must be at least {minimum}, got {value}")
-    if not 0 < data.validation_split_percentage < 100:
-        raise UserError(
-            "data.validation_split_percentage must be between 0 and 100, got"
-            f" {data.validation_split_percentage}"
-        )
-    if args.training.do_train and not (data.train_file or data.dataset_name):
-        raise UserError(
-            "training.do_train=true needs data.train_file or data.dataset_name;"
-            " to evaluate only: training.do_train=false"
-        )
-    if data.dataset_name and (data.train_file or data.validation_file):
-        raise UserError(
-            f"data.dataset_name={data.dataset_name} and data.train_file or"
-            " data.validation_file exclude each other"
-        )
-
-
-def _check_training(training: TrainingArguments) -> None:
-    for name in POSITIVE_TRAINING_VALUES:
-        if getattr(training, name) <= 0:
-            raise UserError(
-                f"training.{name} must be above 0, got {getattr(training, name)}"
-            )
-    if training.save_total_limit is not None and training.save_total_limit < 2:
-        raise UserError(
-            "training.save_total_limit must be at least 2, or the one before a"
-            f" half-written checkpoint would be gone; got {training.save_total_limit}"
-        )
-    for name, (only, reason) in REFUSED_TRAINING_VALUES.items():
-        if getattr(training, name) != only:
-            raise UserError(
-                f"training.{name} must be {only}, got {getattr(training, name)}: {reason}"
-            )
-    metric = training.metric_for_best_model or "loss"
-    if not metric.endswith(FIGURES):
-        raise UserError(
-            f"training.metric_for_best_model={metric} must be one of {', '.join(FIGURES)},"
-            " or <name of a dev file>_<one of them>"
-        )
-    loggers = training.report_to
-    loggers = [loggers] if isinstance(loggers, str) else loggers or []
-    if {"wandb", "all"} & set(loggers):
-        raise UserError(
-            f"training.report_to={loggers}: W&B is switched with wandb.log; name the"
-            " others, as in training.report_to=[tensorboard]"
-        )

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import arguments
+from src.argument_checks import check_arguments
 from src.arguments import Arguments, UserError
 
 CONF_DIR = Path(__file__).parent / "conf"
@@ -223,7 +223,7 @@ def build_arguments(config: DictConfig) -> Arguments:
         except (ValueError, TypeError) as error:  # Hugging Face's own checks
             raise UserError(f"{name}: {error}") from error
     args = Arguments(**built)
-    arguments.check_arguments(args)
+    check_arguments(args)
     return args
 
 

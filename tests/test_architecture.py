@@ -14,7 +14,8 @@ MAX_MODULE_LINES, MAX_FUNCTION_LINES = 310, 50
 FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
 MAY_IMPORT = {
     "arguments": set(),
-    "configuration": {"arguments"},
+    "argument_checks": {"arguments"},
+    "configuration": {"arguments", "argument_checks"},
     "run_identity": {"arguments", "configuration"},
     "data": {"arguments", "data"},
     "evaluation": {"arguments", "evaluation"},
