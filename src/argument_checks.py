@@ -1,6 +1,15 @@
 """Values that no run can use: refused before any data is read."""
 
-from src.arguments import FIGURES, Arguments, TrainingArguments, UserError
+import math
+from typing import Any
+
+from src.arguments import (
+    FIGURES,
+    Arguments,
+    DataTrainingArguments,
+    TrainingArguments,
+    UserError,
+)
 
 POSITIVE_TRAINING_VALUES = (
     "learning_rate",
@@ -44,6 +53,8 @@ def _check_data(args: Arguments) -> None:
         "data.max_train_samples": 1,
         "data.max_eval_samples": 1,
         "data.preprocessing_num_workers": 1,
+        "data.word_budget": 1,
+        "training.max_words": 1,
         "evaluation.num_generated_texts": 0,
     }
     for key, minimum in minima.items():
@@ -51,6 +62,8 @@ def _check_data(args: Arguments) -> None:
         value = getattr(getattr(args, section), name)
         if value is not None and value < minimum:
             raise UserError(f"{key} must be at least {minimum}, got {value}")
+    _check_schedule(data)
+    _check_files(data)
     if not 0 < data.validation_split_percentage < 100:
         raise UserError(
             "data.validation_split_percentage must be between 0 and 100, got"
@@ -66,6 +79,49 @@ def _check_data(args: Arguments) -> None:
             f"data.dataset_name={data.dataset_name} and data.train_file or"
             " data.validation_file exclude each other"
         )
+
+
+def _check_schedule(data: DataTrainingArguments) -> None:
+    schedule = data.block_size_schedule
+    if schedule is None:
+        return
+    key = f"data.block_size_schedule={schedule}"
+    if not isinstance(schedule, dict) or not schedule:
+        raise UserError(f"{key} must be {{length: share of the run, …}}")
+    for size, share in schedule.items():
+        if not isinstance(size, int) or size < 2 or data.block_size % size:
+            raise UserError(
+                f"{key}: {size!r} must be a whole number from 2 that divides"
+                f" data.block_size={data.block_size}"
+            )
+        if not _is_number(share) or not 0 < share <= 1:
+            raise UserError(f"{key}: {share!r} must be a share above 0 and up to 1")
+    if abs(sum(schedule.values()) - 1) > 1e-6:
+        raise UserError(
+            f"{key}: the shares must add up to 1, not {sum(schedule.values()):g}"
+        )
+
+
+def _check_files(data: DataTrainingArguments) -> None:
+    if data.mix is not None:
+        if not isinstance(data.mix, dict):
+            raise UserError(f"data.mix={data.mix!r} must be {{file: how often, …}}")
+        for name, times in data.mix.items():
+            if not _is_number(times) or not 0 <= times < math.inf:
+                raise UserError(f"data.mix: {name}: {times!r} must be 0 or above")
+    if data.file_order is not None:
+        if not isinstance(data.file_order, list):
+            raise UserError(f"data.file_order={data.file_order!r} must be a list")
+        if len(set(data.file_order)) != len(data.file_order):
+            raise UserError(f"data.file_order={data.file_order} names a file twice")
+        if data.order != "by_file":
+            raise UserError(
+                f"data.file_order needs data.order=by_file, got {data.order}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_training(training: TrainingArguments) -> None:

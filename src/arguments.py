@@ -70,6 +70,9 @@ class TokenizerArguments:
     vocab_size: int = knob(
         16384, "Entries of a trained tokenizer, its three special tokens included"
     )
+    lossy: bool = knob(
+        False, "Allow a tokenizer that does not give the text back when decoded", False
+    )
 
 
 @dataclass
@@ -96,7 +99,38 @@ class DataTrainingArguments:
         "What separates documents: auto takes `= = = Title = = =` headings, else blank"
         " lines, where a file has them, else the file is one document",
     )
+    attend_across_documents: bool = knob(
+        True,
+        "Whether a token sees the documents before its own in a block; false: attention"
+        " and positions begin anew with each document",
+    )
     block_size: int = knob(512, "Length of a training sequence, in tokens")
+    block_size_schedule: Any = knob(
+        None,
+        "Shorter sequences first: {128: 0.5, 256: 0.25, 512: 0.25} is length: share of the"
+        " run; a step has as many tokens throughout",
+    )
+    order: Literal["shuffled", "sequential", "by_file"] = knob(
+        "shuffled",
+        "Order of an epoch's blocks: shuffled; as in the text; or one file after the other,"
+        " each shuffled",
+    )
+    file_order: Any = knob(
+        None, "Names of the files in the order of by_file; null: as in train_file"
+    )
+    mix: Any = knob(
+        None,
+        "How often an epoch draws each file's text: {childes: 2, switchboard: 0.5}; 1 for"
+        " those that are not named",
+    )
+    word_budget: Optional[int] = knob(
+        None,
+        "Unique words the training text may have; ten times as many may be seen",
+        changes_result=False,
+    )
+    strict_rules: bool = knob(
+        True, "Refuse a run beyond data.word_budget", changes_result=False
+    )
     max_train_samples: Optional[int] = knob(
         None, "Train on this many blocks only (a fixed subset, the same for every seed)"
     )
@@ -134,6 +168,9 @@ class TrainingArguments(transformers.TrainingArguments):
     # Hugging Face types it `bool`; null lets the hardware decide.
     bf16: Optional[bool] = knob(
         None, "bfloat16 mixed precision; null: where the hardware is fast at it"
+    )
+    max_words: Optional[int] = knob(
+        None, "Train until the last step that does not exceed this many words seen"
     )
     overwrite_output_dir: bool = knob(
         False, "Move a run that is already there aside and start anew", False
@@ -193,6 +230,7 @@ HARMLESS_TRAINING_FIELDS = frozenset(
 
 # What an evaluation reports of the text, of every dev file and over all.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
+
 
 def changes_result(section: type, name: str) -> bool:
     """Whether two runs that differ in this field may end with different numbers."""

@@ -73,13 +73,16 @@ def checked_arguments(config: DictConfig) -> Arguments:
 
 def preprocess(args: Arguments) -> None:
     """Train the tokenizer, pack the text and print what was found."""
-    from src.data.prepare import describe, find_corpora, load_data
+    from src.data.prepare import find_corpora, load_data
+    from src.data.summary import describe
 
     corpora = find_corpora(args.data, args.model)
     _, data = load_data(corpora, args.tokenizer, args.data, args.model)
-    streams = dict.fromkeys([data.train_stream, data.validation.stream])
-    for stream in filter(None, streams):
-        logger.info("%s\n", describe(stream, args.data.block_size))
+    parts = [blocks for blocks in (data.train, data.validation) if blocks]
+    for stream in dict.fromkeys(blocks.stream for blocks in parts):
+        own = [blocks for blocks in parts if blocks.stream is stream]
+        budget = args.data.word_budget if stream is data.train_stream else None
+        logger.info("%s\n", describe(stream, own, budget))
 
 
 def fit(config: DictConfig, args: Arguments) -> Optional[float]:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from src.run_clm import run
 from src.training import callbacks
 from src.training import trainer as trainer_module
 from src.training.checkpoints import seal
-from tests.conftest import sentences
+from tests.conftest import REPOSITORY, sentences
 
 
 def only_run(tag: str = "run") -> Path:
@@ -254,6 +256,50 @@ def test_only_preprocessing_prints_the_table_and_makes_no_run(tiny, run_clm, cap
     assert not Path("exp").exists() or not list(Path("exp").rglob("*.json"))
 
 
+def test_a_budget_of_words_ends_a_run(tiny, run_clm):
+    """Of 2,000 words an epoch, with a learning rate that falls until the run's own end."""
+    tiny = [o for o in tiny if "max_steps" not in o]
+    assert run_clm(*tiny, "training.max_words=3000", "data.word_budget=2000") == 0
+    results = json.loads((only_run() / "results.json").read_text())
+    assert 2900 < results["words_seen"] <= 3000
+    rows = [row for row in history(only_run()) if "loss" in row]
+    assert rows[-1]["words"] == results["words_seen"]
+    assert [row["words"] for row in rows] == sorted(row["words"] for row in rows)
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[-1] < max(rates) / 10
+
+
+def test_curricula_and_mixtures_train(tiny, run_clm):
+    overrides = (
+        "data.order=by_file",
+        "data.file_order=[gutenberg,childes]",
+        "data.mix={childes: 0.5}",
+        "data.block_size_schedule={4: 0.5, 16: 0.5}",
+        "data.attend_across_documents=false",
+    )
+    assert run_clm(*tiny, *overrides) == 0
+
+
+def test_two_processes_see_the_words_and_reach_the_losses_of_one(tiny, run_clm):
+    """Two devices with four blocks each: also where the last batch of an epoch is short."""
+    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    settings = [f"++model.config_overrides.{name}=0.0" for name in names]
+    settings.append("training.max_words=5500")
+    tiny = [o for o in tiny if "max_steps" not in o]
+    assert run_clm(*tiny, *settings, "wandb.tag=one") == 0
+    tiny = [o.replace("train_batch_size=8", "train_batch_size=4") for o in tiny]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["-m", "src.run_clm", *tiny, *settings, "wandb.tag=two"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, check=True, env=environment)
+    one, two = history(only_run("one")), history(only_run("two"))
+    assert len(one) == len(two) > 40
+    for a, b in zip(one, two):
+        assert a["words"] == b["words"] and a["epoch"] == b["epoch"]
+        for name in a.keys() & {"loss", "eval_loss"}:
+            assert a[name] == pytest.approx(b[name], abs=1e-4)
+
+
 def test_any_causal_architecture_of_the_library_trains(tiny, run_clm):
     overrides = (
         "model.model_type=llama",
@@ -319,6 +365,18 @@ def test_cache_and_exp_may_be_links_to_another_disk(tiny, run_clm, tmp_path):
         ("model.model_name_or_path=./gone", ("model.model_name_or_path", "gone")),
         ("tokenizer.name_or_path=./gone", ("tokenizer.name_or_path", "gone")),
         ("evaluation.pairs=gone", ("evaluation.pairs", "gone")),
+        ("data.mix={childs: 2}", ("data.mix", "'childs'", "childes, gutenberg")),
+        ("data.mix={childes: -1}", ("data.mix", "childes", "-1")),
+        ("data.file_order=[childes]", ("data.file_order", "data.order=by_file")),
+        ("data.word_budget=1999", ("data.word_budget=1,999", "2,000 words")),
+        ("training.max_words=7", ("training.max_words=7", "first step")),
+        ("data.block_size_schedule={5: 1.0}", ("block_size_schedule", "5", "divides")),
+        (
+            "data.block_size_schedule={4: 0.5, 8: 0.25}",
+            ("data.block_size_schedule", "add up to 1", "0.75"),
+        ),
+        ("data.block_size_schedule=8", ("data.block_size_schedule", "length: share")),
+        ("data.attend_across_documents=maybe", ("attend_across_documents", "maybe")),
     ],
 )
 def test_bad_input_ends_with_a_short_message_and_leaves_no_run(

@@ -1,4 +1,4 @@
-"""Blocks: views of a stream, and the order in which they are seen.
+"""Blocks: views of a stream.
 
 A block of T tokens that starts at s has inputs tokens[s : s + T] and targets
 tokens[s + 1 : s + T + 1]. The next block starts at s + T, so that every token of a span is a
@@ -6,15 +6,16 @@ target exactly once, but for the first of the span and the BOS of each document,
 nothing comes before.
 """
 
-from typing import Iterator, Optional
+from typing import Optional
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from src.data.stream import Stream
 
 IGNORED = -100  # a target that counts neither in the loss nor in a metric
+NO_BLOCK = -1  # the index of a block without targets, which fills up a batch
 
 
 class Blocks(Dataset):
@@ -27,6 +28,8 @@ class Blocks(Dataset):
         keep_remainder: whether the last, shorter block of each span is kept (for
             evaluation; padded, with ignored targets) or left out (for training).
         max_samples: keep this many blocks, drawn once, the same for every seed.
+        restart_positions: whether positions count from each document's beginning: what
+            keeps attention inside documents (`src/training/model.py`).
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class Blocks(Dataset):
         block_size: int,
         keep_remainder: bool,
         max_samples: Optional[int] = None,
+        restart_positions: bool = False,
     ):
         self.stream, self.block_size = stream, block_size
-        starts, ends, owners = [], [], []
+        self.restart_positions = restart_positions
+        starts, ends = [], []
         self.remainder = 0  # targets in remainders, kept or not
-        for owner, (start, end) in enumerate(spans):
+        for start, end in spans:
             firsts = np.arange(start, max(end - 1, start), block_size)
             lasts = np.minimum(firsts + block_size, end - 1)
             whole = lasts - firsts == block_size
@@ -48,21 +53,25 @@ class Blocks(Dataset):
             kept = slice(None) if keep_remainder else whole
             starts.append(firsts[kept])
             ends.append(lasts[kept])
-            owners.append(np.full(len(firsts[kept]), owner))
         self.starts = np.concatenate(starts or [np.zeros(0, np.int64)])
         self.ends = np.concatenate(ends or [np.zeros(0, np.int64)])
-        self.owners = np.concatenate(owners or [np.zeros(0, np.int64)])
         if max_samples is not None and max_samples < len(self.starts):
             drawn = np.random.default_rng(0).permutation(len(self.starts))[:max_samples]
             drawn.sort()
             self.starts, self.ends = self.starts[drawn], self.ends[drawn]
-            self.owners = self.owners[drawn]
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` [T], `labels` [T] (already shifted: the next tokens)."""
+        """`input_ids` [T], `labels` [T] (already shifted: the next tokens).
+
+        And `position_ids` [T] with `restart_positions`.
+        """
+        if index == NO_BLOCK:
+            block = {key: value.clone() for key, value in self[0].items()}
+            block["labels"].fill_(IGNORED)
+            return block
         start, end = int(self.starts[index]), int(self.ends[index])
         tokens = self.stream.tokens[start : end + 1].astype(np.int64)
         inputs = np.full(self.block_size, tokens[0])  # padding that no loss sees
@@ -72,11 +81,22 @@ class Blocks(Dataset):
         # Of the same type: else NumPy converts, and so reads, all documents.
         edges = np.array([start + 1, end + 1], documents.dtype)
         first, last = np.searchsorted(documents, edges)
-        labels[documents[first:last].astype(np.int64) - start - 1] = IGNORED
-        return {
-            "input_ids": torch.from_numpy(inputs),
-            "labels": torch.from_numpy(labels),
-        }
+        begins = documents[first:last].astype(np.int64) - start  # of BOS, from 1 to T
+        labels[begins - 1] = IGNORED
+        block = {"input_ids": inputs, "labels": labels}
+        if self.restart_positions:
+            begun = np.zeros(self.block_size, np.int64)
+            inside = begins[begins < self.block_size]
+            begun[inside] = inside
+            positions = np.arange(self.block_size) - np.maximum.accumulate(begun)
+            block["position_ids"] = positions
+        return {key: torch.from_numpy(value) for key, value in block.items()}
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The file of the stream that each block begins in [num_blocks]."""
+        file_ends = [file["end"] for file in self.stream.files]
+        return np.searchsorted(file_ends, self.starts, side="right")
 
     @property
     def words(self) -> np.ndarray:
@@ -87,39 +107,6 @@ class Blocks(Dataset):
     def bytes(self) -> np.ndarray:
         """Bytes of text in the targets of each block [num_blocks]."""
         return self.stream.num_bytes(self.starts + 1, self.ends + 1)
-
-
-def order(num_blocks: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch's blocks: a function of nothing but its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(num_blocks)
-
-
-class EpochOrder(Sampler):
-    """Gives the `order` of the epoch that is set: the same after a resume."""
-
-    def __init__(self, num_blocks: int, seed: int):
-        self.num_blocks, self.seed, self.epoch = num_blocks, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(order(self.num_blocks, self.seed, self.epoch).tolist())
-
-    def __len__(self) -> int:
-        return self.num_blocks
-
-
-def words_seen(blocks: Blocks, seed: int, batch_size: int, num_steps: int) -> int:
-    """Words in the targets of the first `num_steps` batches, epochs cut as the Trainer does.
-
-    `batch_size` is the optimizer's: blocks a step, over all devices and micro-batches.
-    """
-    steps_per_epoch = -(-len(blocks) // batch_size)
-    epochs, rest = divmod(num_steps, steps_per_epoch)
-    words = blocks.words
-    seen = order(len(blocks), seed, epochs)[: rest * batch_size]
-    return int(epochs * words.sum() + words[seen].sum())
 
 
 def split(stream: Stream, percentage: float) -> tuple[list, list]:

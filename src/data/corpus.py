@@ -10,11 +10,11 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional, TextIO
+from typing import Any, Callable, Iterator, Optional
 
 from src.arguments import DataTrainingArguments, UserError
 from src.data.cache import file_checksums
-from src.data.documents import PIECE_LENGTH, Piece, cut, find_boundary
+from src.data.documents import Piece, cut, find_boundary, read_parts
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
 TABLE_BUILDERS = {
@@ -29,8 +29,8 @@ TABLE_BUILDERS = {
 class Source:
     """One file, or one hub dataset: its name in reports, its checksum, its texts.
 
-    `texts()` yields iterators of lines: one for a text file, one a row for a table. A line
-    of more than `PIECE_LENGTH` characters comes in parts of that many.
+    `texts()` yields iterators of parts (`read_parts`): one for a text file, one a row for a
+    table, which is empty where the row has no text.
     """
 
     name: str
@@ -50,8 +50,7 @@ class Source:
 
     def pieces(self, boundary: str) -> Iterator[Piece]:
         """The text, every character once and in order, cut in pieces at line ends."""
-        for lines in self.texts():
-            yield from cut(lines, boundary)
+        return cut(self.texts(), boundary)
 
 
 def find_files(patterns: Any, key: str) -> list[Path]:
@@ -142,12 +141,12 @@ def _reader(path: Path, column: str) -> Callable[[], Iterator[Iterator[str]]]:
 
 
 def _read_text(path: Path) -> Iterator[str]:
-    """Lines of a text file, with `\\n` whatever the line ends were, without a BOM."""
+    """A text file in parts, with `\\n` whatever the line ends were, without a BOM."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         try:
             with opened(path, "rt", encoding="utf-8-sig") as file:
-                yield from _lines(file)
+                yield from read_parts(file)
         except UnicodeDecodeError as error:
             byte, value = _first_bad_byte(path)
             raise UserError(
@@ -156,11 +155,6 @@ def _read_text(path: Path) -> Iterator[str]:
             ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}") from error
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    """Lines, the long ones in parts: memory stays bounded."""
-    return iter(lambda: file.readline(PIECE_LENGTH), "")
 
 
 def _first_bad_byte(path: Path) -> tuple[int, int]:
@@ -201,7 +195,7 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
 
 
 def row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
-    """The lines of every row's text; rows without text are passed over."""
+    """Every row's text in parts; none where it is nothing but white space."""
     for row in rows:
         if column not in row:
             raise UserError(
@@ -209,8 +203,8 @@ def row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
                 f" {', '.join(row)}"
             )
         text = "" if row[column] is None else str(row[column])
-        if text and not text.isspace():
-            yield _lines(io.StringIO(text, newline=None))
+        has_text = text and not text.isspace()
+        yield read_parts(io.StringIO(text, newline=None)) if has_text else iter(())
 
 
 def read_hub(

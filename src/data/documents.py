@@ -1,75 +1,129 @@
 """Documents and pieces: where a text is cut before it is tokenized."""
 
+import itertools
 import re
-from typing import Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple, TextIO
 
-HEADING = re.compile(r"= = = (?!=).*(?<![= ]) = = =\s*$")
-# Characters a piece holds before it ends at the next line end. Tokens do not cross pieces,
-# so this number is part of the packed format (see stream.VERSION).
-PIECE_LENGTH = 16_384
+# Characters that are read, tokenized and written at once. A line is tokenized by itself, so
+# that where a piece ends makes no difference, but in a line that is longer than a piece.
+PIECE_LENGTH = 32_768
+
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+# What separates documents: a match ends where a document begins.
+SEPARATORS = {
+    "blank_line": re.compile(r"\n\s*\n"),
+    "heading": re.compile(
+        r"\n(?== = = (?!=)[^\n]*(?<![= ]) = = =[^\S\n]*(?:\n|\Z))"  # = = = Title = = =
+    ),
+    "line": re.compile(r"\n(?=[^\S\n]*\S)"),
+    "file": re.compile(r"(?!)"),
+}
 
 
 class Piece(NamedTuple):
-    """Consecutive text of one document, tokenized by itself."""
+    """Consecutive text."""
 
-    text: str
-    starts_document: bool
+    texts: list[str]  # joined, they are the piece; tokenized one by one
+    documents: list[int]  # characters of the joined texts at which a document begins
     continues_word: bool  # the piece before was cut inside a word
+    num_separators: int
+    num_empty_texts: int  # texts of nothing but white space that were passed over
+
+    @property
+    def text(self) -> str:
+        """The whole piece."""
+        return "".join(self.texts)
+
+
+class Boundaries:
+    """Finds the beginnings of documents in one text that comes in parts.
+
+    A part ends at a line end, or inside a line that is longer than a part. Separators stay
+    in the text, behind the document before them; white space alone never makes a document.
+    """
+
+    def __init__(self, kind: str):
+        self.separator = SEPARATORS[kind]
+        self.num_found = 0
+        self._before = (
+            "\n"  # what of the part before decides about this one's beginning
+        )
+        self._has_content = False
+
+    def starts(self, part: str) -> list[int]:
+        """Characters of `part` at which another document begins than the first."""
+        shift = len(self._before)
+        found = [m.end() - shift for m in self.separator.finditer(self._before + part)]
+        blank_end = found[-1:] == [len(part)]
+        self._before = "\n\n" if blank_end else "\n" if part.endswith("\n") else ""
+        found = found[:-1] if blank_end else found
+        self.num_found += len(found)
+        if not self._has_content:
+            first = re.search(r"\S", part)
+            self._has_content = first is not None
+            found = [start for start in found if first and start > first.start()]
+        return found
 
 
 def find_boundary(texts: Iterable[Iterator[str]]) -> str:
     """What separates documents: `heading` where there is one, else `blank_line`, else `file`."""
     found = "file"
-    for lines in texts:
-        blank_seen, line_start = False, True
-        for line in lines:
-            if line_start and HEADING.match(line):
+    for parts in texts:
+        headings, blank_lines = Boundaries("heading"), Boundaries("blank_line")
+        for part in parts:
+            headings.starts(part)
+            if headings.num_found:
                 return "heading"
-            if not line.isspace():
-                found = "blank_line" if blank_seen else found
-            elif line_start:
-                blank_seen = True
-            line_start = line.endswith("\n")
+            if blank_lines.starts(part):
+                found = "blank_line"
     return found
 
 
-def cut(lines: Iterator[str], boundary: str) -> Iterator[Piece]:
-    """Cut one text in pieces of about `PIECE_LENGTH` characters.
+def read_parts(file: TextIO) -> Iterator[str]:
+    """A text in parts of about `PIECE_LENGTH` characters, so that memory stays bounded.
 
-    A piece ends at a line end, or before a space where a line is longer than a piece, or
-    anywhere where it has no space. Separators stay in the text, behind the document before
-    them: joined, the pieces are the text. `boundary` is one of blank_line, heading, line,
-    file; white space alone never makes a document.
+    A part ends at a line end; or, in a line that is longer, before a space; or anywhere where
+    it has no space.
     """
-    buffer: list[str] = []
-    size, first, inside_word, blank = 0, True, False, False
-    content = False  # the document has more than white space
-    line_start = True
-    for line in lines:
-        if content and line_start and _begins(line, boundary, blank):
-            if buffer:
-                yield Piece("".join(buffer), first, inside_word)
-            buffer, size, first, inside_word, content = [], 0, True, False, False
-        blank = line.isspace() and (blank or line_start)
-        content = content or not line.isspace()
-        line_start = line.endswith("\n")
-        buffer.append(line)
-        size += len(line)
-        if size >= PIECE_LENGTH:
-            text = "".join(buffer)
-            end = len(text) if line_start else text.rfind(" ")
-            end = end if end > 0 else len(text)
-            yield Piece(text[:end], first, inside_word)
-            buffer, size = [text[end:]] if end < len(text) else [], len(text) - end
-            first = False
-            inside_word = not text[:end][-1].isspace() and end == len(text)
-    if buffer:
-        yield Piece("".join(buffer), first, inside_word)
+    rest = ""
+    while text := file.read(PIECE_LENGTH):
+        end_of_line = file.readline(PIECE_LENGTH)
+        text = rest + text + end_of_line
+        rest = ""
+        if len(end_of_line) == PIECE_LENGTH and not text.endswith("\n"):
+            end = text.rfind(" ", 1)
+            if end > 0:
+                text, rest = text[:end], text[end:]
+        yield text
+    if rest:
+        yield rest
 
 
-def _begins(line: str, boundary: str, after_blank: bool) -> bool:
-    if boundary == "line":
-        return not line.isspace()
-    if boundary == "blank_line":
-        return after_blank and not line.isspace()
-    return boundary == "heading" and HEADING.match(line) is not None
+def cut(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
+    """Cut texts that come in parts (see `read_parts`) in pieces; every character once.
+
+    Each text begins a document; where its others begin says `boundary`, one of blank_line,
+    heading, line, file. A text without words is no document: it is passed over and counted.
+    """
+    parts_, documents, size, inside_word = [], [], 0, False
+    num_separators = num_empty = 0
+    for parts in texts:
+        boundaries, before = Boundaries(boundary), 0
+        first = next(parts, None)
+        if first is None:
+            num_empty += 1
+            continue
+        documents.append(size)
+        inside_word = inside_word and size > 0
+        for part in itertools.chain([first], parts):
+            documents += [size + start for start in boundaries.starts(part)]
+            num_separators += boundaries.num_found - before
+            before = boundaries.num_found
+            parts_.append(part)
+            size += len(part)
+            if size >= PIECE_LENGTH:
+                yield Piece(parts_, documents, inside_word, num_separators, num_empty)
+                parts_, documents, size, num_separators, num_empty = [], [], 0, 0, 0
+                inside_word = not part[-1].isspace()
+    if parts_ or num_empty:
+        yield Piece(parts_, documents, inside_word, num_separators, num_empty)

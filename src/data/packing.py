@@ -1,14 +1,16 @@
 """Text into a stream of tokens (`stream.py`), cached under `<cache_dir>/packed/`."""
 
 import hashlib
-import itertools
 import json
+import logging
+import os
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterable, Iterator, NamedTuple, Optional
 
 import numpy as np
-import tokenizers
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -16,12 +18,27 @@ from src.arguments import UserError
 from src.data.cache import build_once
 from src.data.corpus import Source
 from src.data.documents import Piece
-from src.data.stream import VERSION, Stream, StreamWriter, is_whole
-from src.data.tokenizer import boundary_tokens, byte_lengths, plain
+from src.data.encoding import Encoder, Loss
+from src.data.stream import VERSION, Stream, StreamWriter, open_stream
+from src.data.tokenizer import boundary_tokens
+from src.data.words import word_starts
 
-BATCH = 256  # pieces tokenized at once: about 4 MB of text
+logger = logging.getLogger(__name__)
 
-WHITE_SPACE = np.array([chr(code).isspace() for code in range(0x3001)])
+
+class Packed(NamedTuple):
+    """A piece as tokens: ids [n]; words and bytes that begin before the end of each [n].
+
+    `documents`: [num_documents, 3] tokens, words and bytes before each document's beginning.
+    """
+
+    ids: np.ndarray
+    words: np.ndarray
+    bytes: np.ndarray
+    documents: np.ndarray
+    num_words: int
+    num_bytes: int
+    loss: Optional[Loss]
 
 
 def pack(
@@ -29,6 +46,8 @@ def pack(
     tokenizer: PreTrainedTokenizerBase,
     document_boundary: str,
     cache_dir: Path,
+    lossy: bool = False,
+    num_workers: Optional[int] = None,
     overwrite: bool = False,
     progress: bool = False,
     description: str = "Packing",
@@ -36,119 +55,157 @@ def pack(
     """The stream of `sources`, from the cache or packed now; complete or absent.
 
     The key holds what determines the bytes: the texts' checksums, the tokenizer, the chosen
-    boundary and `VERSION`. Runs that start together build it once.
+    boundary and `VERSION`. Runs that start together build it once; `num_workers` threads
+    (null: one a core) make no difference to it.
+
+    Raises `UserError` where a source has no text, or the tokenizer does not give a text back
+    when its tokens are decoded, unless `lossy`.
     """
-    backend = plain(tokenizer)
+    encoder = Encoder(tokenizer)
     parts = [
         VERSION,
-        hashlib.sha256(backend.to_str().encode()).hexdigest(),
+        hashlib.sha256(encoder.description.encode()).hexdigest(),
         boundary_tokens(tokenizer),
         document_boundary,
-        [(source.name, *source.identity) for source in sources],
+        [source.identity for source in sources],
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    directory = cache_dir / "packed" / key
 
     def build(temporary: Path) -> None:
-        size = sum(source.size for source in sources)
-        with tqdm(
+        bar = tqdm(
             desc=description,
-            total=size,
+            total=sum(source.size for source in sources),
             unit="B",
             unit_scale=True,
             disable=None if progress else True,
-        ) as bar:
-            _write(sources, backend, tokenizer, document_boundary, temporary, bar)
+        )
+        workers = num_workers or len(os.sched_getaffinity(0))
+        special = boundary_tokens(tokenizer)
+        writer = StreamWriter(temporary, max(encoder.max_id, *special), *special)
+        with bar, ThreadPoolExecutor(workers) as pool:
+            rows = [
+                _write(source, encoder, document_boundary, lossy, writer, pool, bar)
+                for source in sources
+            ]
+        writer.close(rows)
 
-    build_once(directory, is_whole, build, overwrite)
-    return Stream(directory)
+    began = time.perf_counter()
+    stream = build_once(cache_dir / "packed" / key, open_stream, build, overwrite)
+    seconds = time.perf_counter() - began
+    stream.name_files([source.name for source in sources])
+    logger.info(
+        "%s: %s words, %s tokens in %.1f s",
+        description,
+        f"{stream.info['words']:,}",
+        f"{len(stream):,}",
+        seconds,
+    )
+    _report(stream, document_boundary, lossy)
+    return stream
 
 
 def _write(
-    sources: list[Source],
-    backend: tokenizers.Tokenizer,
-    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    encoder: Encoder,
     document_boundary: str,
-    directory: Path,
+    lossy: bool,
+    writer: StreamWriter,
+    pool: ThreadPoolExecutor,
     bar: tqdm,
-) -> None:
-    lengths = byte_lengths(backend)
-    lengths = None if lengths is None else np.array(lengths)
-    max_id = max(backend.get_vocab().values())
-    writer = StreamWriter(directory, max_id, *boundary_tokens(tokenizer))
-    rows, began = [], time.perf_counter()
-    for source in sources:
-        before = writer.totals()
-        boundary = source.boundary(document_boundary)
-        for batch in _batches(source.pieces(boundary)):
-            for piece, arrays in zip(batch, encode(batch, backend, lengths)):
-                if piece.starts_document:
-                    writer.begin_document()
-                writer.append(*arrays)
-            bar.update(writer.num_bytes - bar.n)
-            speed = writer.num_words / (time.perf_counter() - began)
-            bar.set_postfix_str(f"{speed:,.0f} words/s")
-        writer.end_document()
-        after = writer.totals()
-        row = {"name": source.name, "checksum": source.checksum, "boundary": boundary}
-        row.update(start=before["tokens"], end=after["tokens"])
-        row.update({k: after[k] - before[k] for k in ("documents", "words", "bytes")})
-        if not row["words"]:
-            raise UserError(f"{source.name} ({source.reading}) has no text")
-        rows.append(row)
-    writer.close(rows)
+) -> dict:
+    """Append a source to the stream. Returns its row for stream.json."""
+    boundary = source.boundary(document_boundary)
+    before, began = writer.totals(), time.perf_counter()
+    num_separators = num_empty_texts = 0
+    loss = None
+    for piece, packed in _in_order(pool, source.pieces(boundary), encoder):
+        loss = loss or packed.loss
+        if loss and not lossy:
+            break
+        writer.append(*packed[:6])
+        num_separators += piece.num_separators
+        num_empty_texts += piece.num_empty_texts
+        bar.update(packed.num_bytes)
+        words = writer.num_words - before["words"]
+        speed = words / (time.perf_counter() - began)
+        bar.set_postfix_str(f"{speed:,.0f} words/s", refresh=False)
+    writer.end_document()
+    after = writer.totals()
+    row = dict(boundary=boundary, start=before["tokens"], end=after["tokens"])
+    row.update({k: after[k] - before[k] for k in ("documents", "words", "bytes")})
+    row.update(separators=num_separators, empty_texts=num_empty_texts)
+    row["loss"] = loss and loss._asdict()
+    if not row["words"]:
+        raise UserError(f"{source.name} ({source.reading}) has no text")
+    if loss and not lossy:
+        _refuse_loss(source.name, loss.text, loss.decoded)
+    return row
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    while batch := list(itertools.islice(pieces, BATCH)):
-        yield batch
+def _in_order(
+    pool: ThreadPoolExecutor, pieces: Iterable[Piece], encoder: Encoder
+) -> Iterator[tuple[Piece, Packed]]:
+    """Every piece, packed by the pool's threads; a few at a time are in memory."""
+    waiting: deque[tuple[Piece, Future]] = deque()
+    for piece in pieces:
+        waiting.append((piece, pool.submit(pack_piece, piece, encoder)))
+        if len(waiting) > 4 * pool._max_workers:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
 
 
-def encode(
-    pieces: list[Piece],
-    backend: tokenizers.Tokenizer,
-    lengths: Optional[np.ndarray],
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each piece three arrays [num_tokens]: ids, words and bytes that begin in each.
-
-    With `lengths`, the bytes of every id, a token's place in the text is a sum of them;
-    without, it is taken from the tokenizer's character offsets, which cost more. Where a
-    text has no token at all, the last two arrays are of its characters.
-    """
-    texts = [piece.text for piece in pieces]
-    fast = lengths is not None
-    encode_batch = backend.encode_batch_fast if fast else backend.encode_batch
-    for piece, encoding in zip(pieces, encode_batch(texts, add_special_tokens=False)):
-        ids = np.array(encoding.ids, dtype=np.int64)
-        starts, widths = word_starts(piece.text, piece.continues_word)
-        places = np.cumsum(widths)  # byte where each character ends
-        ends = np.cumsum(lengths[ids]) if fast else None
-        if fast and (not len(ids) or ends[-1] != places[-1]):
-            # A byte-level vocabulary that lacks some bytes: not all text became tokens.
-            encoding = backend.encode(piece.text, add_special_tokens=False)
-            ends = None
-        if ends is None:
-            # A token ends where its last character does; what no token covers (dropped by
-            # a normalizer) belongs to the next, or to the last.
-            last = np.array([end for _, end in encoding.offsets], dtype=np.int64)
-            ends = np.concatenate([[0], places])[np.maximum.accumulate(last)]
-        if not len(ids):
-            yield ids, starts, widths
-            continue
-        ends[-1] = places[-1]
-        first_bytes = (places - widths)[starts]
-        holders = np.searchsorted(ends, first_bytes, side="right")
-        words = np.bincount(holders, minlength=len(ids))
-        yield ids, words, np.diff(ends, prepend=0)
+def pack_piece(piece: Piece, encoder: Encoder) -> Packed:
+    """Tokens of a piece, and the words and bytes before each token's end."""
+    ids, ends, loss = encoder.encode(piece.texts)
+    text = piece.text
+    starts = _in_bytes(text, piece.documents)
+    data = text.encode()
+    words = np.zeros(len(data) + 1, np.int64)  # that begin before each byte
+    np.cumsum(word_starts(data, piece.continues_word, starts), out=words[1:])
+    documents = np.stack(
+        [np.searchsorted(ends, starts, side="right"), words[starts], starts], axis=1
+    )
+    documents[starts == 0, 0] = 0  # before a token that stands for no byte
+    return Packed(ids, words[ends], ends, documents, int(words[-1]), len(data), loss)
 
 
-def word_starts(text: str, continues_word: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays [num_characters]: whether a word begins there; bytes of the character.
+def _in_bytes(text: str, places: list[int]) -> np.ndarray:
+    """Characters of a text → bytes of its UTF-8; ascending [n]."""
+    if text.isascii():
+        return np.array(places, np.int64)
+    edges = zip([0, *places], places)
+    widths = [len(text[start:end].encode()) for start, end in edges]
+    return np.cumsum(np.array(widths, np.int64))
 
-    A word is what `str.split()` gives: a run of characters that are not `str.isspace()`.
-    """
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    white = (codes <= 0x3000) & WHITE_SPACE[np.minimum(codes, 0x3000)]
-    before = np.concatenate([[not continues_word], white[:-1]])
-    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    return ~white & before, widths.astype(np.int64)
+
+def _refuse_loss(name: str, text: str, decoded: str) -> None:
+    raise UserError(
+        f"tokenizer: it does not give the text of {name} back: {_short(text)} becomes"
+        f" {_short(decoded)}; if that is meant: tokenizer.lossy=true"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
+def _report(stream: Stream, document_boundary: str, lossy: bool) -> None:
+    """Warn of what was asked for and not found; refuse a loss that another run allowed."""
+    for row in stream.files:
+        if row["loss"] and not lossy:
+            _refuse_loss(row["name"], **row["loss"])
+        if document_boundary in ("blank_line", "heading") and not row["separators"]:
+            logger.warning(
+                "data.document_boundary=%s: %s has none; it is %s",
+                document_boundary,
+                row["name"],
+                "one document" if row["documents"] == 1 else "cut at its rows only",
+            )
+        if row["empty_texts"]:
+            logger.warning(
+                "%s: %s rows without text were passed over",
+                row["name"],
+                f"{row['empty_texts']:,}",
+            )

@@ -1,6 +1,5 @@
 """From the data section to blocks: what the front door calls of this room."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from src.arguments import (
 )
 from src.data.blocks import IGNORED, Blocks, file_spans, split
 from src.data.corpus import Source, read_corpus, read_hub
+from src.data.order import check_names
 from src.data.packing import pack
 from src.data.stream import Stream
 from src.data.tokenizer import load, load_or_train
@@ -62,6 +62,7 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
             raise UserError(
                 f"data.dataset_name={data.dataset_name} has no split `train`"
             )
+        check_names(data, [train.name])
         return Corpora([train], [validation] if validation else [])
     found = {}
     for key in ("train_file", "validation_file"):
@@ -69,6 +70,7 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
         found[key] = (
             read_corpus(patterns, f"data.{key}", data, cache_dir) if patterns else []
         )
+    check_names(data, [source.name for source in found["train_file"]])
     if not any(found.values()):
         raise UserError("no text: give data.train_file or data.validation_file")
     return Corpora(found["train_file"], found["validation_file"])
@@ -111,6 +113,8 @@ def load_data(
                 tokenizer,
                 data.document_boundary,
                 cache_dir,
+                tokenizer_args.lossy,
+                data.preprocessing_num_workers,
                 overwrite,
                 progress=main_process,
                 description=f"Packing the {part} text",
@@ -125,6 +129,7 @@ def _cut(
 ) -> Data:
     """Blocks of both streams; without a validation stream, a part of the training one's."""
     train_spans = [(0, len(train_stream))] if train_stream else []
+    restart_positions = not data.attend_across_documents
     if validation_stream:
         validation_spans = file_spans(validation_stream)
     else:
@@ -135,7 +140,12 @@ def _cut(
     train = None
     if train_stream:
         train = Blocks(
-            train_stream, train_spans, data.block_size, False, data.max_train_samples
+            train_stream,
+            train_spans,
+            data.block_size,
+            False,
+            data.max_train_samples,
+            restart_positions,
         )
         if not len(train):
             longest = max(end - start for start, end in train_spans)
@@ -149,43 +159,10 @@ def _cut(
         data.block_size,
         True,
         data.max_eval_samples,
+        restart_positions,
     )
     names = [file["name"] for file in validation_stream.files]
     return Data(train_stream, train, validation, names)
-
-
-def describe(stream: Stream, block_size: int) -> str:
-    """A table of a packed corpus, one row a file; also written beside it as table.json."""
-    columns = ("documents", "words", "tokens")
-    rows = []
-    for file in stream.files:
-        row = {**file, "tokens": file["end"] - file["start"]}
-        rows.append(row)
-    total = {
-        "name": "all",
-        "boundary": "",
-        **{c: sum(r[c] for r in rows) for c in columns},
-    }
-    total["bytes"] = stream.info["bytes"]
-    rows.append(total)
-    for row in rows:
-        row["tokens/word"] = row["tokens"] / max(1, row["words"])
-        row["bytes/token"] = row["bytes"] / max(1, row["tokens"])
-        row["blocks"] = max(0, row["tokens"] - 1) // block_size
-    table = stream.directory / "table.json"
-    table.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    lines = [
-        f"{'file':<24}{'boundary':>12}{'documents':>11}{'words':>13}{'tokens':>13}"
-        f"{'tokens/word':>13}{'bytes/token':>13}{'blocks':>10}"
-    ]
-    for row in rows:
-        lines.append(
-            f"{row['name']:<24}{row['boundary']:>12}{row['documents']:>11,}"
-            f"{row['words']:>13,}{row['tokens']:>13,}{row['tokens/word']:>13.2f}"
-            f"{row['bytes/token']:>13.2f}{row['blocks']:>10,}"
-        )
-    size = sum(stream.info["sizes"].values()) / 1e6
-    return "\n".join([*lines, f"{size:,.1f} MB in {stream.directory}"])
 
 
 def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> float:
@@ -193,7 +170,10 @@ def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> fl
 
     Over the same targets as a model's: BOS is none, so its frequency does not count either.
     """
-    counts = np.bincount(train.tokens, minlength=vocab_size) + 1.0
+    counts = np.ones(vocab_size)
+    for start in range(0, len(train), 1 << 20):  # memory stays bounded
+        part = train.tokens[start : start + (1 << 20)]
+        counts += np.bincount(part, minlength=vocab_size)
     counts[train.tokens[0]] -= len(train.documents)
     log_probabilities = np.log(counts / counts.sum())
     total = number = 0

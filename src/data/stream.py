@@ -2,22 +2,26 @@
 
     tokens.bin     uint16 or uint32 [num_tokens]       BOS text EOS BOS text EOS …
     words.bin      uint32 [num_tokens + 1]             words that begin before token i
-    bytes.bin      uint64 [num_tokens + 1]             bytes that begin before token i
+    bytes.bin      uint32 [num_tokens + 1]             bytes that begin before token i
     documents.bin  uint64 [num_documents]              where each document's BOS is
-    stream.json    the totals, file by file
+    stream.json    the totals, file by file; nothing that depends on names or machines
 
 A word is what `str.split()` gives; it begins in the token that holds its first byte. So the
-words and bytes of any span of tokens are a difference of two numbers.
+words and bytes of any span of tokens are a difference of two numbers. The sums are kept
+modulo 2^32: the difference is right for every span of less than four billion bytes, however
+large the corpus. All numbers are little-endian.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
-VERSION = 1  # of the format: another value makes every cached stream stale
+from src.arguments import UserError
+
+VERSION = 2  # of the packing: another value makes every cached stream stale
 
 
 class Stream:
@@ -29,9 +33,9 @@ class Stream:
             (self.directory / "stream.json").read_text(encoding="utf-8")
         )
         self.tokens = self._array("tokens", self.info["token_type"])
-        self.words = self._array("words", np.uint32)
-        self.bytes = self._array("bytes", np.uint64)
-        self.documents = self._array("documents", np.uint64)
+        self.words = self._array("words", "<u4")
+        self.bytes = self._array("bytes", "<u4")
+        self.documents = self._array("documents", "<u8")
 
     def _array(self, name: str, dtype: Any) -> np.ndarray:
         return np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode="r")
@@ -41,26 +45,39 @@ class Stream:
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """One row a source: name, boundary, start, end, documents, words, bytes."""
+        """One row a source: name, boundary, start, end, documents, words, bytes, …"""
         return self.info["files"]
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes."""
+        return sum(self.info["sizes"].values())
+
+    def name_files(self, names: list[str]) -> None:
+        """Give every row its source's name: the same text may be called otherwise."""
+        self.info["files"] = [
+            {"name": name, **row} for name, row in zip(names, self.files)
+        ]
 
     def num_words(self, start: Any, end: Any) -> Any:
         """Words that begin in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
-        return self.words[end].astype(np.int64) - self.words[start].astype(np.int64)
+        return (self.words[end] - self.words[start]).astype(np.int64)
 
     def num_bytes(self, start: Any, end: Any) -> Any:
         """Bytes of text in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
-        return self.bytes[end].astype(np.int64) - self.bytes[start].astype(np.int64)
+        return (self.bytes[end] - self.bytes[start]).astype(np.int64)
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether every file is there with the size that stream.json says."""
+def open_stream(directory: Path) -> Optional[Stream]:
+    """The stream; None where not every file is there with the size that stream.json says."""
     try:
         info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
         sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
-        return all(sizes.get(name) == size for name, size in info["sizes"].items())
+        if all(sizes.get(name) == size for name, size in info["sizes"].items()):
+            return Stream(directory)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        pass
+    return None
 
 
 class StreamWriter:
@@ -73,53 +90,75 @@ class StreamWriter:
     """
 
     def __init__(self, directory: Path, max_id: int, bos: int, eos: int):
+        if max_id >= 2**32:
+            raise UserError(
+                f"tokenizer: the id {max_id:,} is beyond what packed tokens hold, which is"
+                f" {2**32 - 1:,}"
+            )
         self.directory, self.bos, self.eos = directory, bos, eos
-        self.token_type = np.dtype(np.uint16 if max_id < 2**16 else np.uint32)
+        self.token_type = np.dtype("<u2" if max_id < 2**16 else "<u4")
         self.num_tokens = self.num_words = self.num_bytes = self.num_documents = 0
         self._document_open = False
-        self._untold = np.zeros(2, np.int64)  # words and bytes of text without a token
         names = ("tokens", "words", "bytes", "documents")
         self._files: dict[str, BinaryIO] = {
             name: (directory / f"{name}.bin").open("wb") for name in names
         }
-        self._files["words"].write(np.zeros(1, np.uint32).tobytes())
-        self._files["bytes"].write(np.zeros(1, np.uint64).tobytes())
+        self._write("words", np.zeros(1), "<u4")
+        self._write("bytes", np.zeros(1), "<u4")
 
-    def begin_document(self) -> None:
-        """End the document before, if one is open, and append BOS."""
-        self.end_document()
-        self._files["documents"].write(np.uint64(self.num_tokens).tobytes())
-        self.num_documents += 1
-        self._document_open = True
-        self._mark(self.bos)
+    def append(
+        self,
+        ids: np.ndarray,
+        words: np.ndarray,
+        num_bytes: np.ndarray,
+        documents: np.ndarray,
+        piece_words: int,
+        piece_bytes: int,
+    ) -> None:
+        """Append a piece of text; BOS and EOS are put around its documents.
+
+        Args:
+            ids: [n].
+            words, num_bytes: that begin in the piece before the end of each token [n].
+            documents: [num_documents, 3] tokens, words and bytes of the piece before each
+                document's beginning. The one before it ends there.
+            piece_words, piece_bytes: of the whole piece. What no token covers counts in the
+                next one, which may be the document's EOS.
+        """
+        tokens, *before = documents.T
+        if len(tokens):
+            # EOS of the document before, if one is open, and BOS.
+            places = np.repeat(tokens, 2)[0 if self._document_open else 1 :]
+            marks = np.tile([self.eos, self.bos], len(tokens))[-len(places) :]
+            before = [np.repeat(sums, 2)[-len(places) :] for sums in before]
+            ids = np.insert(ids, places, marks)
+            words = np.insert(words, places, before[0])
+            num_bytes = np.insert(num_bytes, places, before[1])
+            starts = tokens + 2 * np.arange(len(tokens)) + self._document_open
+            self._write("documents", self.num_tokens + starts, "<u8")
+            self.num_documents += len(tokens)
+            self._document_open = True
+        self._append(ids, words, num_bytes)
+        self.num_words += piece_words
+        self.num_bytes += piece_bytes
 
     def end_document(self) -> None:
         """Append EOS, if a document is open."""
         if self._document_open:
-            self._mark(self.eos)
+            self._append(np.array([self.eos]), np.zeros(1, int), np.zeros(1, int))
         self._document_open = False
 
-    def append(self, ids: np.ndarray, words: np.ndarray, num_bytes: np.ndarray) -> None:
-        """Three arrays [n]: ids, and the words and bytes that begin in each token.
-
-        Without ids, the words and the bytes count in the token that is appended next.
-        """
-        if not len(ids):
-            self._untold += [words.sum(), num_bytes.sum()]
-            return
-        words[0] += self._untold[0]
-        num_bytes[0] += self._untold[1]
-        self._untold[:] = 0
-        words = self.num_words + np.cumsum(words)
-        num_bytes = self.num_bytes + np.cumsum(num_bytes)
-        self._files["tokens"].write(ids.astype(self.token_type).tobytes())
-        self._files["words"].write(words.astype(np.uint32).tobytes())
-        self._files["bytes"].write(num_bytes.astype(np.uint64).tobytes())
+    def _append(
+        self, ids: np.ndarray, words: np.ndarray, num_bytes: np.ndarray
+    ) -> None:
+        self._write("tokens", ids, self.token_type)
+        self._write("words", self.num_words + words, "<u4")
+        self._write("bytes", self.num_bytes + num_bytes, "<u4")
         self.num_tokens += len(ids)
-        self.num_words, self.num_bytes = int(words[-1]), int(num_bytes[-1])
 
-    def _mark(self, token: int) -> None:
-        self.append(np.array([token]), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    def _write(self, name: str, values: np.ndarray, dtype: Any) -> None:
+        # From 64 bits to 32 the sums are taken modulo 2^32.
+        self._files[name].write(values.astype(dtype).tobytes())
 
     def totals(self) -> dict[str, int]:
         """What has been appended so far."""
@@ -138,7 +177,7 @@ class StreamWriter:
             file.close()
         info = {
             "version": VERSION,
-            "token_type": self.token_type.name,
+            "token_type": self.token_type.str,
             **self.totals(),
             "files": files,
             "sizes": {p.name: p.stat().st_size for p in self.directory.iterdir()},

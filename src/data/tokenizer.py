@@ -7,7 +7,9 @@ pipeline expects. Packing puts BOS and EOS around documents itself, and no space
 
 import hashlib
 import json
+import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
@@ -19,14 +21,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from src.arguments import UserError
 from src.data.cache import build_once
 from src.data.corpus import Source
+from src.data.documents import LINE
+from src.data.words import count_words
+
+logger = logging.getLogger(__name__)
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 MIN_VOCAB_SIZE = len(pre_tokenizers.ByteLevel.alphabet()) + 3
-VERSION = 1  # of the trained tokenizer: another value makes every cached one stale
+VERSION = 2  # of the trained tokenizer: another value makes every cached one stale
 
 
 def train(
-    texts: Iterable[str], vocab_size: int, progress: bool = False
+    texts: Iterable[str] | Iterable[list[str]], vocab_size: int, progress: bool = False
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` entries, trained on `texts`.
 
@@ -93,32 +99,37 @@ def load_or_train(
     directory = cache_dir / "tokenizers" / key
 
     def build(temporary: Path) -> None:
-        save(train(_texts(sources, progress), vocab_size, progress), temporary)
+        save(train(_lines(sources, progress), vocab_size, progress), temporary)
 
-    build_once(directory, _is_whole, build, overwrite)
-    return load(str(directory), key="model.cache_dir")
+    return build_once(directory, _load_whole, build, overwrite)
 
 
-def _is_whole(directory: Path) -> bool:
-    """Whether both files are there and can be read to their end."""
+def _load_whole(directory: Path) -> Optional[PreTrainedTokenizerBase]:
+    """The tokenizer, if both files are there and can be read to their end."""
     try:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             json.loads((directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
+    return load(str(directory), key="model.cache_dir")
 
 
-def _texts(sources: list[Source], progress: bool) -> Iterator[str]:
+def _lines(sources: list[Source], progress: bool) -> Iterator[list[str]]:
+    """Lists of lines: tokens are not learnt across lines, since none are packed so."""
     total = sum(source.size for source in sources)
+    began, words = time.perf_counter(), 0
     with tqdm(
         desc="Training the tokenizer: reading", total=total, unit="B", unit_scale=True,
         disable=None if progress else True,
     ) as bar:  # fmt: skip
         for source in sources:
             for piece in source.pieces("file"):
+                yield [line for text in piece.texts for line in LINE.findall(text)]
                 bar.update(len(piece.text.encode()))
-                yield piece.text
+                words += count_words(piece.text)
+                speed = words / (time.perf_counter() - began)
+                bar.set_postfix_str(f"{speed:,.0f} words/s", refresh=False)
+    logger.info("The tokenizer is trained on %s words", f"{words:,}")
 
 
 def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -158,48 +169,3 @@ def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
         else tokenizer.sep_token_id
     )
     return (bos if bos is not None else eos), (eos if eos is not None else bos)
-
-
-def plain(tokenizer: PreTrainedTokenizerBase) -> tokenizers.Tokenizer:
-    """A copy that turns text into tokens and adds nothing: for packing.
-
-    No special tokens, none read from the text either (a text may contain `</s>`), no prefix
-    space, no truncation, no padding.
-    """
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    _set_everywhere(description.get("pre_tokenizer"), "add_prefix_space", False)
-    _set_everywhere(description.get("pre_tokenizer"), "prepend_scheme", "never")
-    _set_everywhere(description.get("normalizer"), "prepend", "")
-    description.update(truncation=None, padding=None, post_processor=None)
-    copy = tokenizers.Tokenizer.from_str(json.dumps(description))
-    copy.encode_special_tokens = True
-    return copy
-
-
-def _set_everywhere(node: Any, key: str, value: Any) -> None:
-    if isinstance(node, dict):
-        if key in node:
-            node[key] = value
-        for child in node.values():
-            _set_everywhere(child, key, value)
-    elif isinstance(node, list):
-        for child in node:
-            _set_everywhere(child, key, value)
-
-
-def byte_lengths(tokenizer: tokenizers.Tokenizer) -> Optional[list[int]]:
-    """Bytes of text each id stands for; None where the tokenizer is not byte-level.
-
-    A byte-level vocabulary writes each byte as one character (Radford et al. 2019).
-    """
-    description = json.loads(tokenizer.to_str())
-    kinds = json.dumps(description.get("pre_tokenizer"))
-    if '"ByteLevel"' not in kinds or description.get("normalizer"):
-        return None
-    vocabulary = tokenizer.get_vocab()
-    lengths = [0] * (max(vocabulary.values()) + 1)
-    for entry, index in vocabulary.items():
-        lengths[index] = len(entry)
-    for index, added in tokenizer.get_added_tokens_decoder().items():
-        lengths[index] = len(added.content.encode())
-    return lengths

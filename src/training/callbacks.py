@@ -9,20 +9,20 @@ from typing import Any, Optional
 import torch
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from src.data.blocks import EpochOrder
+from src.data.order import Plan
 from src.training.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
 
 
 class OrderEpochs(TrainerCallback):
-    """Tells the order of blocks which epoch it is, also after a resume in mid-epoch."""
+    """Tells the plan which epoch it is, also after a resume in mid-epoch."""
 
-    def __init__(self, order: EpochOrder):
-        self.order = order
+    def __init__(self, plan: Plan):
+        self.plan = plan
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.order.set_epoch(int(state.epoch or 0))
+        self.plan.set_epoch(int(state.epoch or 0))
 
 
 class StopOnSignal(TrainerCallback):
@@ -138,4 +138,5 @@ class Console(TrainerCallback):
         line = "  ".join(
             f"{key} {value:.4g}" for key, value in shown.items() if value is not None
         )
-        logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)
+        words = f"  {logs['words']:,} words" if "words" in logs else ""
+        logger.info("step %d/%d%s  %s", state.global_step, state.max_steps, words, line)

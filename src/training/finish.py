@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from src.arguments import FIGURES, Arguments
-from src.data.blocks import words_seen
 from src.data.prepare import Data, unigram_perplexity
 from src.evaluation.minimal_pairs import accuracies, load_pairs
 from src.training import model_card
@@ -58,12 +57,7 @@ def final_scores(
         trainer.log({f"eval_{name}": share for name, share in shares.items()})
     if args.training.do_train:
         scores.update(steps=trainer.state.global_step, epochs=trainer.state.epoch)
-        scores["words_seen"] = words_seen(
-            data.train,
-            trainer.order_seed,
-            trainer.blocks_per_step,
-            trainer.state.global_step,
-        )
+        scores["words_seen"] = trainer.plan.words_seen(trainer.state.global_step)
     return scores
 
 

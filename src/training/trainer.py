@@ -28,7 +28,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from src.arguments import Arguments, TrainingArguments
-from src.data.blocks import IGNORED, Blocks, EpochOrder
+from src.data.blocks import IGNORED, Blocks
+from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
 from src.data.tokenizer import save as save_tokenizer
 from src.evaluation.language_modeling import block_statistics, summarize
@@ -39,6 +40,7 @@ from src.training.callbacks import (
     ProgressBars,
     StopOnSignal,
 )
+from src.training.documents_apart import masked, needs_mask
 from src.training.model import architecture, build
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class LanguageModelTrainer(Trainer):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         args: TrainingArguments,
-        train_blocks: Optional[Blocks],
+        plan: Optional[Plan],
         eval_blocks: Optional[Blocks],
         file_names: list[str],
         callbacks: list[TrainerCallback],
@@ -62,7 +64,7 @@ class LanguageModelTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_blocks,
+            train_dataset=plan.blocks if plan else None,
             eval_dataset=eval_blocks,
             compute_loss_func=self._mean_token_loss,
             compute_metrics=self._scores,
@@ -71,10 +73,9 @@ class LanguageModelTrainer(Trainer):
         self.tokenizer, self.file_names = tokenizer, file_names
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.order_seed = args.seed if args.data_seed is None else args.data_seed
-        if train_blocks is not None:
-            self.order = EpochOrder(len(train_blocks), self.order_seed)
-            self.add_callback(OrderEpochs(self.order))
+        self.plan, self.masks_documents = plan, False
+        if plan is not None:
+            self.add_callback(OrderEpochs(plan))
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         self.checkpoints = KeepCheckpoints(self, save_total_limit)
@@ -98,17 +99,26 @@ class LanguageModelTrainer(Trainer):
         )
         return loss / num_items_in_batch
 
-    def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> EpochOrder:
-        return self.order
+    def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
+        return self.plan
 
-    @property
-    def blocks_per_step(self) -> int:
-        """Blocks of the optimizer's batch, over all devices and micro-batches."""
-        return (
-            self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size
-        )
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        inputs = super()._prepare_inputs(inputs)
+        return masked(inputs, self.model) if self.masks_documents else inputs
+
+    def training_step(
+        self, model: Any, inputs: dict, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A micro-batch, in sequences of the length that the schedule has for this step."""
+        inputs = shortened(inputs, self.plan.block_size(self.state.global_step))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
+        """Every log says how many words were seen."""
+        if self.plan is not None:
+            words = self.plan.words_seen(self.state.global_step)
+            logs = {**logs, "words": words}
+        super().log(logs, start_time)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_new_best = super()._determine_best_metric(metrics, trial)
@@ -148,6 +158,39 @@ class LanguageModelTrainer(Trainer):
             save_tokenizer(self.tokenizer, Path(output_dir or self.args.output_dir))
 
 
+def shortened(inputs: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """A batch of blocks [B, T] as B·T/size sequences [B·T/size, size]; positions restart."""
+    inputs = {name: values.reshape(-1, size) for name, values in inputs.items()}
+    if "position_ids" in inputs:
+        own = torch.arange(size, device=inputs["position_ids"].device)
+        inputs["position_ids"] = inputs["position_ids"].minimum(own)
+    return inputs
+
+
+def plan_of(args: Arguments, blocks: Blocks) -> Plan:
+    """What every step trains on; `args.training.max_steps` is set to their number."""
+    training = args.training
+    order = order_of(
+        args.data,
+        blocks,
+        training.seed if training.data_seed is None else training.data_seed,
+    )
+    plan = Plan(
+        blocks,
+        order,
+        training.train_batch_size
+        * training.gradient_accumulation_steps
+        * training.world_size,
+        training.num_train_epochs,
+        training.max_steps if training.max_steps > 0 else None,
+        training.max_words,
+        args.data.block_size_schedule,
+    )
+    check_budget(args.data, plan)
+    training.max_steps = plan.num_steps
+    return plan
+
+
 def build_trainer(
     args: Arguments,
     tokenizer: PreTrainedTokenizerBase,
@@ -155,48 +198,53 @@ def build_trainer(
     wandb_run: Optional[Any] = None,
 ) -> LanguageModelTrainer:
     """Model, data and callbacks of a run, put together."""
+    plan = plan_of(args, data.train) if args.training.do_train else None
     set_seed(args.training.seed)  # the weights are drawn from it
     model = build(args.model, architecture(args.model), tokenizer)
     callbacks = []
     if wandb_run is not None:
         from src.training.wandb_logging import WandbLogging
 
-        callbacks.append(WandbLogging(wandb_run))
+        callbacks.append(WandbLogging(wandb_run, has_words=plan is not None))
     trainer = LanguageModelTrainer(
         model,
         tokenizer,
         args.training,
-        data.train if args.training.do_train else None,
+        plan,
         data.validation if args.training.do_eval else None,
         data.validation_names,
         callbacks,
     )
+    if not args.data.attend_across_documents:
+        trainer.masks_documents = needs_mask(trainer.model)
+    _describe(trainer, args)
+    return trainer
+
+
+def _describe(trainer: LanguageModelTrainer, args: Arguments) -> None:
+    """Say what is about to be trained, on what."""
+    model, plan, training = trainer.model, trainer.plan, args.training
+    source = args.model.model_name_or_path
+    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
     logger.info(
         "%s with %s parameters, %s, on %s in %s",
         model.config.model_type,
         f"{model.num_parameters():,}",
-        (
-            f"weights of {args.model.model_name_or_path}"
-            if args.model.model_name_or_path
-            else "random weights"
-        ),
-        args.training.device,
-        (
-            "bfloat16"
-            if args.training.bf16
-            else "float16" if args.training.fp16 else "float32"
-        ),
+        f"weights of {source}" if source else "random weights",
+        training.device,
+        precision or "float32",
     )
-    if args.training.do_train:
+    if plan is not None:
         logger.info(
-            "%s blocks of %d tokens, %d a step; %d tokens at the end fill no block and are"
-            " not trained on",
-            f"{len(data.train):,}",
-            data.train.block_size,
-            trainer.blocks_per_step,
-            data.train.remainder,
+            "%s blocks of %d tokens, %d a step: %s words in %s steps; %d tokens at the end"
+            " fill no block and are not trained on",
+            f"{len(plan.order):,}",
+            plan.blocks.block_size,
+            plan.blocks_per_step,
+            f"{plan.words_seen(plan.num_steps):,}",
+            f"{plan.num_steps:,}",
+            plan.blocks.remainder,
         )
-    return trainer
 
 
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:

@@ -107,13 +107,20 @@ def _run_id(run_dir: Path) -> str:
 
 
 class WandbLogging(TrainerCallback):
-    """Sends what the Trainer logs to a W&B run, over `train/global_step`."""
+    """Sends what the Trainer logs to a W&B run, over the words seen where there are any."""
 
-    def __init__(self, run: Any):
+    def __init__(self, run: Any, has_words: bool = True):
         self.run = run
+        axis = "words" if has_words else "train/global_step"
+        run.define_metric("words")
         run.define_metric("train/global_step")
-        run.define_metric("*", step_metric="train/global_step", step_sync=True)
+        run.define_metric("*", step_metric=axis, step_sync=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            self.run.log({**rewrite_logs(logs), "train/global_step": state.global_step})
+        if not state.is_world_process_zero:
+            return
+        row = {"train/global_step": state.global_step}
+        if "words" in logs:
+            row["words"] = logs["words"]
+        logs = {key: value for key, value in logs.items() if key != "words"}
+        self.run.log({**rewrite_logs(logs), **row})

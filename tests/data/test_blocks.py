@@ -9,12 +9,10 @@ import pytest
 from src.arguments import DataTrainingArguments
 from src.data.blocks import (
     IGNORED,
+    NO_BLOCK,
     Blocks,
-    EpochOrder,
     file_spans,
-    order,
     split,
-    words_seen,
 )
 from src.data.corpus import read_corpus
 from src.data.packing import pack
@@ -92,6 +90,30 @@ def test_a_block_lies_in_one_file(stream: Stream):
     assert len(Blocks(stream, file_spans(stream), 4, False)) == 3
 
 
+def test_a_block_across_files_belongs_to_the_one_it_begins_in(stream: Stream):
+    blocks = Blocks(stream, [(0, 17)], 4, False)
+    assert [row[0] for row in rows(blocks)] == ["<a_b", "||><", "c|><", "de_f"]
+    assert blocks.owners.tolist() == [0, 0, 0, 1]
+
+
+def test_positions_restart_with_each_document_where_attention_stays_inside(stream):
+    """Block by block: `<a_b` `||><` `c|><` `de_f`; a block begins at 0 too."""
+    blocks = Blocks(stream, [(0, 17)], 4, True, restart_positions=True)
+    positions = [blocks[i]["position_ids"].tolist() for i in range(4)]
+    assert positions == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 3]]
+    whole = Blocks(stream, [(0, 17)], 16, False, restart_positions=True)[0]
+    assert whole["position_ids"].tolist() == [*range(7), *range(4), *range(5)]
+    assert "position_ids" not in Blocks(stream, [(0, 17)], 4, True)[0]
+
+
+def test_no_block_has_no_targets(stream: Stream):
+    blocks = Blocks(stream, [(0, 17)], 4, False)
+    empty = blocks[NO_BLOCK]
+    assert empty["labels"].tolist() == [IGNORED] * 4
+    assert empty["input_ids"].shape == (4,)
+    assert rows(blocks)[0] == ("<a_b", "a_b|")  # not a view of the first
+
+
 def test_spans_too_short_for_a_target_have_no_blocks(stream: Stream):
     assert len(Blocks(stream, [], 4, True)) == 0
     assert len(Blocks(stream, [(3, 3), (5, 6)], 4, True)) == 0
@@ -142,45 +164,6 @@ def test_max_samples_is_a_fixed_subset(tmp_path: Path):
     for more in (len(every), 10_000):
         blocks = Blocks(stream, [(0, len(stream))], 8, False, max_samples=more)
         assert blocks.starts.tolist() == every.starts.tolist()
-
-
-# Order
-
-
-def test_the_order_is_a_function_of_its_arguments():
-    # Written down: a run that continues after an update has to go on in this order.
-    assert order(8, seed=0, epoch=0).tolist() == [2, 4, 3, 6, 5, 0, 1, 7]
-    for epoch in range(3):
-        assert sorted(order(100, 1, epoch)) == list(range(100))
-    orders = {tuple(order(100, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
-def test_the_sampler_follows_the_epoch_that_is_set():
-    sampler = EpochOrder(50, seed=3)
-    assert len(sampler) == 50
-    assert list(sampler) == list(sampler) == order(50, 3, 0).tolist()
-    sampler.set_epoch(2)
-    assert list(sampler) == order(50, 3, 2).tolist()
-
-
-def test_words_seen_across_epochs_whose_last_batch_is_short(stream: Stream):
-    """Five blocks in batches of two: two, two, one; two, two, one; …"""
-    blocks = Blocks(stream, [(0, 17)], 3, False)
-    assert blocks.words.tolist() == [2, 0, 1, 1, 1]
-    first, second = order(5, 0, 0).tolist(), order(5, 0, 1).tolist()
-    words = [2, 0, 1, 1, 1]
-
-    def total(seen: list[int]) -> int:
-        return sum(words[block] for block in seen)
-
-    assert total(first[:2]) != total(second[:2])
-    expected = [0, total(first[:2]), total(first[:4]), 5]
-    expected += [5 + total(second[:2]), 5 + total(second[:4]), 10]
-    assert [words_seen(blocks, 0, 2, steps) for steps in range(7)] == expected
-    assert expected == sorted(expected)
-    # A batch as large as all blocks, or larger, is an epoch a step.
-    assert words_seen(blocks, 7, 5, 3) == words_seen(blocks, 7, 64, 3) == 15
 
 
 # Held-out text

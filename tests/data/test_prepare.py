@@ -1,6 +1,5 @@
 """From the data section of a configuration to blocks; the table of what was found."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from src.data.blocks import Blocks, file_spans
 from src.data.cache import sha256
 from src.data.prepare import (
     Data,
-    describe,
     find_corpora,
     load_data,
     unigram_perplexity,
@@ -148,26 +146,6 @@ def test_another_column_of_the_same_file_is_other_text(tmp_path: Path):
         for column in ("text", "title")
     ]
     assert found == [2, 4]
-
-
-def test_the_table_has_a_row_a_file_and_their_sum(small: Path):
-    data = prepare(small, train_file=f"{small}/*.train", block_size=4)
-    table = describe(data.train_stream, block_size=4)
-    rows = [line.split() for line in table.splitlines()]
-    assert rows[:-1] == [
-        "file boundary documents words tokens tokens/word bytes/token blocks".split(),
-        "first blank_line 2 3 11 3.67 0.64 2".split(),
-        "second file 1 2 6 3.00 0.67 1".split(),
-        "all 3 5 17 3.40 0.65 4".split(),
-    ]
-    assert table.endswith(f"MB in {data.train_stream.directory}")
-    written = json.loads((data.train_stream.directory / "table.json").read_text())
-    assert [row["name"] for row in written] == ["first", "second", "all"]
-    assert [row["bytes"] for row in written] == [7, 4, 11]
-    # The table beside the stream does not make it look damaged.
-    before = (data.train_stream.directory / "table.json").stat().st_mtime_ns
-    again = prepare(small, train_file=f"{small}/*.train", block_size=4)
-    assert (again.train_stream.directory / "table.json").stat().st_mtime_ns == before
 
 
 def test_the_unigram_perplexity_by_hand(tmp_path: Path):

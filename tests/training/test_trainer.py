@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from src.arguments import (
     ModelArguments,
     TrainingArguments,
 )
-from src.data.blocks import IGNORED, Blocks, file_spans, order
+from src.data.blocks import IGNORED, Blocks, file_spans
 from src.data.corpus import read_corpus
 from src.data.packing import pack
 from src.data.prepare import Data
@@ -34,6 +35,13 @@ GPT2 = dict(
     config_overrides=dict(
         n_layer=1, n_embd=16, n_head=2, n_positions=32, resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+)  # fmt: skip
+OPT = dict(
+    model_type="opt",
+    config_overrides=dict(
+        num_hidden_layers=1, hidden_size=16, ffn_dim=32, num_attention_heads=2,
+        max_position_embeddings=32, dropout=0.0,
     ),
 )  # fmt: skip
 LLAMA = dict(
@@ -65,13 +73,16 @@ def trainer_of(tmp_path, stream_of):
     """`trainer_of(…)`: eight blocks of eight tokens, a model of one layer, plain SGD."""
 
     def call(
-        block_size=8, num_blocks=8, text=TEXT, files=FILES, model=GPT2, **training
+        block_size=8, num_blocks=8, text=TEXT, files=FILES, model=GPT2, data={},
+        **training
     ):  # fmt: skip
         stream, dev = stream_of(train=text), stream_of(**files)
-        blocks = Blocks(stream, [(0, len(stream))], block_size, False, num_blocks)
-        data = Data(
-            stream, blocks, Blocks(dev, file_spans(dev), 8, True), list(files)
-        )  # fmt: skip
+        arguments = DataTrainingArguments(block_size=block_size, **data)
+        apart = not arguments.attend_across_documents
+        spans = [(0, len(stream))]
+        blocks = Blocks(stream, spans, block_size, False, num_blocks, apart)
+        validation = Blocks(dev, file_spans(dev), 8, True, None, apart)
+        packed = Data(stream, blocks, validation, list(files))
         settings = dict(
             output_dir=str(tmp_path / "run"), use_cpu=True, do_train=True, do_eval=True,
             optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_steps=1,
@@ -81,9 +92,10 @@ def trainer_of(tmp_path, stream_of):
         )  # fmt: skip
         args = Arguments(
             model=ModelArguments(**model),
+            data=arguments,
             training=TrainingArguments(**{**settings, **training}),
         )
-        return build_trainer(args, LETTERS, data)
+        return build_trainer(args, LETTERS, packed)
 
     return call
 
@@ -260,13 +272,113 @@ def test_a_run_resumed_in_its_second_epoch_sees_the_rest_of_it(trainer_of):
     checkpoint = newest_whole(run_dir(resumed))
     assert checkpoint == run_dir(resumed) / "checkpoint-5"
     train(resumed, checkpoint)
-    epochs = [order(8, 3, epoch).tolist() for epoch in range(3)]
+    epochs = [resumed.plan.order.blocks(epoch).tolist() for epoch in range(3)]
     assert before.seen == epochs[0] + epochs[1][:2]
     assert after.seen == epochs[1][2:] + epochs[2]
 
 
 def run_dir(trainer) -> Path:
     return Path(trainer.args.output_dir)
+
+
+def test_every_log_says_how_many_words_were_seen(trainer_of):
+    """Over epochs of three steps, the last with two of four blocks; resumed in the second."""
+    settings = dict(
+        num_blocks=10, max_steps=8, per_device_train_batch_size=2,
+        gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=4,
+        save_strategy="steps", save_steps=100,
+    )  # fmt: skip
+    stopped = trainer_of(**settings)
+    stopped.add_callback(StopAfter(5))
+    train(stopped, None)
+    trainer = trainer_of(**settings)
+    train(trainer, newest_whole(run_dir(trainer)))
+    words, seen = trainer.train_dataset.words, []
+    for epoch in range(3):
+        seen += np.split(trainer.plan.order.blocks(epoch), [4, 8])
+    after = np.cumsum([0, *(words[blocks].sum() for blocks in seen)]).tolist()
+    logs = trainer.state.log_history
+    losses = {row["step"]: row["words"] for row in logs if "loss" in row}
+    assert losses == {step: after[step] for step in range(1, 9)}
+    evaluations = {row["step"]: row["words"] for row in logs if "eval_loss" in row}
+    assert evaluations == {step: after[step] for step in (4, 8)}
+    assert "words" not in trainer.evaluate()
+
+
+def test_a_last_batch_that_is_not_full_counts_its_own_tokens_only(trainer_of):
+    trainer = trainer_of(num_blocks=3, per_device_train_batch_size=4)
+    inputs = stacked(trainer.train_dataset, "input_ids")
+    labels = stacked(trainer.train_dataset, "labels")
+    logits = trainer.model(input_ids=inputs).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    train(trainer, None)
+    assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
+
+
+def test_a_schedule_cuts_blocks_in_shorter_ones_and_resumes_inside_a_stage(trainer_of):
+    """Same tokens a step; lengths 2, 4 and 8 for a half, a quarter, a quarter."""
+    settings = dict(
+        data=dict(block_size_schedule={2: 0.5, 4: 0.25, 8: 0.25}), max_steps=8,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1,
+        save_strategy="steps", save_steps=100,
+    )  # fmt: skip
+    whole = trainer_of(**settings)
+    shapes = []
+    whole.model.register_forward_pre_hook(
+        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    train(whole, None)
+    assert shapes == [(8, 2)] * 8 + [(4, 4)] * 4 + [(2, 8)] * 4  # two a step
+    stopped = trainer_of(**settings)
+    stopped.add_callback(StopAfter(5))
+    train(stopped, None)
+    resumed = trainer_of(**settings)
+    train(resumed, newest_whole(run_dir(resumed)))
+    assert losses(resumed) == losses(whole)
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_short_sequences_see_nothing_before_their_beginning(trainer_of):
+    data = dict(block_size_schedule={2: 1.0})
+    trainer = trainer_of(data=data, num_blocks=1, per_device_train_batch_size=1)
+    block = trainer.train_dataset[0]
+    logits = trainer.model(input_ids=block["input_ids"].view(4, 2)).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), block["labels"])
+    train(trainer, None)
+    assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
+
+
+@pytest.mark.parametrize("model", [GPT2, OPT, LLAMA], ids=["gpt2", "opt", "llama"])
+@pytest.mark.parametrize("schedule", [None, {4: 1.0}], ids=["whole", "short"])
+def test_documents_of_a_block_can_be_kept_apart(trainer_of, model, schedule):
+    """Training and evaluation give each document the losses it has alone."""
+    data = dict(attend_across_documents=False, block_size_schedule=schedule)
+    files = {"dev": "ab\n\nc\n\nde"}
+    trainer = trainer_of(data=data, model=model, num_blocks=4, files=files)
+    trainer.model.eval()
+
+    def total(blocks, size):
+        """The loss of all blocks, sequence by sequence and document by document."""
+        summed, targets = 0.0, 0
+        for block in (blocks[i] for i in range(len(blocks))):
+            for start in range(0, 8, size):
+                ids = block["input_ids"][start : start + size]
+                labels = block["labels"][start : start + size]
+                cuts = [i for i in range(1, size) if ids[i] == BEGIN]
+                for a, b in zip([0, *cuts], [*cuts, size]):
+                    logits = trainer.model(input_ids=ids[None, a:b]).logits[0]
+                    one = F.cross_entropy(logits, labels[a:b], reduction="sum")
+                    summed += one.item()
+                    targets += int((labels[a:b] != IGNORED).sum())
+        return summed / targets
+
+    expected = total(trainer.train_dataset, 4 if schedule else 8)
+    evaluated = trainer.evaluate()["eval_loss"]
+    assert evaluated == pytest.approx(total(trainer.eval_dataset, 8), abs=1e-5)
+    train(trainer, None)
+    assert losses(trainer) == [pytest.approx(expected, abs=1e-5)]
 
 
 OVERFITTING = dict(

@@ -18,9 +18,9 @@ CONFIGURATION = {
     "training": {"seed": 7, "learning_rate": 7e-4},
 }
 LOGS = [
-    (1, {"loss": 5.5, "learning_rate": 0.001, "grad_norm": 2.0}),
-    (2, {"loss": 5.0, "learning_rate": 0.0005, "grad_norm": 1.0}),
-    (2, {"eval_loss": 4.5, "eval_childes_accuracy": 0.25}),
+    (1, {"loss": 5.5, "learning_rate": 0.001, "grad_norm": 2.0, "words": 80}),
+    (2, {"loss": 5.0, "learning_rate": 0.0005, "grad_norm": 1.0, "words": 161}),
+    (2, {"eval_loss": 4.5, "eval_childes_accuracy": 0.25, "words": 161}),
 ]
 
 
@@ -85,18 +85,19 @@ def test_a_run_has_its_whole_configuration_nested(first):
     assert {key: config[key] for key in CONFIGURATION} == CONFIGURATION
 
 
-def test_what_the_trainer_logs_becomes_history_over_the_global_step(first):
+def test_what_the_trainer_logs_becomes_history_over_the_words_seen(first):
     items = [record["item"] for record in of_type(first, "history")]
     shown = [{k: v for k, v in i.items() if not k.startswith("_")} for i in items]
     assert shown == [
-        {"train/global_step": 1, "train/loss": 5.5, "train/learning_rate": 0.001,
-         "train/grad_norm": 2},
-        {"train/global_step": 2, "train/loss": 5, "train/learning_rate": 0.0005,
-         "train/grad_norm": 1},
-        {"train/global_step": 2, "eval/loss": 4.5, "eval/childes_accuracy": 0.25},
+        {"train/global_step": 1, "words": 80, "train/loss": 5.5,
+         "train/learning_rate": 0.001, "train/grad_norm": 2},
+        {"train/global_step": 2, "words": 161, "train/loss": 5,
+         "train/learning_rate": 0.0005, "train/grad_norm": 1},
+        {"train/global_step": 2, "words": 161, "eval/loss": 4.5,
+         "eval/childes_accuracy": 0.25},
     ]  # fmt: skip
     axes = {m.get("glob_name"): m.get("step_metric") for m in of_type(first, "metric")}
-    assert axes["*"] == "train/global_step"
+    assert axes["*"] == "words"
 
 
 def test_runs_of_one_process_are_runs_of_their_own(sweep, first):
