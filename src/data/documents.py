@@ -54,9 +54,9 @@ class Boundaries:
         """Characters of `part` at which another document begins than the first."""
         shift = len(self._before)
         found = [m.end() - shift for m in self.separator.finditer(self._before + part)]
-        blank_end = found[-1:] == [len(part)]
-        self._before = "\n\n" if blank_end else "\n" if part.endswith("\n") else ""
-        found = found[:-1] if blank_end else found
+        pending = found and not part[found[-1] :].strip()  # the text goes on, or ends
+        found = found[:-1] if pending else found
+        self._before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
         self.num_found += len(found)
         if not self._has_content:
             first = re.search(r"\S", part)
@@ -91,7 +91,7 @@ def read_parts(file: TextIO) -> Iterator[str]:
         text = rest + text + end_of_line
         rest = ""
         if len(end_of_line) == PIECE_LENGTH and not text.endswith("\n"):
-            end = text.rfind(" ", 1)
+            end = max(text.rfind("\n") + 1, text.rfind(" ", text.rfind("\n") + 2))
             if end > 0:
                 text, rest = text[:end], text[end:]
         yield text

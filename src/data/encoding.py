@@ -47,7 +47,9 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.description = plain(tokenizer)
+        self._description = plain(tokenizer)
+        # What determines the ids, as JSON of `tokenizers`.
+        self.description = json.dumps(self._description)
 
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -58,12 +60,11 @@ class Encoder:
 
     @functools.cached_property
     def _lengths(self) -> Optional[np.ndarray]:
-        lengths = byte_lengths(self.backend)
-        return None if lengths is None else np.array(lengths, np.int64)
+        return byte_lengths(self.backend, self._description)
 
     @functools.cached_property
     def _tiktoken(self) -> Optional[tiktoken.Encoding]:
-        return as_tiktoken(self.backend)
+        return as_tiktoken(self.backend, self._description)
 
     @property
     def max_id(self) -> int:
@@ -109,19 +110,26 @@ class Encoder:
         return Encoded(np.concatenate(ids), np.concatenate(ends), loss)
 
 
-def plain(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What turns text into tokens, and back, and nothing else: JSON of `tokenizers`."""
+def plain(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What turns text into tokens, and back, and nothing else; as `tokenizers` writes it."""
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     for part in ("pre_tokenizer", "decoder"):
         _set_everywhere(description.get(part), "add_prefix_space", False)
         _set_everywhere(description.get(part), "prepend_scheme", "never")
-    _set_everywhere(description.get("normalizer"), "prepend", "")
     description.update(truncation=None, padding=None, post_processor=None)
-    decoder = description.get("decoder")
-    if decoder and decoder["type"] == "Sequence":  # one strips the space put before
-        kept = [part for part in decoder["decoders"] if part["type"] != "Strip"]
-        decoder["decoders"] = kept
-    return json.dumps(description)
+    # What puts a space before the text, and what takes it away again.
+    _drop(description, "normalizer", "normalizers", "Prepend")
+    _drop(description, "decoder", "decoders", "Strip")
+    return description
+
+
+def _drop(description: dict[str, Any], part: str, parts: str, kind: str) -> None:
+    """Without the `part`s of a kind, alone or in a sequence."""
+    node = description.get(part) or {}
+    if node.get("type") == kind:
+        description[part] = None
+    elif node.get("type") == "Sequence":
+        node[parts] = [child for child in node[parts] if child["type"] != kind]
 
 
 def _set_everywhere(node: Any, key: str, value: Any) -> None:
@@ -135,21 +143,24 @@ def _set_everywhere(node: Any, key: str, value: Any) -> None:
             _set_everywhere(child, key, value)
 
 
-def byte_lengths(tokenizer: tokenizers.Tokenizer) -> Optional[list[int]]:
-    """Bytes of text each id stands for; None where the tokenizer is not byte-level.
+def byte_lengths(
+    backend: tokenizers.Tokenizer, description: dict[str, Any]
+) -> Optional[np.ndarray]:
+    """Bytes of text each id stands for [num_ids]; None where it is not byte-level.
 
     A byte-level vocabulary writes each byte as one character (Radford et al. 2019).
     """
-    description = json.loads(tokenizer.to_str())
     kinds = json.dumps(description.get("pre_tokenizer"))
     if '"ByteLevel"' not in kinds or description.get("normalizer"):
         return None
-    vocabulary = tokenizer.get_vocab()
-    lengths = [0] * (max(vocabulary.values()) + 1)
-    for entry, index in vocabulary.items():
-        lengths[index] = len(entry)
-    for index, added in tokenizer.get_added_tokens_decoder().items():
-        lengths[index] = len(added.content.encode())
+    vocabulary = backend.get_vocab()
+    complete = set(pre_tokenizers.ByteLevel.alphabet()) <= set(vocabulary)
+    if description["model"].get("unk_token") and not complete:
+        return None  # an unknown token is as long as what it stands for
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.int64)
+    lengths[list(vocabulary.values())] = list(map(len, vocabulary))
+    for added in description["added_tokens"]:
+        lengths[added["id"]] = len(added["content"].encode())
     return lengths
 
 
@@ -161,7 +172,9 @@ def byte_characters() -> dict[str, int]:
     return {**own, **dict(zip(others, sorted(set(range(256)) - set(own.values()))))}
 
 
-def as_tiktoken(backend: tokenizers.Tokenizer) -> Optional[tiktoken.Encoding]:
+def as_tiktoken(
+    backend: tokenizers.Tokenizer, description: dict[str, Any]
+) -> Optional[tiktoken.Encoding]:
     """The same tokenizer as a `tiktoken.Encoding`; None where it would not be the same.
 
     `tokenizers` merges the pairs of a list, in its order; `tiktoken` any pair that makes an
@@ -169,7 +182,6 @@ def as_tiktoken(backend: tokenizers.Tokenizer) -> Optional[tiktoken.Encoding]:
     the order of ids, and every entry, written in bytes, is merged to itself: then a pair
     that makes an entry is never met but as the last merge of that entry.
     """
-    description = json.loads(backend.to_str())
     model, splitting = description["model"], description.get("pre_tokenizer") or {}
     special = {added["content"] for added in description["added_tokens"]}
     if (

@@ -61,15 +61,8 @@ def pack(
     Raises `UserError` where a source has no text, or the tokenizer does not give a text back
     when its tokens are decoded, unless `lossy`.
     """
-    encoder = Encoder(tokenizer)
-    parts = [
-        VERSION,
-        hashlib.sha256(encoder.description.encode()).hexdigest(),
-        boundary_tokens(tokenizer),
-        document_boundary,
-        [source.identity for source in sources],
-    ]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    encoder, special = Encoder(tokenizer), boundary_tokens(tokenizer)
+    key = _key(sources, encoder, special, document_boundary)
 
     def build(temporary: Path) -> None:
         bar = tqdm(
@@ -79,29 +72,36 @@ def pack(
             unit_scale=True,
             disable=None if progress else True,
         )
-        workers = num_workers or len(os.sched_getaffinity(0))
-        special = boundary_tokens(tokenizer)
         writer = StreamWriter(temporary, max(encoder.max_id, *special), *special)
-        with bar, ThreadPoolExecutor(workers) as pool:
+        with bar, ThreadPoolExecutor(num_workers or num_cores()) as pool:
             rows = [
                 _write(source, encoder, document_boundary, lossy, writer, pool, bar)
                 for source in sources
             ]
         writer.close(rows)
 
-    began = time.perf_counter()
     stream = build_once(cache_dir / "packed" / key, open_stream, build, overwrite)
-    seconds = time.perf_counter() - began
     stream.name_files([source.name for source in sources])
-    logger.info(
-        "%s: %s words, %s tokens in %.1f s",
-        description,
-        f"{stream.info['words']:,}",
-        f"{len(stream):,}",
-        seconds,
-    )
+    words, tokens = f"{stream.info['words']:,}", f"{len(stream):,}"
+    logger.info("%s: %s words, %s tokens", description, words, tokens)
     _report(stream, document_boundary, lossy)
     return stream
+
+
+def num_cores() -> int:
+    """Cores that this process may use (a cluster gives it a few of the machine's)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _key(
+    sources: list[Source], encoder: Encoder, special: tuple, document_boundary: str
+) -> str:
+    tokenizer = hashlib.sha256(encoder.description.encode()).hexdigest()
+    texts = [source.identity for source in sources]
+    parts = [VERSION, tokenizer, special, document_boundary, texts]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _write(
@@ -121,7 +121,7 @@ def _write(
     for piece, packed in _in_order(pool, source.pieces(boundary), encoder):
         loss = loss or packed.loss
         if loss and not lossy:
-            break
+            _refuse_loss(source.name, *loss)
         writer.append(*packed[:6])
         num_separators += piece.num_separators
         num_empty_texts += piece.num_empty_texts
@@ -137,8 +137,6 @@ def _write(
     row["loss"] = loss and loss._asdict()
     if not row["words"]:
         raise UserError(f"{source.name} ({source.reading}) has no text")
-    if loss and not lossy:
-        _refuse_loss(source.name, loss.text, loss.decoded)
     return row
 
 

@@ -61,11 +61,15 @@ class Stream:
 
     def num_words(self, start: Any, end: Any) -> Any:
         """Words that begin in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
-        return (self.words[end] - self.words[start]).astype(np.int64)
+        return _difference(self.words, start, end)
 
     def num_bytes(self, start: Any, end: Any) -> Any:
         """Bytes of text in tokens `start` to `end` (exclusive); numbers or arrays [n]."""
-        return (self.bytes[end] - self.bytes[start]).astype(np.int64)
+        return _difference(self.bytes, start, end)
+
+
+def _difference(sums: np.ndarray, start: Any, end: Any) -> Any:
+    return (sums[end].astype(np.int64) - sums[start].astype(np.int64)) % 2**32
 
 
 def open_stream(directory: Path) -> Optional[Stream]:

@@ -1,11 +1,18 @@
+import errno
 import json
 import os
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
+from src.arguments import UserError
 from src.data.cache import build_once, file_checksums, sha256
 from tests.data.test_corpus import write
+
+
+def found(directory: Path) -> Optional[Path]:
+    return directory if directory.is_dir() else None
 
 
 def test_what_a_failure_leaves_half_written_is_removed(tmp_path: Path):
@@ -14,27 +21,50 @@ def test_what_a_failure_leaves_half_written_is_removed(tmp_path: Path):
         raise OSError("no room")
 
     with pytest.raises(OSError):
-        build_once(tmp_path / "a", Path.is_dir, fail)
+        build_once(tmp_path / "a", found, fail)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.lock"]
 
 
 def test_what_a_kill_left_is_no_hindrance(tmp_path: Path):
     (tmp_path / "a.tmp").mkdir()
     (tmp_path / "a.tmp" / "half").write_text("x")
-    build_once(tmp_path / "a", Path.is_dir, lambda t: (t / "whole").write_text("y"))
+    build_once(tmp_path / "a", found, lambda t: (t / "whole").write_text("y"))
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["whole"]
 
 
 def test_what_is_whole_is_not_built_again_unless_asked_to(tmp_path: Path):
     for text, overwrite in (("first", False), ("second", False)):
         build_once(
-            tmp_path / "a", Path.is_dir, lambda t: (t / "f").write_text(text), overwrite
+            tmp_path / "a", found, lambda t: (t / "f").write_text(text), overwrite
         )
     assert (tmp_path / "a/f").read_text() == "first"
-    build_once(
-        tmp_path / "a", Path.is_dir, lambda t: (t / "f").write_text("third"), True
-    )
+    build_once(tmp_path / "a", found, lambda t: (t / "f").write_text("third"), True)
     assert (tmp_path / "a/f").read_text() == "third"
+
+
+@pytest.mark.parametrize(
+    "number, expected",
+    [
+        (
+            errno.ENOSPC,
+            "cannot be written: No space left on device; make room, or choose",
+        ),
+        (errno.EROFS, "cannot be written: Read-only file system; choose another with"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_told_by_its_key(number, expected, tmp_path):
+    def fail(temporary: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError, match=f"^model.cache_dir: {tmp_path} {expected}"):
+        build_once(tmp_path / "a", found, fail)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "a.tmp").exists()
+
+
+def test_what_is_there_is_loaded_without_writing(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    build_once(tmp_path / "a", found, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path):

@@ -202,21 +202,25 @@ def test_every_kind_of_file_gives_the_same_text(ending: str, tmp_path: Path):
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
 def test_every_row_of_a_table_is_a_document_unless_it_is_empty(ending, tmp_path: Path):
     path = write(tmp_path / f"a{ending}", ["The dog.\n", "", " \n", "A\r\ncat."])
-    pieces = list(read(path).pieces("file"))
-    assert [piece.text for piece in pieces] == ["The dog.\n", "A\ncat."]
-    assert all(piece.starts_document for piece in pieces)
+    (piece,) = read(path).pieces("file")
+    assert piece.texts == ["The dog.\n", "A\ncat."]
+    assert piece.documents == [0, 9]
+    assert piece.num_empty_texts == 2
 
 
 def test_rows_without_a_value_are_passed_over(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "The dog."}\n{"text": null}\n{"text": "A cat."}\n')
-    assert text_of(read(path)) == "The dog.A cat."
+    (piece,) = read(path).pieces("file")
+    assert piece.texts == ["The dog.", "A cat."]
+    assert piece.num_empty_texts == 1
 
 
 def test_a_csv_of_nothing_but_numbers_keeps_their_zeros(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_text("text\n007\n0\n")
-    assert [piece.text for piece in read(path).pieces("file")] == ["007", "0"]
+    (piece,) = read(path).pieces("file")
+    assert piece.texts == ["007", "0"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
@@ -240,6 +244,12 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_text(tmp_path: Path):
     path = tmp_path / "a.train"
     path.write_bytes(b"\xef\xbb\xbfThe dog.\r\nA cat.\rA king.\n")
     assert text_of(read(path)) == "The dog.\nA cat.\nA king.\n"
+
+
+def test_half_a_letter_in_a_table_is_told_with_its_file(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "dog \ud83d cat"}' + "\n")
+    assert refused(path).startswith(f"{path} cannot be read as json: ")
 
 
 def test_nul_bytes_are_text(tmp_path: Path):

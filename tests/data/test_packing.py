@@ -1,25 +1,37 @@
 """The stream on disk: its tokens, its words and bytes, its cache."""
 
 import json
+import multiprocessing
+import os
 import shutil
 import threading
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from src.arguments import DataTrainingArguments, UserError
-from src.data import packing
+from src.data import documents
 from src.data.corpus import Source, read_corpus
 from src.data.documents import PIECE_LENGTH
 from src.data.packing import pack
-from src.data.stream import Stream
-from src.data.tokenizer import train
+from src.data.stream import Stream, StreamWriter, open_stream
+from src.data.tokenizer import save, train
 from tests.conftest import sentences
+from tests.data import test_corpus
+from tests.data.test_encoding import (
+    byte_level,
+    incomplete_byte_level,
+    sentence_piece,
+    word_piece,
+)
 
 # Letters of one to four bytes, white space of every kind, special tokens as text.
 HARD = (
@@ -37,57 +49,6 @@ def write(folder: Path, **texts: str) -> list[Source]:
     for name, text in texts.items():
         (folder / f"{name}.train").write_bytes(text.encode())
     return read(folder)
-
-
-def byte_level(size: int = 300) -> PreTrainedTokenizerFast:
-    return train(["\n".join(sentences(100, 0))], size)
-
-
-def incomplete_byte_level() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that was trained without the whole alphabet."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False)
-    backend.train_from_iterator(sentences(50, 0), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
-    )
-
-
-def word_piece() -> PreTrainedTokenizerFast:
-    """As BERT's: drops white space and control characters, lowers letters."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=120, special_tokens=special, show_progress=False
-    )
-    backend.train_from_iterator(sentences(50, 0), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
-
-
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """As Llama 2's: characters it lacks are written as bytes, several tokens each."""
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    letters = "▁" + "".join(sorted(set("".join(sentences(50, 0)))))
-    entries = ["<unk>", "<s>", "</s>", *bytes_, *letters]
-    entries = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
-    backend = tokenizers.Tokenizer(
-        models.BPE(entries, [], unk_token="<unk>", byte_fallback=True)
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 def text_of(stream: Stream, tokenizer: PreTrainedTokenizerFast, file: dict) -> str:
@@ -124,18 +85,14 @@ def test_a_stream_is_bos_text_eos_for_every_document(tmp_path: Path):
         *[4, 5, 6, 6],
         *[6, 7, 8, 9, 10, 10],
     ]
-    rows = [
-        {key: value for key, value in row.items() if key != "checksum"}
-        for row in stream.files
-    ]
-    assert rows == [
+    assert stream.files == [
         dict(
             name="first", boundary="blank_line", start=0, end=10, documents=2,
-            words=2, bytes=6,
+            words=2, bytes=6, separators=1, empty_texts=0, loss=None,
         ),
         dict(
             name="second", boundary="file", start=10, end=16, documents=1, words=2,
-            bytes=4,
+            bytes=4, separators=0, empty_texts=0, loss=None,
         ),
     ]  # fmt: skip
     assert stream.num_words(1, 8) == 2
@@ -164,7 +121,7 @@ def test_the_words_and_bytes_of_every_file_are_counted(make, boundary, tmp_path:
     texts["white"] = " " * PIECE_LENGTH + "A" + " " * 3 * PIECE_LENGTH + "dog\n \n"
     texts["dropped"] = "\u200b" * PIECE_LENGTH + "\n\x7f dog \x7f\n"
     sources = write(tmp_path, **texts)
-    stream = pack(sources, make(), boundary, tmp_path)
+    stream = pack(sources, make(), boundary, tmp_path, lossy=True)
     for source, file in zip(sources, stream.files):
         text, span = texts[source.name], (file["start"], file["end"])
         assert file["words"] == stream.num_words(*span) == len(text.split())
@@ -212,7 +169,7 @@ def test_a_word_begins_in_the_token_that_has_its_first_byte(make, expected, tmp_
     else:
         tokenizer = make()
     text = "é. a" if make is incomplete_byte_level else "é Q"
-    stream = pack(write(tmp_path, a=text), tokenizer, "file", tmp_path)
+    stream = pack(write(tmp_path, a=text), tokenizer, "file", tmp_path, lossy=True)
     tokens = tokenizer.convert_ids_to_tokens(stream.tokens.tolist())
     words = np.diff(stream.words.astype(int)).tolist()
     sizes = np.diff(stream.bytes.astype(int)).tolist()
@@ -222,7 +179,7 @@ def test_a_word_begins_in_the_token_that_has_its_first_byte(make, expected, tmp_
 @pytest.mark.parametrize("make", [byte_level, word_piece, sentence_piece])
 def test_the_words_of_every_span_are_those_that_begin_in_it(make, tmp_path: Path):
     """Against the slow way: decide for every word which token has its first byte."""
-    stream = pack(write(tmp_path, a=HARD), make(), "file", tmp_path)
+    stream = pack(write(tmp_path, a=HARD), make(), "file", tmp_path, lossy=True)
     place, begins = 0, []
     for word in HARD.split():
         place = HARD.index(word, place)
@@ -244,7 +201,8 @@ def test_more_than_65536_entries_are_four_bytes_each(tmp_path: Path):
         )
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-        stream = pack(write(tmp_path, a="a dog"), tokenizer, "file", tmp_path)
+        sources = write(tmp_path, a="a dog")
+        stream = pack(sources, tokenizer, "file", tmp_path, lossy=True)
         assert stream.tokens.dtype == kind
         assert stream.tokens.tolist() == [0, 1, last, 0]
 
@@ -256,24 +214,199 @@ def test_a_file_without_a_word_is_refused(text: str, tmp_path: Path):
         pack(sources, byte_level(), "file", tmp_path)
 
 
+# Where the text is cut
+
+TEXTS = dict(
+    hard="".join(f"{n} {HARD}" for n in range(40)),
+    blank="\n \n\nThe dog.\n\n" + "\n".join(sentences(60, 1)) + "\n\n \n",
+    heading="= = = A = = =\nThe cat\n= = = B = = =\n" + "\n\n".join(sentences(30, 2)),
+    windows="\ufeff" + "\r\n".join(sentences(30, 3)) + "\0\r\nno line end \r\n\t",
+)
+
+
+def normal(text: str) -> str:
+    """Without a byte order mark, with one kind of line end."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("boundary", ["file", "line", "blank_line", "heading", "auto"])
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_the_stream_does_not_depend_on_where_pieces_end(
+    make, boundary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer, sources, found = make(), write(tmp_path, **TEXTS), []
+    for length in (PIECE_LENGTH, 200, 337, 2000):
+        monkeypatch.setattr(documents, "PIECE_LENGTH", length)
+        stream = pack(sources, tokenizer, boundary, tmp_path / f"{length}")
+        found.append(contents(stream))
+        assert found[-1] == found[0], length
+    for source, file in zip(sources, stream.files):
+        text = normal(TEXTS[source.name])
+        assert text_of(stream, tokenizer, file) == text
+        assert file["words"] == len(text.split())
+        assert file["bytes"] == len(text.encode())
+
+
+def test_a_short_line_before_a_very_long_word_is_tokenized_by_itself(tmp_path: Path):
+    sources = write(tmp_path, a="a   \n" + "x" * 3 * PIECE_LENGTH)
+    tokenizer = train(["a   \n" * 9], 261)
+    stream = pack(sources, tokenizer, "file", tmp_path)
+    expected = tokenizer.backend_tokenizer.encode("a   \n", add_special_tokens=False)
+    assert stream.tokens[1:4].tolist() == expected.ids[-3:]
+
+
+def test_lines_longer_than_pieces_are_whole(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(documents, "PIECE_LENGTH", 50)
+    texts = dict(
+        spaces="The dog sees a cat. " * 30 + "\n" + "A king. " * 90,
+        word="é" * 777 + "\n" + "日本語" * 99 + " x",
+        white=" " * 333 + "a" + "\t" * 200 + "\n" + "\u3000" * 99 + "b\n",
+    )
+    sources, tokenizer = write(tmp_path, **texts), byte_level()
+    for boundary in ("file", "line", "blank_line", "heading"):
+        stream = pack(sources, tokenizer, boundary, tmp_path)
+        for source, file in zip(sources, stream.files):
+            text = texts[source.name]
+            assert text_of(stream, tokenizer, file) == text
+            assert file["words"] == len(text.split())
+            assert file["bytes"] == len(text.encode())
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("length", [6, PIECE_LENGTH])
+def test_no_token_and_no_word_crosses_rows(
+    ending: str, length: int, tmp_path: Path, monkeypatch, caplog
+):
+    """`dogs` in one row is a token and a word; `dog`, `s` in two are two of each."""
+    monkeypatch.setattr(documents, "PIECE_LENGTH", length)
+    tokenizer = train(["dogs dogs dog dog s"] * 9, 300)
+    rows = ["dogs", "dog", "s", " \n", "s dogs", ""]
+    source = test_corpus.read(test_corpus.write(tmp_path / f"a{ending}", rows))
+    stream = pack([source], tokenizer, "file", tmp_path)
+    tokens = tokenizer.convert_ids_to_tokens(stream.tokens.tolist())
+    assert tokens == (
+        ["<s>", "dogs", "</s>", "<s>", "dog", "</s>", "<s>", "s", "</s>"]
+        + ["<s>", "s", "Ġdogs", "</s>"]
+    )
+    assert np.diff(stream.words.astype(int)).tolist() == [
+        *[0, 1, 0, 0, 1, 0, 0, 1, 0], *[0, 1, 1, 0]
+    ]  # fmt: skip
+    assert stream.documents.tolist() == [0, 3, 6, 9]
+    assert "a: 2 rows without text were passed over" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "boundary, text, warned",
+    [
+        ("blank_line", "A\nB\n", True),
+        ("blank_line", "A\n\nB\n", False),
+        ("blank_line", "A\nB\n\n", True),
+        ("heading", "A\n\nB\n", True),
+        ("heading", "= = = A = = =\nB\n", False),
+        ("line", "A", False),
+        ("file", "A\nB", False),
+        ("auto", "A\nB", False),
+    ],
+)
+def test_a_boundary_that_is_not_found_is_warned_of(
+    boundary, text, warned, tmp_path: Path, caplog
+):
+    sources = write(tmp_path, childes="The\n\n= = = Dog = = =\nsees.\n", b=text)
+    expected = f"data.document_boundary={boundary}: b has none; it is one document"
+    for _ in range(2):  # also when it comes from the cache
+        caplog.clear()
+        pack(sources, byte_level(), boundary, tmp_path)
+        assert (expected in caplog.text) == warned
+        assert "childes has none" not in caplog.text
+
+
+# Loss
+
+
+def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_meant(tmp_path: Path):
+    sources = write(tmp_path, a="the dog\n", b="A cat.\n")
+    tokenizer = word_piece()
+    message = (
+        r"^tokenizer: it does not give the text of a back: 'the dog\\n' becomes 'th"
+    )
+    stream = pack(sources, tokenizer, "file", tmp_path, lossy=True)
+    assert stream.files[1]["loss"] == {"text": "A cat.\n", "decoded": "a cat ."}
+    with pytest.raises(UserError, match=message) as error:  # from the cache
+        pack(sources, tokenizer, "file", tmp_path)
+    assert str(error.value).endswith("; if that is meant: tokenizer.lossy=true")
+
+
+def test_a_loss_in_the_first_piece_is_a_loss(tmp_path: Path):
+    with pytest.raises(UserError, match="the text of a back: 'The dog.\\\\n' becomes"):
+        pack(write(tmp_path, a="The dog.\n"), word_piece(), "file", tmp_path)
+    assert not list(tmp_path.glob("packed/*/stream.json"))
+
+
+def test_a_loss_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(documents, "PIECE_LENGTH", 500)
+    text = "\n".join(sentences(300, 0)) + "\nan éa é\né\n"
+    with pytest.raises(
+        UserError, match="of b back: 'an éa é\\\\n' becomes 'an a \\\\n'"
+    ):
+        sources = write(tmp_path, a="The dog.\n", b=text)
+        pack(sources, incomplete_byte_level(), "file", tmp_path)
+
+
+# Numbers
+
+
+def written(directory: Path, words: int, num_bytes: int) -> Stream:
+    """`a é` in three tokens, behind so many words and bytes."""
+    writer = StreamWriter(directory, 300, 1, 2)
+    writer.num_words, writer.num_bytes = words, num_bytes
+    beginning = np.array([[0, 0, 0]])
+    values = np.array([7, 8, 9]), np.array([1, 1, 2]), np.array([1, 2, 4])
+    writer.append(*values, beginning, 2, 4)
+    writer.end_document()
+    writer.close([])
+    stream = open_stream(directory)
+    assert stream is not None
+    return stream
+
+
+def test_sums_beyond_32_bits_have_the_right_differences(tmp_path: Path):
+    stream = written(tmp_path, 2**32 - 1, 2**32 - 2)
+    assert stream.tokens.tolist() == [1, 7, 8, 9, 2]
+    assert stream.words.tolist()[1:] == [2**32 - 1, 0, 0, 1, 1]
+    assert stream.bytes.tolist()[1:] == [2**32 - 2, 2**32 - 1, 0, 2, 2]
+    starts, ends = np.array([1, 1, 2]), np.array([2, 5, 4])
+    assert stream.num_words(starts, ends).tolist() == [1, 2, 1]
+    assert stream.num_bytes(starts, ends).tolist() == [1, 4, 3]
+    assert stream.info["words"] == 2**32 + 1
+
+
+def test_the_difference_of_two_such_sums_is_no_warning(tmp_path: Path):
+    stream = written(tmp_path, 2**32 - 1, 2**32 - 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert (stream.num_words(1, 5), stream.num_bytes(1, 5)) == (2, 4)
+    assert not caught
+
+
+@pytest.mark.parametrize(
+    "max_id, kind", [(65_535, "uint16"), (65_536, "uint32"), (2**32 - 1, "uint32")]
+)
+def test_the_largest_id_decides_the_type(max_id: int, kind: str, tmp_path: Path):
+    assert StreamWriter(tmp_path, max_id, 1, 2).token_type == kind
+
+
+def test_an_id_beyond_32_bits_is_refused(tmp_path: Path):
+    with pytest.raises(
+        UserError, match="the id 4,294,967,296 is beyond .* 4,294,967,29"
+    ):
+        StreamWriter(tmp_path, 2**32, 1, 2)
+
+
 # Cache
 
 
 def contents(stream: Stream) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in stream.directory.iterdir()}
-
-
-def test_the_bytes_do_not_depend_on_what_is_tokenized_together(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    tokenizer, sources = byte_level(), read(corpus)
-    sources += write(tmp_path, hard=HARD * 200)
-    found = []
-    for batch in (1, 7, 256):
-        monkeypatch.setattr(packing, "BATCH", batch)
-        found.append(contents(pack(sources, tokenizer, "line", tmp_path / f"{batch}")))
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 5
 
 
 def test_a_warm_start_reads_no_text(corpus: Path, tmp_path: Path):
@@ -376,3 +509,156 @@ def test_the_totals_are_beside_the_stream(corpus: Path, tmp_path: Path):
     assert (info["documents"], info["words"]) == (21, 2000)
     assert info["tokens"] == len(stream) == stream.files[-1]["end"]
     assert info["bytes"] == sum(p.stat().st_size for p in corpus.glob("*.train"))
+
+
+def test_the_number_of_workers_makes_no_difference(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(documents, "PIECE_LENGTH", 100)
+    tokenizer, sources = byte_level(), write(tmp_path, **TEXTS)
+    found = [
+        contents(pack(sources, tokenizer, "auto", tmp_path / f"{n}", num_workers=n))
+        for n in (1, 2, 5)
+    ]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 5
+
+
+def unread(sources: list[Source]) -> list[Source]:
+    """The same sources, without a text to read."""
+
+    def texts():
+        raise AssertionError("the text was read")
+
+    return [replace(source, texts=texts) for source in sources]
+
+
+def test_files_under_other_names_are_the_same_text(corpus: Path, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    for file in corpus.glob("*.train"):
+        shutil.copy(file, tmp_path / "elsewhere" / f"my-{file.name}")
+    tokenizer, copies = byte_level(), read(tmp_path / "elsewhere")
+    first = pack(read(corpus), tokenizer, "auto", tmp_path)
+    second = pack(unread(copies), tokenizer, "auto", tmp_path)
+    assert second.directory == first.directory
+    assert [row["name"] for row in first.files] == ["childes", "gutenberg"]
+    assert [row["name"] for row in second.files] == ["my-childes", "my-gutenberg"]
+    assert b"childes" not in (first.directory / "stream.json").read_bytes()
+
+
+def test_a_touched_file_is_not_packed_again_and_a_changed_byte_is(corpus, tmp_path):
+    tokenizer, file = byte_level(), corpus / "childes.train"
+    first = pack(read(corpus), tokenizer, "auto", tmp_path)
+    os.utime(file, ns=(1, 1))
+    touched = unread(read(corpus))
+    assert pack(touched, tokenizer, "auto", tmp_path).directory == first.directory
+    file.write_bytes(file.read_bytes().replace(b".", b"!", 1))
+    second = pack(read(corpus), tokenizer, "auto", tmp_path)
+    assert second.directory != first.directory
+    assert (second.tokens != first.tokens).sum() == 1
+
+
+# Other processes. They are forked from one that has done the imports.
+
+
+def pack_elsewhere(
+    folder: Path, tokenizer: Path, log: Path, waits: float, user: int
+) -> None:
+    """In another process: appends to `log` what it does."""
+    from src.data.tokenizer import load
+
+    def note(text: str) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    def slowly(source: Source) -> Any:
+        def texts():
+            note("reads")
+            for parts in source.texts():
+                yield parts
+                time.sleep(waits)
+
+        return texts
+
+    loaded = load(str(tokenizer))
+    if user:
+        os.setuid(user)
+    try:
+        sources = [replace(s, texts=slowly(s)) for s in read(folder)]
+        note(str(len(pack(sources, loaded, "file", folder / "cache"))))
+    except UserError as error:
+        note(str(error))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.data.test_packing"])
+    return context
+
+
+@pytest.fixture
+def elsewhere(processes, corpus: Path, tmp_path: Path):
+    """`elsewhere(waits)`: a process that packs the corpus, and the file of its notes."""
+    log = tmp_path / "log"
+    log.touch()
+    save(byte_level(), tmp_path / "tokenizer")
+
+    def start(waits: float = 0, user: int = 0):
+        arguments = (corpus, tmp_path / "tokenizer", log, waits, user)
+        process = processes.Process(target=pack_elsewhere, args=arguments)
+        process.start()
+        return process
+
+    return start, log
+
+
+def test_processes_that_start_together_pack_once(elsewhere, corpus: Path):
+    start, log = elsewhere
+    running = [start(waits=0.2) for _ in range(3)]
+    for process in running:
+        process.join(60)
+    stream = pack(read(corpus), byte_level(), "file", corpus / "cache")
+    assert log.read_text().split() == 2 * ["reads"] + 3 * [str(len(stream))]
+
+
+def test_after_a_kill_the_next_run_starts_clean(elsewhere, corpus: Path):
+    start, log = elsewhere
+    process, before = start(waits=60), time.time()
+    while "reads" not in log.read_text() and time.time() < before + 60:
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    packed = corpus / "cache" / "packed"
+    assert [path.suffix for path in packed.iterdir() if path.is_dir()] == [".tmp"]
+    stream = pack(read(corpus), byte_level(), "file", corpus / "cache")
+    assert text_of(stream, byte_level(), stream.files[0]) == (
+        (corpus / "childes.train").read_text()
+    )
+    assert [path for path in packed.iterdir() if path.is_dir()] == [stream.directory]
+
+
+def test_a_read_only_cache_is_used_if_it_is_complete(elsewhere, corpus: Path):
+    """As a user who is not root, whom no permission stops."""
+    start, log = elsewhere
+    user = 65_534 if os.geteuid() == 0 else 0
+    for parent in corpus.parents:  # opened up as far as a folder of another user's
+        if user and parent.owner() == "root" and "pytest" in str(parent):
+            parent.chmod(0o755)
+    log.chmod(0o666)
+    stream = pack(read(corpus), byte_level(), "file", corpus / "cache")
+    folders = [corpus / "cache", stream.directory.parent, stream.directory]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        start(user=user).join(60)
+        assert log.read_text() == f"{len(stream)}\n"
+        log.write_text("")
+        folders[-1].chmod(0o755)
+        (stream.directory / "words.bin").unlink()
+        start(user=user).join(60)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert log.read_text() == (
+        f"model.cache_dir: {folders[1]} cannot be written: Permission denied; choose"
+        " another with model.cache_dir=\n"
+    )

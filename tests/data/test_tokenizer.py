@@ -1,22 +1,22 @@
-"""The tokenizer: trained, cached, saved, loaded, and its copy that packs."""
+"""The tokenizer: trained, cached, saved, loaded."""
 
 import json
 from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from src.arguments import DataTrainingArguments, UserError
+from src.data import documents
 from src.data.corpus import Source, read_corpus
+from src.data.encoding import Encoder, plain
 from src.data.tokenizer import (
     MIN_VOCAB_SIZE,
     boundary_tokens,
-    byte_lengths,
     load,
     load_or_train,
-    plain,
     save,
     train,
 )
@@ -64,6 +64,24 @@ def test_a_vocabulary_without_room_for_all_bytes_is_refused():
         train(TEXTS, 258)
 
 
+def test_tokens_are_not_learnt_across_lines(sources, tmp_path: Path):
+    """None are packed so: a line is tokenized by itself."""
+    found = load_or_train(sources, 320, tmp_path / "cache")
+    line_end = "Ċ"
+    assert not [e for e in found.get_vocab() if line_end in e.rstrip(line_end)]
+    assert Encoder(found)._tiktoken is not None
+
+
+def test_the_tokenizer_does_not_depend_on_the_length_of_pieces(
+    sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = []
+    for length in (100, 1000, 32_768):
+        monkeypatch.setattr(documents, "PIECE_LENGTH", length)
+        found.append(plain(load_or_train(sources, 320, tmp_path / f"{length}")))
+    assert found[0] == found[1] == found[2]
+
+
 # Use
 
 
@@ -77,54 +95,10 @@ def test_a_text_gets_bos_and_a_leading_space_and_no_eos(trained):
 
 def test_every_text_can_be_written_and_read_back(trained):
     for text in (TEXTS[0], UNSEEN):
-        ids = plain(trained).encode(text).ids
+        ids = Encoder(trained).encode([text]).ids.tolist()
         assert trained.decode(ids) == text
         called = trained(" " + text.removesuffix("</s>"))["input_ids"]
         assert trained.decode(called) == "<s> " + text.removesuffix("</s>")
-
-
-def test_the_plain_copy_reads_no_special_tokens_and_adds_no_space(trained):
-    assert trained("</s>")["input_ids"][-1] == 2
-    ids = plain(trained).encode("</s><s>dog<pad>").ids
-    assert not {0, 1, 2} & set(ids)
-    assert trained.decode(ids) == "</s><s>dog<pad>"
-    first = trained.convert_ids_to_tokens(plain(trained).encode("dog").ids)[0]
-    assert not first.startswith("Ġ")
-    # The tokenizer itself is left as it was.
-    assert trained("</s>")["input_ids"][-1] == 2
-    assert trained.decode(trained("dog")["input_ids"][1:]) == " dog"
-
-
-def test_the_plain_copy_neither_cuts_nor_pads():
-    tokenizer = train(TEXTS, 320)
-    tokenizer("The dog sees", truncation=True, max_length=2, padding="max_length")
-    assert tokenizer.decode(plain(tokenizer).encode(TEXTS[0]).ids) == TEXTS[0]
-    assert 0 not in plain(tokenizer).encode("dog").ids
-
-
-@pytest.mark.parametrize("kind", ["metaspace", "llama 2"])
-def test_the_plain_copy_of_a_sentencepiece_tokenizer_adds_no_space(kind: str):
-    vocabulary = {c: i for i, c in enumerate(["<unk>", "</s>", *"▁dog"])}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    if kind == "metaspace":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    else:
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    assert tokenizer.tokenize("dog do") == ["▁", *"dog", "▁", *"do"]
-    assert plain(tokenizer).encode("dog do").tokens == [*"dog", "▁", *"do"]
-
-
-def test_the_bytes_of_every_entry_are_known(trained):
-    lengths = byte_lengths(plain(trained))
-    ids = plain(trained).encode(UNSEEN).ids
-    assert sum(lengths[i] for i in ids) == len(UNSEEN.encode())
-    assert [lengths[i] for i in plain(trained).encode("🐈").ids] == [1, 1, 1, 1]
-    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert byte_lengths(backend) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +126,7 @@ def test_a_saved_tokenizer_loads_as_it_was(trained, tmp_path: Path):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
     for text in ("dog", "The cat sees a dog.\n", UNSEEN):
         assert loaded(text)["input_ids"] == trained(text)["input_ids"]
-        assert plain(loaded).encode(text).ids == plain(trained).encode(text).ids
+        assert plain(loaded) == plain(trained)
         ids = trained(text)["input_ids"]
         assert loaded.decode(ids) == trained.decode(ids)
     assert loaded.pad_token_id == 0 and boundary_tokens(loaded) == (1, 2)
