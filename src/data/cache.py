@@ -55,7 +55,9 @@ def _writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = (errno.ENOSPC, errno.EDQUOT)
-        if error.errno not in (*full, errno.EROFS, errno.EACCES, errno.EPERM):
+        ours = str(error.filename or directory).startswith(str(directory))
+        refused = (*full, errno.EROFS, errno.EACCES, errno.EPERM)
+        if error.errno not in refused or not ours:
             raise
         raise UserError(
             f"model.cache_dir: {directory} cannot be written: {error.strerror};"
@@ -65,7 +67,10 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
-    """SHA-256 of every file's bytes; read again only where size or time has changed."""
+    """SHA-256 of every file's bytes; read again only where size or time has changed.
+
+    Where the cache cannot be written they are not remembered, and read again next time.
+    """
     index = cache_dir / "checksums.json"
     known = _read_index(index)
     changed = {}
@@ -75,7 +80,7 @@ def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
         if known.get(str(path.resolve()), [None])[:2] != seen:
             changed[str(path.resolve())] = [*seen, sha256(path)]
     if changed:
-        with _writing(cache_dir):
+        with contextlib.suppress(OSError):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{index}.lock"):  # others may have added theirs
                 temporary = index.with_suffix(".tmp")
@@ -88,9 +93,14 @@ def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
 
 def _read_index(index: Path) -> dict[str, list]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or damaged: made anew
+        known = dict(json.loads(index.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or damaged: made anew
         return {}
+    return {
+        path: entry
+        for path, entry in known.items()
+        if isinstance(entry, list) and len(entry) == 3
+    }
 
 
 def sha256(path: Path) -> str:

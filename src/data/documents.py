@@ -43,7 +43,7 @@ class Boundaries:
     """
 
     def __init__(self, kind: str):
-        self.separator = SEPARATORS[kind]
+        self.kind, self.separator = kind, SEPARATORS[kind]
         self.num_found = 0
         self._before = (
             "\n"  # what of the part before decides about this one's beginning
@@ -57,11 +57,12 @@ class Boundaries:
         pending = found and not part[found[-1] :].strip()  # the text goes on, or ends
         found = found[:-1] if pending else found
         self._before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
-        self.num_found += len(found)
+        headings = len(found)  # the first may stand at the very beginning
         if not self._has_content:
             first = re.search(r"\S", part)
             self._has_content = first is not None
             found = [start for start in found if first and start > first.start()]
+        self.num_found += headings if self.kind == "heading" else len(found)
         return found
 
 

@@ -64,6 +64,8 @@ class Encoder:
 
     @functools.cached_property
     def _tiktoken(self) -> Optional[tiktoken.Encoding]:
+        if self._lengths is None:
+            return None
         return as_tiktoken(self.backend, self._description)
 
     @property
@@ -117,6 +119,8 @@ def plain(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         _set_everywhere(description.get(part), "add_prefix_space", False)
         _set_everywhere(description.get(part), "prepend_scheme", "never")
     description.update(truncation=None, padding=None, post_processor=None)
+    if "dropout" in description["model"]:  # the same text has the same tokens
+        description["model"]["dropout"] = None
     # What puts a space before the text, and what takes it away again.
     _drop(description, "normalizer", "normalizers", "Prepend")
     _drop(description, "decoder", "decoders", "Strip")
@@ -150,8 +154,8 @@ def byte_lengths(
 
     A byte-level vocabulary writes each byte as one character (Radford et al. 2019).
     """
-    kinds = json.dumps(description.get("pre_tokenizer"))
-    if '"ByteLevel"' not in kinds or description.get("normalizer"):
+    kinds = [json.dumps(description.get(p)) for p in ("pre_tokenizer", "decoder")]
+    if description.get("normalizer") or not all('"ByteLevel"' in k for k in kinds):
         return None
     vocabulary = backend.get_vocab()
     complete = set(pre_tokenizers.ByteLevel.alphabet()) <= set(vocabulary)
@@ -189,8 +193,9 @@ def as_tiktoken(
         or splitting.get("type") != "ByteLevel"
         or not splitting.get("use_regex", True)
         or description.get("normalizer")
-        or any(model.get(option) for option in ("dropout", "continuing_subword_prefix"))
-        or any(model.get(option) for option in ("end_of_word_suffix", "ignore_merges"))
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+        or model.get("ignore_merges")
         or not all(added["special"] for added in description["added_tokens"])
     ):
         return None

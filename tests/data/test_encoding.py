@@ -225,6 +225,14 @@ def test_a_tokenizer_that_would_differ_is_not_given_to_tiktoken(what: str):
     assert as_tiktoken(OTHERS[what]()) is None
 
 
+def test_dropout_is_for_training_not_for_packing():
+    encoder = Encoder(
+        fast(bpe([("d", "o"), ("do", "g")], dropout=0.5), eos_token="</s>")
+    )
+    ids = {tuple(encoder.encode(["dogdogdogdog"]).ids) for _ in range(5)}
+    assert len(ids) == 1 and len(ids.pop()) == 4
+
+
 LOSSLESS = [
     "ignore_merges", "a normalizer", "no pattern", "another pattern",
     "ids out of order", "an added token", "two merges of one entry", "unigram",

@@ -301,6 +301,7 @@ def test_no_token_and_no_word_crosses_rows(
         ("blank_line", "A\nB\n", True),
         ("blank_line", "A\n\nB\n", False),
         ("blank_line", "A\nB\n\n", True),
+        ("blank_line", "\nA\nB\n", True),
         ("heading", "A\n\nB\n", True),
         ("heading", "= = = A = = =\nB\n", False),
         ("line", "A", False),

@@ -125,6 +125,16 @@ def test_the_checksums_tell_training_and_validation_text_apart(small: Path):
     }
 
 
+def test_another_block_size_packs_nothing_again(small: Path):
+    files = dict(train_file=f"{small}/*.train")
+    first = prepare(small, block_size=4, **files).train_stream
+    built = (first.directory / "tokens.bin").stat().st_mtime_ns
+    options = dict(block_size=8, block_size_schedule={4: 1.0}, order="sequential")
+    again = prepare(small, **options, **files).train_stream
+    assert again.directory == first.directory
+    assert (again.directory / "tokens.bin").stat().st_mtime_ns == built
+
+
 def test_a_pretrained_tokenizer_is_taken_instead_of_training_one(small: Path):
     prepare(small, train_file=f"{small}/*.train", block_size=4)
     (trained,) = filter(Path.is_dir, (small / "cache/tokenizers").iterdir())
