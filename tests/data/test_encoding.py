@@ -195,7 +195,6 @@ def two_ways_to_one_entry() -> tokenizers.Tokenizer:
 
 OTHERS = {
     "bytes that are missing": lambda: incomplete_byte_level().backend_tokenizer,
-    "dropout": lambda: bpe([("d", "o")], dropout=0.5),
     "ignore_merges": lambda: bpe([("d", "o")], ignore_merges=True),
     "a normalizer": lambda: changed(normalizer=normalizers.NFC()),
     "no pre-tokenizer": lambda: changed(pre_tokenizer=None),
