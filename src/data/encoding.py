@@ -47,9 +47,9 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._description = plain(tokenizer)
-        # What determines the ids, as JSON of `tokenizers`.
-        self.description = json.dumps(self._description)
+        serialized = tokenizer.backend_tokenizer.to_str()
+        # What determines the ids; the second as JSON of `tokenizers`.
+        self._description, self.description = plain(serialized)
 
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -112,9 +112,10 @@ class Encoder:
         return Encoded(np.concatenate(ids), np.concatenate(ends), loss)
 
 
-def plain(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What turns text into tokens, and back, and nothing else; as `tokenizers` writes it."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
+@functools.lru_cache(maxsize=1)  # both texts of a run have one tokenizer
+def plain(serialized: str) -> tuple[dict[str, Any], str]:
+    """What turns text into tokens, and back, and nothing else; also as JSON."""
+    description = json.loads(serialized)
     for part in ("pre_tokenizer", "decoder"):
         _set_everywhere(description.get(part), "add_prefix_space", False)
         _set_everywhere(description.get(part), "prepend_scheme", "never")
@@ -124,7 +125,7 @@ def plain(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     # What puts a space before the text, and what takes it away again.
     _drop(description, "normalizer", "normalizers", "Prepend")
     _drop(description, "decoder", "decoders", "Strip")
-    return description
+    return description, json.dumps(description)
 
 
 def _drop(description: dict[str, Any], part: str, parts: str, kind: str) -> None:

@@ -105,10 +105,12 @@ def load_or_train(
 
 
 def _load_whole(directory: Path) -> Optional[PreTrainedTokenizerBase]:
-    """The tokenizer, if both files are there and can be read to their end."""
+    """The tokenizer, if both files are there to their end."""
     try:
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            json.loads((directory / name).read_text(encoding="utf-8"))
+            text = (directory / name).read_text(encoding="utf-8")
+            if not text.rstrip().endswith("}"):
+                return None
     except (OSError, ValueError):
         return None
     return load(str(directory), key="model.cache_dir")

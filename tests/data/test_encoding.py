@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from src.data import encoding
 from src.data.documents import LINE
-from src.data.encoding import Encoder, plain
+from src.data.encoding import Encoder
 from src.data.tokenizer import train
 from tests.conftest import sentences
 
@@ -340,9 +340,9 @@ def test_the_plain_copy_reads_no_special_tokens_and_adds_no_space(trained):
 
 def test_the_plain_copy_neither_cuts_nor_pads():
     tokenizer, text = byte_level(), "\n".join(sentences(20, 3))
-    before = plain(tokenizer)
+    before = Encoder(tokenizer).description
     tokenizer("The dog sees", truncation=True, max_length=2, padding="max_length")
-    assert plain(tokenizer) == before
+    assert Encoder(tokenizer).description == before
     assert tokenizer.decode(Encoder(tokenizer).encode([text]).ids.tolist()) == text
 
 

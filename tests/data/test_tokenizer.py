@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from src.arguments import DataTrainingArguments, UserError
 from src.data import documents
 from src.data.corpus import Source, read_corpus
-from src.data.encoding import Encoder, plain
+from src.data.encoding import Encoder
 from src.data.tokenizer import (
     MIN_VOCAB_SIZE,
     boundary_tokens,
@@ -78,7 +78,9 @@ def test_the_tokenizer_does_not_depend_on_the_length_of_pieces(
     found = []
     for length in (100, 1000, 32_768):
         monkeypatch.setattr(documents, "PIECE_LENGTH", length)
-        found.append(plain(load_or_train(sources, 320, tmp_path / f"{length}")))
+        found.append(
+            Encoder(load_or_train(sources, 320, tmp_path / f"{length}")).description
+        )
     assert found[0] == found[1] == found[2]
 
 
@@ -126,7 +128,7 @@ def test_a_saved_tokenizer_loads_as_it_was(trained, tmp_path: Path):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
     for text in ("dog", "The cat sees a dog.\n", UNSEEN):
         assert loaded(text)["input_ids"] == trained(text)["input_ids"]
-        assert plain(loaded) == plain(trained)
+        assert Encoder(loaded).description == Encoder(trained).description
         ids = trained(text)["input_ids"]
         assert loaded.decode(ids) == trained.decode(ids)
     assert loaded.pad_token_id == 0 and boundary_tokens(loaded) == (1, 2)
