@@ -96,6 +96,11 @@ def _check_schedule(data: DataTrainingArguments) -> None:
             )
         if not _is_number(share) or not 0 < share <= 1:
             raise UserError(f"{key}: {share!r} must be a share above 0 and up to 1")
+    sizes = list(schedule)
+    if sizes != sorted(sizes) or sizes[-1] != data.block_size:
+        raise UserError(
+            f"{key}: lengths must grow and end with data.block_size={data.block_size}"
+        )
     if abs(sum(schedule.values()) - 1) > 1e-6:
         raise UserError(
             f"{key}: the shares must add up to 1, not {sum(schedule.values()):g}"
@@ -108,7 +113,9 @@ def _check_files(data: DataTrainingArguments) -> None:
             raise UserError(f"data.mix={data.mix!r} must be {{file: how often, …}}")
         for name, times in data.mix.items():
             if not _is_number(times) or not 0 <= times < math.inf:
-                raise UserError(f"data.mix: {name}: {times!r} must be 0 or above")
+                raise UserError(
+                    f"data.mix: {name}: {times!r} must be a finite number, 0 or above"
+                )
     if data.file_order is not None:
         if not isinstance(data.file_order, list):
             raise UserError(f"data.file_order={data.file_order!r} must be a list")

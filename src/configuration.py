@@ -255,6 +255,8 @@ def explain(error: Exception) -> str:
     while isinstance(cause, HydraException):  # OmegaConf's error is somewhere below
         cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
+        if "no viable alternative" in str(error):
+            return f"{error}\n(values with spaces, braces or brackets need quotes: 'key={{a: 1}}')"
         return str(error)
     file = re.match(r"In '([^']*)'", str(error))
     where = f"In {file.group(1)}: " if file else ""

@@ -217,6 +217,10 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         sys.exit(f"error: {explain(error)}")
+    except OSError as error:  # before there is a job: no right to make its directory
+        if not from_machine(error):
+            raise
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

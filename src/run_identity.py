@@ -74,6 +74,10 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, enum.Enum):
         return value.name
+    if isinstance(
+        value, dict
+    ):  # keys of any kind: what they should be is checked later
+        value = {str(key): value[key] for key in value}
     return json.dumps(value, sort_keys=True)
 
 

@@ -37,7 +37,13 @@ class Source:
     checksum: str
     size: int  # bytes; 0 where it is not known
     texts: Callable[[], Iterator[Iterator[str]]]
+    where: str = ""  # path, or name on the hub
     reading: str = "text"  # how the bytes become text: another reading, another text
+
+    @property
+    def unit(self) -> str:
+        """What is a document where nothing separates them: a `file` or a `row`."""
+        return "file" if self.reading in ("text", "gzip") else "row"
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -110,6 +116,7 @@ def read_corpus(
             checksums[path],
             path.stat().st_size,
             _reader(path, data.text_column),
+            str(path),
             _reading(path, data.text_column),
         )
         for name, path in zip(_names(paths), paths)
@@ -149,9 +156,10 @@ def _read_text(path: Path) -> Iterator[str]:
                 yield from read_parts(file)
         except UnicodeDecodeError as error:
             byte, value = _first_bad_byte(path)
+            likely = "utf-16" if byte == 0 and value in b"\xff\xfe" else "latin1"
             raise UserError(
                 f"{path} is not UTF-8: byte {byte:,} is 0x{value:02x} ({error.reason});"
-                " `iconv -f latin1 -t utf-8` may mend it"
+                f" `iconv -f {likely} -t utf-8` may mend it"
             ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}") from error
@@ -233,5 +241,6 @@ def read_hub(
         checksum=hashlib.sha256(identity.encode()).hexdigest(),
         size=builder.info.splits[split].num_bytes or 0,
         texts=lambda: row_texts(rows, data.text_column, where),
+        where=where,
         reading=f"rows:{data.text_column}",
     )

@@ -13,7 +13,7 @@ LINE = re.compile(r"[^\n]*\n|[^\n]+")
 SEPARATORS = {
     "blank_line": re.compile(r"\n\s*\n"),
     "heading": re.compile(
-        r"\n(?== = = (?!=)[^\n]*(?<![= ]) = = =[^\S\n]*(?:\n|\Z))"  # = = = Title = = =
+        r"\n(?=[^\S\n]*= = = (?!=)[^\n]*(?<![= ]) = = =[^\S\n]*(?:\n|\Z))"
     ),
     "line": re.compile(r"\n(?=[^\S\n]*\S)"),
     "file": re.compile(r"(?!)"),

@@ -92,7 +92,9 @@ class Plan(Sampler):
         schedule: Optional[dict[int, float]] = None,
     ):
         if not len(order):
-            raise UserError("data.mix: an epoch would have no block")
+            raise UserError(
+                "data.mix: an epoch would have no block: every file's part is rounded to 0"
+            )
         self.blocks, self.order, self.blocks_per_step = blocks, order, blocks_per_step
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
@@ -140,10 +142,15 @@ class Plan(Sampler):
 
     def block_size(self, step: int) -> int:
         """Length of a sequence at a step, which counts from 0."""
-        for end, size in zip(self._stage_ends, self._stage_sizes):
+        for size, end in self.stages:
             if step < end:
                 return size
         return self.blocks.block_size
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """(length of a sequence, step at which it ends) of the schedule's stages."""
+        return list(zip(self._stage_sizes, self._stage_ends))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the sampler gives."""

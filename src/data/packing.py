@@ -50,7 +50,7 @@ def pack(
     num_workers: Optional[int] = None,
     overwrite: bool = False,
     progress: bool = False,
-    description: str = "Packing",
+    description: str = "text",
 ) -> Stream:
     """The stream of `sources`, from the cache or packed now; complete or absent.
 
@@ -65,8 +65,9 @@ def pack(
     key = _key(sources, encoder, special, document_boundary)
 
     def build(temporary: Path) -> None:
+        logger.info("Packing the %s …", description)
         bar = tqdm(
-            desc=description,
+            desc=f"Packing the {description}",
             total=sum(source.size for source in sources),
             unit="B",
             unit_scale=True,
@@ -83,7 +84,7 @@ def pack(
     stream = build_once(cache_dir / "packed" / key, open_stream, build, overwrite)
     stream.name_files([source.name for source in sources])
     words, tokens = f"{stream.info['words']:,}", f"{len(stream):,}"
-    logger.info("%s: %s words, %s tokens", description, words, tokens)
+    logger.info("The %s has %s words, %s tokens", description, words, tokens)
     _report(stream, document_boundary, lossy)
     return stream
 
@@ -131,12 +132,13 @@ def _write(
         bar.set_postfix_str(f"{speed:,.0f} words/s", refresh=False)
     writer.end_document()
     after = writer.totals()
-    row = dict(boundary=boundary, start=before["tokens"], end=after["tokens"])
+    found = boundary if num_separators or boundary == "line" else source.unit
+    row = dict(boundary=found, start=before["tokens"], end=after["tokens"])
     row.update({k: after[k] - before[k] for k in ("documents", "words", "bytes")})
     row.update(separators=num_separators, empty_texts=num_empty_texts)
     row["loss"] = loss and loss._asdict()
     if not row["words"]:
-        raise UserError(f"{source.name} ({source.reading}) has no text")
+        raise UserError(f"{source.where or source.name} has no text")
     return row
 
 
@@ -194,12 +196,19 @@ def _report(stream: Stream, document_boundary: str, lossy: bool) -> None:
     for row in stream.files:
         if row["loss"] and not lossy:
             _refuse_loss(row["name"], **row["loss"])
+        if row["loss"]:
+            logger.warning(
+                "tokenizer.lossy=true: in %s %s becomes %s; figures a byte or a word leave"
+                " out what is lost",
+                row["name"],
+                *map(_short, row["loss"].values()),
+            )
         if document_boundary in ("blank_line", "heading") and not row["separators"]:
             logger.warning(
                 "data.document_boundary=%s: %s has none; it is %s",
                 document_boundary,
                 row["name"],
-                "one document" if row["documents"] == 1 else "cut at its rows only",
+                "one document" if row["boundary"] == "file" else "cut at its rows only",
             )
         if row["empty_texts"]:
             logger.warning(

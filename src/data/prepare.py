@@ -1,5 +1,6 @@
 """From the data section to blocks: what the front door calls of this room."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from src.data.order import check_names
 from src.data.packing import pack
 from src.data.stream import Stream
 from src.data.tokenizer import load, load_or_train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,7 +76,17 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
     check_names(data, [source.name for source in found["train_file"]])
     if not any(found.values()):
         raise UserError("no text: give data.train_file or data.validation_file")
+    _warn_of_copies([*found["train_file"], *found["validation_file"]])
     return Corpora(found["train_file"], found["validation_file"])
+
+
+def _warn_of_copies(sources: list[Source]) -> None:
+    """The same text twice counts twice; trained and evaluated on, it is no evaluation."""
+    seen: dict[tuple[str, str], Source] = {}
+    for source in sources:
+        first = seen.setdefault(source.identity, source)
+        if first is not source:
+            logger.warning("%s has the same text as %s", source.where, first.where)
 
 
 def load_data(
@@ -117,7 +130,7 @@ def load_data(
                 data.preprocessing_num_workers,
                 overwrite,
                 progress=main_process,
-                description=f"Packing the {part} text",
+                description=f"{part} text",
             )
     return tokenizer, _cut(streams.get("train"), streams.get("validation"), data)
 

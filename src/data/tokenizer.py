@@ -99,6 +99,7 @@ def load_or_train(
     directory = cache_dir / "tokenizers" / key
 
     def build(temporary: Path) -> None:
+        logger.info("Training a tokenizer of %s entries …", f"{vocab_size:,}")
         save(train(_lines(sources, progress), vocab_size, progress), temporary)
 
     return build_once(directory, _load_whole, build, overwrite)

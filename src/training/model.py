@@ -1,7 +1,6 @@
 """The network: any causal architecture of transformers, from scratch or from weights."""
 
 import difflib
-import inspect
 from pathlib import Path
 from typing import Any
 

@@ -245,6 +245,8 @@ def _describe(trainer: LanguageModelTrainer, args: Arguments) -> None:
             f"{plan.num_steps:,}",
             plan.blocks.remainder,
         )
+        for size, end in plan.stages:
+            logger.info("Sequences of %d tokens until step %s", size, f"{end:,}")
 
 
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:

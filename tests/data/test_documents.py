@@ -71,7 +71,7 @@ def test_documents_end_where_the_boundary_says(boundary, length, monkeypatch):
         ("= = = A = = =\nx\n= = = B = = =", "heading",
          ["= = = A = = =\nx\n", "= = = B = = ="]),
         ("x\n= = = = A = = = =\ny\n = = = B = = =\n", "heading",
-         ["x\n= = = = A = = = =\ny\n = = = B = = =\n"]),
+         ["x\n= = = = A = = = =\ny\n", " = = = B = = =\n"]),
         ("x\n= = = A = = = \t\ny", "heading", ["x\n", "= = = A = = = \t\ny"]),
         ("A\n \n  B\nC", "line", ["A\n \n", "  B\n", "C"]),
         ("\n\n", "line", ["\n\n"]),

@@ -210,7 +210,7 @@ def test_more_than_65536_entries_are_four_bytes_each(tmp_path: Path):
 @pytest.mark.parametrize("text", ["\ufeff", " \n\n\t"])
 def test_a_file_without_a_word_is_refused(text: str, tmp_path: Path):
     sources = write(tmp_path, a="The dog.\n", b=text)
-    with pytest.raises(UserError, match="^b .* has no text"):
+    with pytest.raises(UserError, match=r"b\.train has no text"):
         pack(sources, byte_level(), "file", tmp_path)
 
 

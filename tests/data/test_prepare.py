@@ -184,3 +184,13 @@ def test_the_unigram_perplexity_is_of_the_model_s_targets(small: Path):
         product *= 273 / (counts[target] + 1)
     found = unigram_perplexity(stream, blocks, 259)
     assert found == pytest.approx(product ** (1 / 9))
+
+
+def test_the_same_text_twice_is_warned_of(small: Path, caplog):
+    (small / "copy.train").write_text((small / "first.train").read_text())
+    files = dict(train_file=f"{small}/*.train", validation_file=f"{small}/s*.train")
+    prepare(small, block_size=4, **files)
+    told = [record.getMessage() for record in caplog.records]
+    assert f"{small}/first.train has the same text as {small}/copy.train" in told
+    assert f"{small}/second.train has the same text as {small}/second.train" in told
+    assert len([line for line in told if "same text" in line]) == 2

@@ -1,6 +1,7 @@
 """The tokenizer: trained, cached, saved, loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,9 +191,7 @@ def test_another_text_or_another_size_is_another_tokenizer(sources, tmp_path: Pa
     assert len(load_or_train(sources, 300, cache)) == 300
     assert len(load_or_train(sources, 301, cache)) == 301
     load_or_train(sources[:1], 300, cache)
-    changed = Source(
-        sources[0].name, sources[0].checksum, 0, sources[0].texts, "csv:title"
-    )
+    changed = replace(sources[0], reading="csv:title")
     load_or_train([changed], 300, cache)
     assert len(list(cache.glob("tokenizers/*/tokenizer.json"))) == 4
 
