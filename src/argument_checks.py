@@ -117,8 +117,9 @@ def _check_files(data: DataTrainingArguments) -> None:
                     f"data.mix: {name}: {times!r} must be a finite number, 0 or above"
                 )
     if data.file_order is not None:
-        if not isinstance(data.file_order, list):
-            raise UserError(f"data.file_order={data.file_order!r} must be a list")
+        names = data.file_order
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise UserError(f"data.file_order={names!r} must be a list of names")
         if len(set(data.file_order)) != len(data.file_order):
             raise UserError(f"data.file_order={data.file_order} names a file twice")
         if data.order != "by_file":

@@ -170,7 +170,9 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "bfloat16 mixed precision; null: where the hardware is fast at it"
     )
     max_words: Optional[int] = knob(
-        None, "Train until the last step that does not exceed this many words seen"
+        None,
+        "Train until the last step that does not exceed this many words seen, or until the"
+        " epochs end",
     )
     overwrite_output_dir: bool = knob(
         False, "Move a run that is already there aside and start anew", False

@@ -29,7 +29,7 @@ class Blocks(Dataset):
             evaluation; padded, with ignored targets) or left out (for training).
         max_samples: keep this many blocks, drawn once, the same for every seed.
         restart_positions: whether positions count from each document's beginning: what
-            keeps attention inside documents (`src/training/model.py`).
+            keeps attention inside documents (`src/training/documents_apart.py`).
     """
 
     def __init__(

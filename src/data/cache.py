@@ -55,7 +55,8 @@ def _writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = (errno.ENOSPC, errno.EDQUOT)
-        ours = str(error.filename or directory).startswith(str(directory))
+        at = str(error.filename or directory)
+        ours = at.startswith(str(directory)) or str(directory).startswith(at)
         refused = (*full, errno.EROFS, errno.EACCES, errno.EPERM)
         if error.errno not in refused or not ours:
             raise

@@ -45,9 +45,8 @@ class Boundaries:
     def __init__(self, kind: str):
         self.kind, self.separator = kind, SEPARATORS[kind]
         self.num_found = 0
-        self._before = (
-            "\n"  # what of the part before decides about this one's beginning
-        )
+        # What of the part before decides about the beginning of this one.
+        self._before = "\n"
         self._has_content = False
 
     def starts(self, part: str) -> list[int]:

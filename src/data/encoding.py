@@ -68,6 +68,10 @@ class Encoder:
             return None
         return as_tiktoken(self.backend, self._description)
 
+    def prepare(self) -> None:
+        """Make what is made when first used."""
+        self._lengths, self._tiktoken
+
     @property
     def max_id(self) -> int:
         """The largest id it gives."""

@@ -120,11 +120,12 @@ class Plan(Sampler):
         steps, epochs = [], -(-max_steps // self.steps_per_epoch)
         seen = 0
         for epoch in range(epochs):
-            steps.append(words[self._filled(epoch)].reshape(-1, self.blocks_per_step))
+            of_steps = words[self._filled(epoch)].reshape(-1, self.blocks_per_step)
+            steps.append(of_steps.sum(axis=1))
             seen += steps[-1].sum()
             if max_words is not None and seen > max_words:
                 break
-        return np.concatenate(steps).sum(axis=1)
+        return np.concatenate(steps)
 
     def _filled(self, epoch: int) -> np.ndarray:
         blocks = self.order.blocks(epoch)
@@ -190,7 +191,9 @@ def check_budget(data: DataTrainingArguments, plan: Plan) -> None:
     """
     if data.word_budget is None or not data.strict_rules:
         return
-    unique, seen = plan.blocks.stream.info["words"], plan.words_seen(plan.num_steps)
+    files = enumerate(plan.blocks.stream.files)
+    unique = sum(file["words"] for i, file in files if plan.order.times[i])
+    seen = plan.words_seen(plan.num_steps)
     for words, limit, what in (
         (unique, data.word_budget, "the training text has"),
         (seen, 10 * data.word_budget, "the run would see"),

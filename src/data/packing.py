@@ -25,6 +25,8 @@ from src.data.words import word_starts
 
 logger = logging.getLogger(__name__)
 
+MAX_WAITING = 64  # pieces in memory at once: enough for every thread, a few megabytes
+
 
 class Packed(NamedTuple):
     """A piece as tokens: ids [n]; words and bytes that begin before the end of each [n].
@@ -64,6 +66,8 @@ def pack(
     encoder, special = Encoder(tokenizer), boundary_tokens(tokenizer)
     key = _key(sources, encoder, special, document_boundary)
 
+    num_workers = num_workers or num_cores()
+
     def build(temporary: Path) -> None:
         logger.info("Packing the %s …", description)
         bar = tqdm(
@@ -74,7 +78,8 @@ def pack(
             disable=None if progress else True,
         )
         writer = StreamWriter(temporary, max(encoder.max_id, *special), *special)
-        with bar, ThreadPoolExecutor(num_workers or num_cores()) as pool:
+        encoder.prepare()  # once, not by every thread
+        with bar, ThreadPoolExecutor(num_workers) as pool:
             rows = [
                 _write(source, encoder, document_boundary, lossy, writer, pool, bar)
                 for source in sources
@@ -149,7 +154,7 @@ def _in_order(
     waiting: deque[tuple[Piece, Future]] = deque()
     for piece in pieces:
         waiting.append((piece, pool.submit(pack_piece, piece, encoder)))
-        if len(waiting) > 4 * pool._max_workers:
+        if len(waiting) > MAX_WAITING:
             first, future = waiting.popleft()
             yield first, future.result()
     for first, future in waiting:

@@ -21,17 +21,22 @@ import numpy as np
 
 from src.arguments import UserError
 
-VERSION = 2  # of the packing: another value makes every cached stream stale
+VERSION = 3  # of the packing: another value makes every cached stream stale
 
 
 class Stream:
     """A packed corpus, memory-mapped. See the module's docstring for the arrays."""
 
     def __init__(self, directory: Path):
-        self.directory = Path(directory)
-        self.info: dict[str, Any] = json.loads(
-            (self.directory / "stream.json").read_text(encoding="utf-8")
-        )
+        text = (Path(directory) / "stream.json").read_text(encoding="utf-8")
+        self.__setstate__((Path(directory), json.loads(text)))
+
+    def __getstate__(self) -> tuple[Path, dict[str, Any]]:
+        """Without the arrays: a loader's process maps them itself instead of copying."""
+        return self.directory, self.info
+
+    def __setstate__(self, state: tuple[Path, dict[str, Any]]) -> None:
+        self.directory, self.info = state
         self.tokens = self._array("tokens", self.info["token_type"])
         self.words = self._array("words", "<u4")
         self.bytes = self._array("bytes", "<u4")

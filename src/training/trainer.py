@@ -7,6 +7,7 @@ a batch (three numbers a block), and the scores made of them. Everything periodi
 """
 
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -245,6 +246,11 @@ def _describe(trainer: LanguageModelTrainer, args: Arguments) -> None:
             f"{plan.num_steps:,}",
             plan.blocks.remainder,
         )
+        limit = training.max_words
+        if limit and plan.num_steps == math.ceil(
+            training.num_train_epochs * plan.steps_per_epoch
+        ):
+            logger.info("The epochs end before training.max_words=%s", f"{limit:,}")
         for size, end in plan.stages:
             logger.info("Sequences of %d tokens until step %s", size, f"{end:,}")
 

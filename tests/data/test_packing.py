@@ -1,8 +1,10 @@
 """The stream on disk: its tokens, its words and bytes, its cache."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -22,7 +24,7 @@ from src.data import documents
 from src.data.corpus import Source, read_corpus
 from src.data.documents import PIECE_LENGTH
 from src.data.packing import pack
-from src.data.stream import Stream, StreamWriter, open_stream
+from src.data.stream import VERSION, Stream, StreamWriter, open_stream
 from src.data.tokenizer import save, train
 from tests.conftest import sentences
 from tests.data import test_corpus
@@ -663,3 +665,22 @@ def test_a_read_only_cache_is_used_if_it_is_complete(elsewhere, corpus: Path):
         f"model.cache_dir: {folders[1]} cannot be written: Permission denied; choose"
         " another with model.cache_dir=\n"
     )
+
+
+def test_the_packed_bytes_are_those_of_this_version(tmp_path: Path):
+    """Another packing needs another `stream.VERSION`, or what is cached would be served."""
+    text = " a b\n= = = T = = =\nfoo  bar\n\n x\n"
+    stream = pack(write(tmp_path, a=text), train(["a"], 259), "auto", tmp_path)
+    digest = hashlib.sha256()
+    for name in ("tokens", "words", "bytes", "documents"):
+        digest.update((stream.directory / f"{name}.bin").read_bytes())
+    assert (VERSION, digest.hexdigest()[:12]) == (3, "949696f8d4d5")
+
+
+def test_a_stream_is_handed_to_another_process_without_its_arrays(tmp_path: Path):
+    sources = write(tmp_path, a="The dog sees a cat.\n" * 5000)
+    stream = pack(sources, byte_level(), "auto", tmp_path)
+    pickled = pickle.dumps(stream)
+    assert len(pickled) < 2000 < stream.size_on_disk
+    again = pickle.loads(pickled)
+    assert again.files == stream.files and (again.tokens == stream.tokens).all()

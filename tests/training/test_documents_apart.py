@@ -93,5 +93,36 @@ def test_a_model_that_looks_across_whatever_it_is_told_is_refused():
         return forward(*args, **kwargs)
 
     model.transformer.forward = blind
-    with pytest.raises(UserError, match="gpt2 with sdpa attention cannot: the logits"):
+    with pytest.raises(
+        UserError, match="gpt2 with sdpa attention cannot: a document's"
+    ):
+        needs_mask(model)
+
+
+def test_a_small_leak_is_a_leak():
+    """A convolution across the boundary moves logits by little before training."""
+    model = model_of(
+        ModelArguments(
+            model_type="lfm2",
+            config_overrides=dict(
+                layer_types=["conv", "full_attention"], num_hidden_layers=2
+            ),
+        )
+    )
+    with pytest.raises(UserError, match="lfm2 with .* cannot: a document's logits"):
+        needs_mask(model)
+
+
+def test_our_mask_does_not_undo_a_window():
+    windows = ["sliding_attention", "sliding_attention"]
+    model = model_of(
+        ModelArguments(
+            model_type="gpt_oss",
+            config_overrides=dict(
+                layer_types=windows, num_hidden_layers=2, num_local_experts=4
+            ),
+        ),
+        "eager",
+    )
+    with pytest.raises(UserError, match="gpt_oss with eager attention cannot"):
         needs_mask(model)
