@@ -23,6 +23,15 @@ PATTERN = (
     r"|[^\S\n]*+\n|[^\S\n]+(?!\S)|[^\S\n]+"
 )
 
+# The same for text whose white space is line ends and single spaces; without a look-ahead,
+# which costs a fifth of the time.
+SIMPLE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| ?\n| "
+NOT_SIMPLE = ["  "] + [
+    chr(code)
+    for code in range(0x3001)
+    if chr(code).isspace() and chr(code) not in " \n"
+]
+
 
 class Loss(NamedTuple):
     """A text that a tokenizer does not give back."""
@@ -68,9 +77,18 @@ class Encoder:
             return None
         return as_tiktoken(self.backend, self._description)
 
+    @functools.cached_property
+    def _simple(self) -> Optional[tiktoken.Encoding]:
+        if self._tiktoken is None:
+            return None
+        ranks = self._tiktoken._mergeable_ranks
+        return tiktoken.Encoding(
+            "simple", pat_str=SIMPLE_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+
     def prepare(self) -> None:
         """Make what is made when first used."""
-        self._lengths, self._tiktoken
+        self._lengths, self._tiktoken, self._simple
 
     @property
     def max_id(self) -> int:
@@ -80,11 +98,7 @@ class Encoder:
     def encode(self, texts: list[str]) -> Encoded:
         """The texts' tokens, one text after the other; ends count in the joined texts."""
         if self._tiktoken is not None:
-            none = frozenset()
-            arrays = [
-                self._tiktoken.encode_to_numpy(text, disallowed_special=none)
-                for text in texts
-            ]
+            arrays = [self._encode_with_tiktoken(text) for text in texts]
             ids = np.concatenate([np.zeros(0, np.uint32), *arrays])
             return Encoded(ids, np.cumsum(self._lengths[ids]), None)
         lines = [line for text in texts for line in LINE.findall(text)]
@@ -97,6 +111,11 @@ class Encoder:
                 return Encoded(ids, ends, None)
             # A byte-level vocabulary that lacks some bytes: not all text became tokens.
         return self._encode_by_offsets(lines)
+
+    def _encode_with_tiktoken(self, text: str) -> np.ndarray:
+        simple = not any(space in text for space in NOT_SIMPLE)
+        encoding = self._simple if simple else self._tiktoken
+        return encoding.encode_to_numpy(text, disallowed_special=frozenset())
 
     def _encode_by_offsets(self, lines: list[str]) -> Encoded:
         """Slower, for any tokenizer: places from its character offsets, text decoded."""

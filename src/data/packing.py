@@ -25,7 +25,7 @@ from src.data.words import word_starts
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 64  # pieces in memory at once: enough for every thread, a few megabytes
+MAX_WAITING = 32  # pieces in memory at once: enough for every thread, some megabytes
 
 
 class Packed(NamedTuple):

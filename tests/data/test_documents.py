@@ -214,7 +214,7 @@ def test_a_word_of_10_mb_is_one_word():
 
 def test_the_pieces_are_the_same_from_a_text_file_and_from_a_table(tmp_path: Path):
     rng = random.Random(0)
-    text = "The dog.\n" + "".join(rng.choice(["cats ", "é"]) for _ in range(90_000))
+    text = "The dog.\n" + "".join(rng.choice(["cats ", "é"]) for _ in range(300_000))
     sources = [read(write(tmp_path / f"a{end}", [text])) for end in (".txt", ".jsonl")]
     first, second = [list(source.pieces("file")) for source in sources]
     assert first == second
