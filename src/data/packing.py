@@ -1,5 +1,6 @@
 """Text into a stream of tokens (`stream.py`), cached under `<cache_dir>/packed/`."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple, Optional
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,8 +25,6 @@ from src.data.tokenizer import boundary_tokens
 from src.data.words import word_starts
 
 logger = logging.getLogger(__name__)
-
-MAX_WAITING = 32  # pieces in memory at once: enough for every thread, some megabytes
 
 
 class Packed(NamedTuple):
@@ -80,8 +79,10 @@ def pack(
         writer = StreamWriter(temporary, max(encoder.max_id, *special), *special)
         encoder.prepare()  # once, not by every thread
         with bar, ThreadPoolExecutor(num_workers) as pool:
+            # Two pieces a thread: none waits for the next, and memory stays bounded.
+            in_order = functools.partial(_in_order, pool, encoder, 2 * num_workers)
             rows = [
-                _write(source, encoder, document_boundary, lossy, writer, pool, bar)
+                _write(source, document_boundary, lossy, writer, in_order, bar)
                 for source in sources
             ]
         writer.close(rows)
@@ -112,11 +113,10 @@ def _key(
 
 def _write(
     source: Source,
-    encoder: Encoder,
     document_boundary: str,
     lossy: bool,
     writer: StreamWriter,
-    pool: ThreadPoolExecutor,
+    in_order: Callable[[Iterable[Piece]], Iterator[tuple[Piece, Packed]]],
     bar: tqdm,
 ) -> dict:
     """Append a source to the stream. Returns its row for stream.json."""
@@ -124,7 +124,7 @@ def _write(
     before, began = writer.totals(), time.perf_counter()
     num_separators = num_empty_texts = 0
     loss = None
-    for piece, packed in _in_order(pool, source.pieces(boundary), encoder):
+    for piece, packed in in_order(source.pieces(boundary)):
         loss = loss or packed.loss
         if loss and not lossy:
             _refuse_loss(source.name, *loss)
@@ -148,13 +148,13 @@ def _write(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, pieces: Iterable[Piece], encoder: Encoder
+    pool: ThreadPoolExecutor, encoder: Encoder, limit: int, pieces: Iterable[Piece]
 ) -> Iterator[tuple[Piece, Packed]]:
-    """Every piece, packed by the pool's threads; a few at a time are in memory."""
+    """Every piece, packed by the pool's threads; at most `limit` wait to be written."""
     waiting: deque[tuple[Piece, Future]] = deque()
     for piece in pieces:
         waiting.append((piece, pool.submit(pack_piece, piece, encoder)))
-        if len(waiting) > MAX_WAITING:
+        if len(waiting) > limit:
             first, future = waiting.popleft()
             yield first, future.result()
     for first, future in waiting:
