@@ -70,12 +70,9 @@ def pack(
     def build(temporary: Path) -> None:
         logger.info("Packing the %s …", description)
         bar = tqdm(
-            desc=f"Packing the {description}",
-            total=sum(source.size for source in sources),
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,
-        )
+            desc=f"Packing the {description}", total=sum(s.size for s in sources),
+            unit="B", unit_scale=True, disable=None if progress else True,
+        )  # fmt: skip
         writer = StreamWriter(temporary, max(encoder.max_id, *special), *special)
         encoder.prepare()  # once, not by every thread
         with bar, ThreadPoolExecutor(num_workers) as pool:
