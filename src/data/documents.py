@@ -6,7 +6,7 @@ from typing import Iterable, Iterator, NamedTuple, TextIO
 
 # Characters that are read, tokenized and written at once. A line is tokenized by itself, so
 # that where a piece ends makes no difference, but in a line that is longer than a piece.
-PIECE_LENGTH = 131_072
+PIECE_LENGTH = 32_768
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 # What separates documents: a match ends where a document begins.
