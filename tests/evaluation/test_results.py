@@ -1,0 +1,152 @@
+"""Results on disk: one model a folder, the challenge's layout, and the table of the screen."""
+
+import json
+import math
+
+import pytest
+
+from src.arguments import UserError
+from src.evaluation.results import (
+    Result,
+    Subject,
+    find_stored,
+    read_record,
+    write_results,
+)
+from src.evaluation.table import BASELINES, overall, table
+
+SUBJECT = Subject("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal")
+FILES = {
+    "predictions.json": {"x": {"predictions": [{"id": "x_0", "pred": "a"}]}},
+    "best_temperature_report.txt": "TEMPERATURE: 1.00\n",
+}
+
+
+def result(task="blimp", score=75.0, **more):
+    folder = {"blimp": "blimp/blimp_filtered"}.get(task, task)
+    return Result(task, folder, 2026, score, 3, files=FILES, data_checksum="d", **more)
+
+
+def test_files_lie_where_the_official_scripts_look(tmp_path):
+    file = write_results(tmp_path, SUBJECT, [result()], seed=42)
+    # The official scripts cut a name at its last dot: it has none.
+    folder = tmp_path / "seed-42_lr-0_001" / "chck_1M"
+    assert file == folder / "scores.json"
+    task = folder / "zero_shot" / "causal" / "blimp" / "blimp_filtered"
+    assert (
+        json.loads((task / "predictions.json").read_text()) == FILES["predictions.json"]
+    )
+    assert (task / "best_temperature_report.txt").read_text() == "TEMPERATURE: 1.00\n"
+    assert sorted(path.name for path in task.iterdir()) == sorted(FILES)
+
+
+def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
+    more = {
+        "num_ties": 1, "too_long": ("x_0",), "seconds": 1.5,
+        "subscores": {"UID": {"x": 75.0}},
+    }  # fmt: skip
+    file = write_results(tmp_path, SUBJECT, [result(**more)], seed=42)
+    record = json.loads(file.read_text())
+    assert record["model"] == {
+        "name": SUBJECT.model, "revision": "chck_1M", "checksum": "c0ffee"
+    }  # fmt: skip
+    assert record["scores"]["causal"]["blimp"] == {
+        "score": 75.0, "protocol": 2026, "items": 3, "ties": 1, "too_long": ["x_0"],
+        "seconds": 1.5, "seed": 42, "dtype": "float32", "data_checksum": "d",
+        "subscores": {"UID": {"x": 75.0}},
+    }  # fmt: skip
+
+
+def test_a_score_that_is_none_is_null(tmp_path):
+    file = write_results(tmp_path, SUBJECT, [result(score=math.nan)])
+    entry = json.loads(file.read_text())["scores"]["causal"]["blimp"]
+    assert entry["score"] is None and entry["seconds"] is None
+
+
+def test_later_tasks_and_backends_are_added(tmp_path):
+    write_results(tmp_path, SUBJECT, [result()])
+    masked = Subject(SUBJECT.model, SUBJECT.revision, "c0ffee", "mlm")
+    write_results(tmp_path, masked, [result()])
+    write_results(tmp_path, SUBJECT, [result("reading"), result(score=80.0)])
+    scores = read_record(tmp_path, SUBJECT)["scores"]
+    assert {b: sorted(tasks) for b, tasks in scores.items()} == {
+        "causal": ["blimp", "reading"], "mlm": ["blimp"]
+    }  # fmt: skip
+    assert scores["causal"]["blimp"]["score"] == 80
+
+
+def test_what_was_scored_in_the_same_way_is_found(tmp_path):
+    write_results(tmp_path, SUBJECT, [result()])
+    record = read_record(tmp_path, SUBJECT)
+    assert find_stored(record, SUBJECT, "blimp", 2026, "d")["score"] == 75
+    assert find_stored(record, SUBJECT, "blimp", 2025, "d") is None
+    assert find_stored(record, SUBJECT, "blimp", 2026, "other data") is None
+    assert find_stored(record, SUBJECT, "comps", 2026, "d") is None
+    half = Subject(*[SUBJECT.model, SUBJECT.revision, "c0ffee", "causal", "bfloat16"])
+    assert find_stored(record, half, "blimp", 2026, "d") is None
+
+
+def test_a_folder_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
+    file = write_results(tmp_path, SUBJECT, [result()])
+    before = file.read_text()
+    other = Subject("other/seed-42_lr-0.001", "chck_1M", "decaf", "causal")
+    with pytest.raises(UserError, match="holds the scores of another model: .*c0ffee"):
+        write_results(tmp_path, other, [result(score=1.0)])
+    assert file.read_text() == before
+
+
+def test_scores_of_unknown_origin_are_not_overwritten(tmp_path):
+    (tmp_path / "seed-42_lr-0_001" / "chck_1M" / "zero_shot" / "causal").mkdir(
+        parents=True
+    )
+    with pytest.raises(UserError, match="scores without a scores.json"):
+        write_results(tmp_path, SUBJECT, [result()])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_broken_record_is_refused(tmp_path, content):
+    file = write_results(tmp_path, SUBJECT, [result()])
+    file.write_text(content)
+    with pytest.raises(UserError, match="scores.json is no record of scores"):
+        read_record(tmp_path, SUBJECT)
+
+
+def entry(score, **more):
+    default = {
+        "items": 1000,
+        "seconds": 2.5,
+        "ties": 0,
+        "too_long": [],
+        "subscores": {},
+    }
+    return {"score": score, "protocol": 2026, **default, **more}
+
+
+def test_the_table_has_published_scores_beside_ours():
+    lines = table({"blimp_fast": entry(66.666), "own": entry(None)}).split("\n")
+    assert lines[0].split()[:4] == ["task", "score", "items", "time"]
+    assert lines[1].split()[:5] == ["blimp_fast", "66.67", "1,000", "2.5", "s"]
+    assert "65.20" in lines[1] and "80.50" in lines[1]
+    assert lines[2].split() == ["own", "1,000", "2.5", "s"]
+    assert lines[-1].startswith("Published: GPT-2 10M: baselines of the 2026 challenge")
+
+
+def test_phenomena_are_shown_on_request():
+    entries = {"blimp": entry(50.0, subscores={"linguistics_term": {"npi": 50.0}})}
+    assert "npi" not in table(entries)
+    assert "  npi" in table(entries, by_phenomenon=True)
+
+
+def test_ties_and_what_was_too_long_are_said():
+    entries = {"blimp": entry(50.0, ties=7, too_long=["a_0", "a_1", "a_2", "a_3"])}
+    text = table(entries)
+    assert "blimp: 7 ties, counted as wrong (protocol 2026)" in text
+    assert "4 items are longer than the model can read" in text and "a_2, …" in text
+
+
+def test_the_overall_score_needs_all_nine():
+    scores = dict.fromkeys(BASELINES[0].scores, 50.0)
+    scores.update(aoa=20.0, global_piqa_parallel=30.0, global_piqa_nonparallel=50.0)
+    assert overall(scores) == pytest.approx((7 * 50 + 20 + 40) / 9)
+    del scores["glue"]
+    assert overall(scores) is None

@@ -1,0 +1,325 @@
+"""Zero-shot tasks: files that are read, texts that are scored, what their scores amount to."""
+
+import json
+
+import numpy as np
+import pytest
+
+from src.arguments import UserError
+from src.evaluation.scoring import Item, Scored
+from src.evaluation.tasks.catalogue import (
+    TASKS,
+    Selected,
+    all_items,
+    all_results,
+    load,
+    load_pairs_folders,
+    select,
+)
+from src.evaluation.tasks.choice import spearman
+
+
+def write(folder, name, *rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def scored(values, num_tokens=None, too_long=()):
+    return Scored(
+        np.array(values, float),
+        np.array(num_tokens or [1] * len(values)),
+        np.isin(np.arange(len(values)), too_long),
+    )
+
+
+def read(task, folder, protocol=2026, subset="full"):
+    return load(Selected(task, subset, folder), protocol)
+
+
+def pair(good, bad, **more):
+    return {"sentence_good": good, "sentence_bad": bad, **more}
+
+
+@pytest.fixture
+def blimp(tmp_path):
+    syntax = {"field": "syntax", "linguistics_term": "islands"}
+    other = {"field": "syntax_semantics", "linguistics_term": "npi"}
+    folder = tmp_path / "full_eval" / "blimp_filtered"
+    write(
+        folder, "island", *[pair(f"a{i}", f"b{i}", UID="i", **syntax) for i in (0, 1)]
+    )
+    return write(folder, "npi", pair("c", "d", UID="n", **other))
+
+
+def test_a_score_is_the_mean_over_paradigms_not_over_pairs(blimp):
+    task = read("blimp", blimp)
+    assert task.items == [Item(text) for text in "a0 b0 a1 b1 c d".split()]
+    result = task.result(scored([-1, -2, -3, -2, -1, -2]))
+    assert result.score == (50 + 100) / 2
+    assert result.subscores == {
+        "UID": {"i": 50, "n": 100},
+        "field": {"syntax": 50, "syntax/semantics": 100},
+        "linguistics_term": {"islands": 50, "npi": 100},
+    }
+    assert (result.num_items, result.num_ties, result.too_long) == (3, 0, ())
+    assert result.folder == "blimp/blimp_filtered"
+    assert result.files["predictions.json"] == {
+        "i": {
+            "predictions": [{"id": "i_0", "pred": "a0"}, {"id": "i_1", "pred": "b1"}]
+        },
+        "n": {"predictions": [{"id": "n_0", "pred": "c"}]},
+    }
+    report = result.files["best_temperature_report.txt"]
+    assert report.startswith("TEMPERATURE: 1.00\n\n### UID ACCURACY\ni: 50.00\n")
+    assert report.endswith("### AVERAGE ACCURACY\n75.00\n\n")
+
+
+@pytest.mark.parametrize(
+    "protocol, score, chosen", [(2025, 100, "a0"), (2026, 75, "b0")]
+)
+def test_a_tie_is_right_in_2025_wrong_in_2026_and_counted(
+    blimp, protocol, score, chosen
+):
+    result = read("blimp", blimp, protocol).result(scored([-1, -1, -1, -2, -1, -2]))
+    assert (result.score, result.num_ties) == (score, 1)
+    assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == chosen
+
+
+def test_a_text_that_stands_twice_is_a_tie_whatever_batching_made_of_it(tmp_path):
+    folder = write(tmp_path / "twins", "same", pair("a", "a"))
+    result = read("supplement", folder).result(scored([-1.0000001, -1.0000002]))
+    assert (result.score, result.num_ties) == (0, 1)
+
+
+def test_a_choice_that_is_too_long_is_named_and_not_right(blimp):
+    nan = np.nan
+    values = scored([-1, nan, -1, -2, -1, -2], too_long=[1])
+    result = read("blimp", blimp).result(values)
+    assert (result.score, result.too_long) == ((50 + 100) / 2, ("i_0",))
+    assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == "b0"
+
+
+def test_nan_is_an_error_and_no_score(blimp):
+    with pytest.raises(UserError, match="blimp: the model gives NaN for 1 of 6.*'b1'"):
+        read("blimp", blimp).result(scored([-1, -2, -3, np.nan, -1, -2]))
+
+
+def test_rows_without_a_paradigm_belong_to_their_file(tmp_path):
+    folder = write(tmp_path / "s", "hypernym", pair("a", "b"))
+    result = read("supplement", folder).result(scored([-1, -2]))
+    assert result.subscores == {"UID": {"hypernym": 100}}
+
+
+EWOK = {
+    "Context1": "It is hot.", "Context2": "It is cold.", "Target1": "I sweat.",
+    "Target2": "I freeze.", "Domain": "weather", "ContextType": "direct",
+    "ContextDiff": "antonym", "TargetDiff": "swap",
+}  # fmt: skip
+
+
+def test_ewok_compares_targets_in_2025_and_contexts_in_2026(tmp_path):
+    folder = write(tmp_path / "ewok_filtered", "weather", EWOK)
+    old, new = read("ewok", folder, 2025), read("ewok", folder, 2026)
+    right = Item("It is hot. I sweat.", len("It is hot."))
+    assert old.items == [right, Item("It is hot. I freeze.", len("It is hot."))]
+    assert new.items == [right, Item("It is cold. I sweat.", len("It is cold."))]
+
+    def answer(task):
+        predictions = task.result(scored([-2, -1])).files["predictions.json"]
+        return predictions["weather"]["predictions"][0]["pred"]
+
+    assert answer(old) == " I freeze."
+    assert answer(new) == "It is cold. I sweat."
+
+
+def entity(numops, *options):
+    return {"input_prefix": "Box 0 contains ", "options": options, "numops": numops}
+
+
+def test_entity_tracking_is_a_mean_of_operations_then_of_splits(tmp_path):
+    folder = tmp_path / "entity_tracking"
+    write(folder, "regular", entity(0, "a.", "b."), entity(1, "a.", "b."))
+    write(folder, "move_contents", entity(0, "a.", "b.", "c."))
+    task = read("entity_tracking", folder)
+    assert task.items[0] == Item("Box 0 contains a.", len("Box 0 contains "))
+    # Files in order of their names: move_contents with three options, then regular.
+    result = task.result(scored([-1, -2, -3, -1, -2, -2, -1]))
+    assert result.subscores["UID"] == {
+        "move_contents_0_ops": 100, "regular_0_ops": 100, "regular_1_ops": 0
+    }  # fmt: skip
+    assert result.subscores["split"] == {"move_contents": 100, "regular": 50}
+    assert result.score == 75
+
+
+def test_only_2026_leaves_out_boxes_with_nothing(tmp_path):
+    rows = entity(0, "a.", "nothing."), entity(0, "a.", "b.")
+    folder = write(tmp_path / "entity_tracking", "regular", *rows)
+    numbers = [len(read("entity_tracking", folder, p).choices) for p in (2025, 2026)]
+    assert numbers == [2, 1]
+
+
+def test_comps_scores_the_property_behind_either_concept(tmp_path):
+    row = {
+        "prefix_acceptable": "A wolf", "prefix_unacceptable": "A bird",
+        "property_phrase": "can howl.",
+    }  # fmt: skip
+    task = read("comps", write(tmp_path / "comps", "comps_wugs_dist-before", row))
+    assert task.items == [Item("A wolf can howl.", 7), Item("A bird can howl.", 7)]
+    assert task.result(scored([-1, -2])).subscores["UID"] == {"wugs_dist_before": 100}
+
+
+def test_global_piqa_compares_means_over_tokens_and_has_its_own_label(tmp_path):
+    row = {
+        "prompt": "To open it,", "solution0": "push", "solution1": "pull hard",
+        "label": 1, "example_id": "e7",
+    }  # fmt: skip
+    folder = write(tmp_path / "global_piqa_nonparallel", "eng_latn", row)
+    task = read("global_piqa_nonparallel", folder)
+    assert task.items[1] == Item("To open it, pull hard", len("To open it,"))
+    result = task.result(scored([-2, -3], num_tokens=[1, 2]))
+    assert result.score == 100
+    pred = result.files["predictions.json"]["e7"]["predictions"][0]
+    assert pred == {"id": "e7_0", "pred": " pull hard"}
+
+
+def test_wug_is_the_rank_correlation_with_people(tmp_path):
+    rows = [
+        {"sentences": f"a{i}\tb{i}", "ratio": r} for i, r in enumerate((0.1, 0.5, 1))
+    ]
+    folder = write(tmp_path / "wug_past_tense", "wug_past_tense", *rows)
+    result = read("wug_past", folder).result(scored([-3, -1, -1, -1, -1, -2]))
+    assert result.score == pytest.approx(100)
+    probability = result.files["predictions.json"]["wug_past"]["predictions"][1]["prob"]
+    assert probability == pytest.approx(0.5)
+    assert "### AVERAGE SPEARMAN'S RHO\n1.00\n" in result.files[
+        "best_temperature_report.txt"
+    ]  # fmt: skip
+
+
+def test_equal_values_share_their_rank():
+    """Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)."""
+    found = spearman(np.array([0, 1, 1, 2]), np.array([1, 2, 3, 4]))
+    assert found == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(spearman(np.ones(3), np.arange(3)))
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("{not json", "no JSON"),
+        ("", "no JSON"),
+        ("[1]", "must be a JSON object, got list"),
+        ('{"sentence_good": "a"}', "lacks the field sentence_bad"),
+        ('{"sentence_good": "a", "sentence_bad": 3}', "sentence_bad is a int: 3"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_file_and_number(tmp_path, line, told):
+    folder = write(tmp_path / "p", "order", pair("a", "b"), line, pair("a", "b"))
+    with pytest.raises(UserError) as raised:
+        read("blimp", folder)
+    assert "order.jsonl, line 2: " in str(raised.value) and told in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "task, row, told",
+    [
+        ("entity_tracking", entity(0, "a."), "options must be at least two texts"),
+        ("wug_adj", {"sentences": "a b", "ratio": 1}, "sentences must hold a tab"),
+        (
+            "global_piqa_parallel",
+            {"prompt": "p", "solution0": "a", "solution1": "b", "label": 2,
+             "example_id": 1},
+            "label must be one of the 2 solutions, got 2",
+        ),
+    ],
+)  # fmt: skip
+def test_a_row_that_makes_no_choice_is_refused_likewise(tmp_path, task, row, told):
+    with pytest.raises(UserError, match=f"x.jsonl, line 1: {told}"):
+        read(task, write(tmp_path / "t", "x", row))
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    odd = pair("A\u2028b\x85c.", "A b.")
+    folder = write(tmp_path / "odd", "odd", json.dumps(odd, ensure_ascii=False))
+    assert read("blimp", folder).items[0] == Item("A\u2028b\x85c.")
+
+
+def test_fast_and_full_run_what_has_its_data_and_name_what_has_not(tmp_path):
+    write(tmp_path / "fast_eval" / "blimp_fast", "x", pair("a", "b"))
+    write(tmp_path / "full_eval" / "supplement_filtered", "x", pair("a", "b"))
+    wug = {"sentences": "a\tb", "ratio": 1}
+    write(tmp_path / "full_eval" / "wug_past_tense", "x", wug)
+    found, missing = select("fast", tmp_path)
+    # WUG has no fast subset of its own: either copy will do.
+    assert [selected.name for selected in found] == ["blimp_fast", "wug_past"]
+    assert "supplement_fast" in missing and not {"comps", "aoa"} & set(missing)
+    found, missing = select("full", tmp_path)
+    assert [selected.name for selected in found] == ["supplement", "wug_past"]
+    assert {"blimp", "comps", "reading", "aoa"} <= set(missing)
+
+
+def test_a_named_task_must_have_its_data(tmp_path):
+    write(tmp_path / "fast_eval" / "blimp_fast", "x", pair("a", "b"))
+    found, missing = select(["blimp_fast", "blimp_fast"], tmp_path)
+    assert [(s.task, s.subset) for s in found] == [("blimp", "fast")] and not missing
+    with pytest.raises(UserError, match="comps needs the folder comps in .*full_eval"):
+        select(["blimp_fast", "comps"], tmp_path)
+    with pytest.raises(UserError, match="must be of full, fast, .*; got blmp"):
+        select("blmp", tmp_path)
+    with pytest.raises(UserError, match="got comps_fast"):
+        select(["comps_fast"], tmp_path)
+    with pytest.raises(UserError, match="no data of any task in"):
+        select("full", tmp_path / "gone")
+
+
+def test_a_group_is_its_tasks(tmp_path):
+    wug = {"sentences": "a\tb", "ratio": 1}
+    for name in ("wug_past_tense", "wug_adj_nominalization"):
+        write(tmp_path / "full_eval" / name, name, wug)
+    found, _ = select(["wug"], tmp_path)
+    assert [selected.task for selected in found] == ["wug_adj", "wug_past"]
+
+
+def test_an_empty_task_folder_is_refused(tmp_path):
+    folder = tmp_path / "full_eval" / "comps"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="no .*jsonl file in .*comps"):
+        read("comps", folder)
+    (folder / "comps_base.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="comps_base.jsonl is empty"):
+        read("comps", folder)
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path):
+    inner = tmp_path / "full_eval" / "comps" / "comps"
+    write(inner, "comps_base", {})
+    with pytest.raises(UserError, match="only one folder may be called comps, found"):
+        select(["comps"], tmp_path)
+    folders = [write(tmp_path / place / "own", "x", pair("a", "b")) for place in "ab"]
+    with pytest.raises(UserError, match="may not have the same name.*a/own.*b/own"):
+        load_pairs_folders(folders)
+    assert [t.folder for t in load_pairs_folders(folders[:1])] == ["pairs/own"]
+
+
+def test_all_tasks_are_scored_in_one_call(tmp_path, blimp):
+    own = load_pairs_folders([write(tmp_path / "own", "x", pair("e", "f"))])
+    tasks = [read("blimp", blimp), *own]
+    items = all_items(tasks)
+    assert [item.text for item in items] == "a0 b0 a1 b1 c d e f".split()
+    results = all_results(tasks, scored([-1, -2, -1, -2, -1, -2, -2, -1]))
+    assert [(r.task, r.score) for r in results] == [("blimp", 100), ("own", 0)]
+
+
+def test_the_checksum_is_that_of_the_data(blimp):
+    first = read("blimp", blimp).data_checksum
+    assert first == read("blimp", blimp, 2025).data_checksum and len(first) == 64
+    write(blimp, "npi", pair("c", "e", UID="n", field="x", linguistics_term="y"))
+    assert read("blimp", blimp).data_checksum != first
+
+
+def test_only_reading_and_aoa_are_no_choices_between_texts():
+    assert {name for name, task in TASKS.items() if task.format is None} == {
+        "reading", "aoa"
+    }  # fmt: skip
