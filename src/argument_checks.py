@@ -7,6 +7,7 @@ from src.arguments import (
     FIGURES,
     Arguments,
     DataTrainingArguments,
+    ScoringArguments,
     TrainingArguments,
     UserError,
 )
@@ -44,6 +45,23 @@ def check_arguments(args: Arguments) -> None:
     """Raise `UserError` for values that no run can use, before any data is read."""
     _check_data(args)
     _check_training(args.training)
+    _check_metric(args)
+    check_scoring(args.evaluation, "evaluation.")
+
+
+def check_scoring(scoring: ScoringArguments, prefix: str = "") -> None:
+    """Raise `UserError` for values that no scoring can use; `prefix` is their section."""
+    for name in ("tasks", "pairs"):
+        value = getattr(scoring, name)
+        values = value if isinstance(value, list) else [value]
+        if value is not None and not (
+            values and all(isinstance(v, str) for v in values)
+        ):
+            raise UserError(f"{prefix}{name} must be names, got {value!r}")
+    if scoring.batch_tokens < 1:
+        raise UserError(
+            f"{prefix}batch_tokens must be at least 1, got {scoring.batch_tokens}"
+        )
 
 
 def _check_data(args: Arguments) -> None:
@@ -56,6 +74,7 @@ def _check_data(args: Arguments) -> None:
         "data.word_budget": 1,
         "training.max_words": 1,
         "evaluation.num_generated_texts": 0,
+        "evaluation.items_while_training": 0,
     }
     for key, minimum in minima.items():
         section, _, name = key.partition(".")
@@ -148,12 +167,6 @@ def _check_training(training: TrainingArguments) -> None:
             raise UserError(
                 f"training.{name} must be {only}, got {getattr(training, name)}: {reason}"
             )
-    metric = training.metric_for_best_model or "loss"
-    if not metric.endswith(FIGURES):
-        raise UserError(
-            f"training.metric_for_best_model={metric} must be one of {', '.join(FIGURES)},"
-            " or <name of a dev file>_<one of them>"
-        )
     loggers = training.report_to
     loggers = [loggers] if isinstance(loggers, str) else loggers or []
     if {"wandb", "all"} & set(loggers):
@@ -161,3 +174,13 @@ def _check_training(training: TrainingArguments) -> None:
             f"training.report_to={loggers}: W&B is switched with wandb.log; name the"
             " others, as in training.report_to=[tensorboard]"
         )
+
+
+def _check_metric(args: Arguments) -> None:
+    metric = args.training.metric_for_best_model or "loss"
+    if metric.endswith(FIGURES) or args.evaluation.tasks or args.evaluation.pairs:
+        return  # a task's score is known when the tasks are read
+    raise UserError(
+        f"training.metric_for_best_model={metric} must be one of {', '.join(FIGURES)},"
+        " or <name of a dev file>_<one of them>, or a score of evaluation.tasks"
+    )

@@ -149,16 +149,77 @@ class DataTrainingArguments:
 
 
 @dataclass
-class EvaluationArguments:
+class ScoringArguments:
+    """Which of the challenge's scores, and how they are computed."""
+
+    tasks: Any = knob(
+        None, "The challenge's tasks: fast, full, or names such as [blimp,ewok]"
+    )
+    pairs: Any = knob(
+        None,
+        "Folder of minimal pairs in BLiMP's format (*.jsonl), or a list of folders",
+    )
+    data: str = knob(
+        "babylm_data/evaluation_data", "Folder that holds full_eval and fast_eval"
+    )
+    protocol: Literal[2025, 2026] = knob(
+        2026, "Year whose rules count, where they differ"
+    )
+    backend: Literal["auto", "causal", "mlm", "mntp"] = knob(
+        "auto",
+        "How a model is asked: causal, or masked (pseudo-log-likelihood); auto: by its"
+        " architecture",
+    )
+    batch_tokens: int = knob(
+        16384, "Positions of a forward pass: bounds the memory", changes_result=False
+    )
+    # Not where the hardware is fast at it, as in training: some choices of a thousand
+    # would differ from the protocol's, and from those on another machine.
+    bf16: Optional[bool] = knob(
+        None,
+        "bfloat16 matrix products; null: float32, but for fine-tuning on a GPU that has them",
+    )
+
+    def __post_init__(self) -> None:
+        self.protocol = int(self.protocol)  # OmegaConf gives a choice's name, a text
+
+
+@dataclass
+class EvaluationArguments(ScoringArguments):
     """What is measured besides the loss."""
 
-    pairs: Optional[str] = knob(
+    items_while_training: Optional[int] = knob(
         None,
-        "Folder of minimal pairs in BLiMP's format (*.jsonl), scored at the end of a run",
+        "Choices of each task scored at every evaluation during training, the same each"
+        " time; null: all, 0: none. At the end all are",
     )
     num_generated_texts: int = knob(
         3, "Texts the final model writes at the end of a run", changes_result=False
     )
+
+
+@dataclass
+class RunEvalArguments(ScoringArguments):
+    """All keys of `python -m src.run_eval`."""
+
+    checkpoint: Any = knob(
+        None,
+        "What is scored: a run, a model's directory, a glob, a hub name, or a list",
+    )
+    revision: Any = knob(
+        None, "Branch, tag or commit of a hub name, or a list of them; null: main"
+    )
+    token: Optional[str] = knob(None, "Access token of the hub (better: HF_TOKEN)")
+    trust_remote_code: bool = knob(
+        False, "Run the Python code that a model brings with it (as GPT-BERT does)"
+    )
+    cache_dir: str = knob(".cache", "Where hub downloads are kept; may be a symlink")
+    results_dir: str = knob(
+        "results", "Where scores and predictions go, as the official pipeline has them"
+    )
+    overwrite: bool = knob(False, "Score again what is scored already")
+    by_phenomenon: bool = knob(False, "Show BLiMP by phenomenon")
+    seed: int = knob(42, "Of fine-tuning (tasks=glue)")
 
 
 @dataclass

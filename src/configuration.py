@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.argument_checks import check_arguments
-from src.arguments import Arguments, UserError
+from src.arguments import FIGURES, Arguments, RunEvalArguments, UserError
 
 CONF_DIR = Path(__file__).parent / "conf"
 
@@ -45,9 +45,9 @@ RENAMED = {
 }
 
 
-def _choice(name: str, values: list[str]) -> type[enum.Enum]:
+def _choice(name: str, values: list[Any]) -> type[enum.Enum]:
     """An enum whose member names are the values: OmegaConf matches names, users type values."""
-    choice = enum.Enum(name, {value: value for value in values}, module=__name__)
+    choice = enum.Enum(name, {str(value): value for value in values}, module=__name__)
     # A module attribute, so that launchers can pickle it by reference.
     setattr(sys.modules[__name__], name, choice)
     return choice
@@ -110,7 +110,10 @@ def schema(section: type) -> type:
     return mirror
 
 
-ConfigStore.instance().store(name="base_config", node=schema(Arguments))
+# Name of a front door's schema, in its file under src/conf/ → the schema's source.
+ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
+for _name, _root in ROOTS.items():
+    ConfigStore.instance().store(name=_name, node=schema(_root))
 
 
 def sections() -> dict[str, type]:
@@ -132,8 +135,10 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str, root: type = Arguments) -> str:
     """What to say of a key that does not exist: its new name, its section or the nearest."""
+    if root is not Arguments:  # no sections, no groups
+        return f"unknown key `{key}`" + _nearest(key, root.__dataclass_fields__)
     if key.count(".") > 1:  # inside a field that takes any keys
         return f"`{key}` is not in the chosen files; to add it write +{key}=…"
     section, _, name = key.rpartition(".")
@@ -164,16 +169,17 @@ def _unknown(key: str) -> str:
     return message + (f"; did you mean `{by_leaf[leaf[0]]}`?" if leaf else "")
 
 
-def refuse_unknown_keys(config: DictConfig) -> None:
+def refuse_unknown_keys(config: DictConfig, root: type = Arguments) -> None:
     """Raise `UserError` for keys that Hydra let in behind `+` or `++`.
 
     Hydra takes `+models=gpt2-small` and `+training.lerning_rate=1` for new keys, even with
     a structured root: without this check such a run trains with the defaults.
     """
     known = sections()
-    problems = [_unknown(str(key)) for key in config if key not in known]
+    fields = root.__dataclass_fields__
+    problems = [_unknown(str(key), root) for key in config if key not in fields]
     for section in config:
-        if section in known:
+        if section in known and root is Arguments:
             names = {f.name for f in dataclasses.fields(known[section])}
             problems += [
                 _unknown(f"{section}.{key}")
@@ -201,7 +207,8 @@ def decide(config: DictConfig) -> None:
     if training.eval_strategy.name == "no":
         training.load_best_model_at_end = False
     if training.metric_for_best_model and training.greater_is_better is None:
-        training.greater_is_better = training.metric_for_best_model.endswith("accuracy")
+        lower = tuple(figure for figure in FIGURES if figure != "accuracy")
+        training.greater_is_better = not training.metric_for_best_model.endswith(lower)
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:
@@ -249,7 +256,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, root: type = Arguments) -> str:
     """One short message for an error of composition: the key, the value, what is right."""
     cause: Optional[BaseException] = error
     while isinstance(cause, HydraException):  # OmegaConf's error is somewhere below
@@ -263,28 +270,32 @@ def explain(error: Exception) -> str:
     key = cause.full_key or ""
     reason = str(cause.msg or cause).split("\n")[0]
     if key and "not in" in reason:
-        return where + _unknown(key)
+        return where + _unknown(key, root)
     reason = re.sub(r"field '.*' is not Optional", "null is not allowed", reason)
     if "Invalid value 'False', expected one of [no," in reason:
         reason += " (YAML reads a bare no as false: write 'no' in quotes)"
     return where + (f"{key}: " if key else "") + reason
 
 
-def describe_options(config: DictConfig) -> str:
+def describe_options(config: DictConfig, root: type = Arguments) -> str:
     """One line a key, for `--help`: key=value, and what it means."""
     lines = []
-    for section, cls in sections().items():
-        values = OmegaConf.to_container(config[section], enum_to_str=True)
+    parts = sections() if root is Arguments else {"": root}
+    for section, cls in parts.items():
+        part, prefix = (config[section], f"{section}.") if section else (config, "")
+        values = OmegaConf.to_container(part, enum_to_str=True)
         for f in dataclasses.fields(cls):
             if f.init:
                 value = "null" if values.get(f.name) is None else values.get(f.name)
                 help = re.split(r"(?<=\.)\s", f.metadata.get("help", "").strip())[0]
-                lines.append(f"  {section}.{f.name}={value}".ljust(46) + f"  {help}")
+                lines.append(f"  {prefix}{f.name}={value}".ljust(46) + f"  {help}")
         lines.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(lines).replace("$", "$$")
 
 
 OmegaConf.register_new_resolver(
-    "describe_options", lambda *, _root_: describe_options(_root_), replace=True
+    "describe_options",
+    lambda root="base_config", *, _root_: describe_options(_root_, ROOTS[root]),
+    replace=True,
 )

@@ -8,38 +8,33 @@
 """
 
 import contextlib
-import errno
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from yaml import YAMLError
 
-from src.arguments import Arguments, UserError
+from src.arguments import FIGURES, Arguments, UserError
 from src.configuration import (
     CONF_DIR,
     build_arguments,
     decide,
-    explain,
     recorded_overrides,
     refuse_unknown_keys,
     resolved,
 )
+from src.front_door import command_line, from_machine, set_up_logging
 from src.run_identity import defaults, identity, refuse_missing_choice
 
 # The other rooms are imported where they are used: --help and --cfg start without them.
 if TYPE_CHECKING:
     from src.data.prepare import Corpora
+    from src.evaluation.suite import Suite
     from src.training.run_record import RunRecord
 
 logger = logging.getLogger("src.run_clm")
@@ -53,12 +48,11 @@ def run(config: DictConfig) -> Optional[float]:
         args = checked_arguments(config)
         if args.training.only_preprocess_dataset:
             return preprocess(args)
-        return fit(config, args)
+        return fit(config, args, evaluation_suite(args))
 
 
 def checked_arguments(config: DictConfig) -> Arguments:
     """The typed arguments; raises `UserError` for whatever is wrong with them."""
-    from src.evaluation.minimal_pairs import load_pairs
     from src.training.model import architecture, check_block_size
 
     refuse_unknown_keys(config)
@@ -66,9 +60,27 @@ def checked_arguments(config: DictConfig) -> Arguments:
     decide(config)
     args = build_arguments(config)
     check_block_size(args.data.block_size, architecture(args.model))
-    if args.evaluation.pairs:
-        load_pairs(Path(args.evaluation.pairs))  # not found out after hours of training
     return args
+
+
+def evaluation_suite(args: Arguments) -> "Suite":
+    """The tasks that the run is scored on: what is wrong with them is found out before it."""
+    from src.evaluation.suite import Suite
+
+    suite = Suite.load(args.evaluation)
+    if suite.missing:
+        missing = ", ".join(suite.missing)
+        logger.info("%s has no data of: %s", args.evaluation.data, missing)
+    metric = args.training.metric_for_best_model
+    if metric and not metric.endswith(FIGURES):
+        from src.training.task_scores import resolve_metric
+
+        args.training.metric_for_best_model = resolve_metric(
+            metric, suite, args.evaluation.items_while_training
+        )
+    if suite.word_contexts is not None:
+        logger.info("aoa is a score of all checkpoints: afterwards, by src.run_eval")
+    return suite
 
 
 def preprocess(args: Arguments) -> None:
@@ -85,7 +97,7 @@ def preprocess(args: Arguments) -> None:
         logger.info("%s\n", describe(stream, own, budget))
 
 
-def fit(config: DictConfig, args: Arguments) -> Optional[float]:
+def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
     """A run from its beginning, or from where it stopped; or the results it already has."""
     from src.data.prepare import find_corpora
     from src.training.finish import table
@@ -117,11 +129,15 @@ def fit(config: DictConfig, args: Arguments) -> Optional[float]:
             with logging_run(
                 wandb_args, resolved(config), record.directory
             ) as wandb_run:
-                return train_and_score(args, corpora, record, wandb_run)
+                return train_and_score(args, suite, corpora, record, wandb_run)
 
 
 def train_and_score(
-    args: Arguments, corpora: "Corpora", record: "RunRecord", wandb_run: Optional[Any]
+    args: Arguments,
+    suite: "Suite",
+    corpora: "Corpora",
+    record: "RunRecord",
+    wandb_run: Optional[Any],
 ) -> Optional[float]:
     """Data, model, training, final scores. A run that was told to stop ends the process."""
     from src.data.prepare import load_data
@@ -133,7 +149,7 @@ def train_and_score(
     tokenizer, data = load_data(
         corpora, args.tokenizer, args.data, args.model, main_process
     )
-    trainer = build_trainer(args, tokenizer, data, wandb_run)
+    trainer = build_trainer(args, tokenizer, data, suite, wandb_run)
     with args.training.main_process_first():  # it sets damaged checkpoints aside
         checkpoint = newest_whole(record.directory)
     if args.training.do_train and not train(trainer, checkpoint):
@@ -167,17 +183,6 @@ def job(run_dir: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def from_machine(error: Exception) -> bool:
-    """Whether a full disk or a missing permission raised it: nothing to mend in the code."""
-    if isinstance(error, OSError):
-        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        return error.errno in numbers
-    # What safetensors and torch.save say when they cannot write.
-    return any(
-        text in str(error) for text in ("No space left", "PytorchStreamWriter failed")
-    )
-
-
 @contextlib.contextmanager
 def log_file(run_dir: Path, main_process: bool) -> Iterator[None]:
     """Messages also go to the run's train.log, while the block lasts."""
@@ -194,33 +199,9 @@ def log_file(run_dir: Path, main_process: bool) -> Iterator[None]:
         handler.close()
 
 
-def set_up_logging() -> None:
-    """Messages on the screen, from the first process only. Launchers call `run` alone."""
-    main_process = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
-    for library in ("httpx", "httpx2", "evaluate", "submitit"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    for library in ("datasets", "huggingface_hub"):  # their errors come to us
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-
-
 def main() -> None:
-    """The command line: errors that the user can mend are shown without a traceback."""
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # Hydra hands errors on instead of printing them
-    )
-    try:
-        run()
-    except KeyboardInterrupt:
-        print("Interrupted. The same command continues this run.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        sys.exit(f"error: {explain(error)}")
-    except OSError as error:  # before there is a job: no right to make its directory
-        if not from_machine(error):
-            raise
-        sys.exit(f"error: {error}")
+    """The command line."""
+    command_line(run, "Interrupted. The same command continues this run.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "argument_checks": {"arguments"},
     "configuration": {"arguments", "argument_checks"},
     "run_identity": {"arguments", "configuration"},
+    "front_door": {"arguments", "configuration"},
     "data": {"arguments", "data"},
     "evaluation": {"arguments", "evaluation"},
     "training": {"arguments", "data", "evaluation", "training"},
@@ -24,15 +25,17 @@ MAY_IMPORT = {
         FRONT_DOORS,
         {
             "arguments",
+            "argument_checks",
             "configuration",
             "run_identity",
+            "front_door",
             "data",
             "training",
             "evaluation",
         },
     ),
 }
-HYDRA = {*FRONT_DOORS, "configuration", "run_identity"}
+HYDRA = {*FRONT_DOORS, "configuration", "run_identity", "front_door"}
 
 
 def name(path: Path) -> str:

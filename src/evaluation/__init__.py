@@ -1,1 +1,5 @@
-"""A model in, scores out: `language_modeling` on text, `minimal_pairs` on sentence pairs."""
+"""A model in, scores out: `suite` asks it the tasks, `scoreboard` does so for many models.
+
+`tasks` says what is asked, `scoring` how probable a text is, `results` and `table` what is
+written and shown of it; `language_modeling` is the loss on text, `finetuning` GLUE.
+"""

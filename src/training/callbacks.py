@@ -10,6 +10,7 @@ import torch
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from src.data.order import Plan
+from src.evaluation.suite import is_score
 from src.training.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,12 @@ class Console(TrainerCallback):
         elif "eval_loss" in logs:
             keys = "loss perplexity accuracy bits_per_byte word_perplexity".split()
             shown = {f"eval {key}": logs[f"eval_{key}"] for key in keys}
+            tasks = [key for key in logs if is_score(key.removeprefix("eval_"))]
+            shown |= {
+                key.replace("_", " ", 1): logs[key]
+                for key in tasks
+                if "_pairs_" not in key
+            }
         else:
             return
         line = "  ".join(

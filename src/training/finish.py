@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
-from src.evaluation.minimal_pairs import accuracies, load_pairs
+from src.evaluation.suite import is_score
 from src.training import model_card
 from src.training.run_record import RunRecord
 from src.training.trainer import LanguageModelTrainer
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def finish(
-    trainer: LanguageModelTrainer, args: Arguments, data: Data, record: RunRecord
+    trainer: LanguageModelTrainer,
+    args: Arguments,
+    data: Data,
+    record: RunRecord,
 ) -> dict[str, float]:
     """Score, save and show the final model; then the run is finished. Returns the scores."""
     scores = final_scores(trainer, args, data)
@@ -50,11 +53,10 @@ def final_scores(
             scores["eval_unigram_perplexity"] = unigram_perplexity(
                 data.train_stream, data.validation, len(trainer.tokenizer)
             )
-    if args.evaluation.pairs:
-        pairs = load_pairs(Path(args.evaluation.pairs))
-        shares = accuracies(trainer.model, trainer.tokenizer, pairs)
-        scores.update({f"eval_{name}": share for name, share in shares.items()})
-        trainer.log({f"eval_{name}": share for name, share in shares.items()})
+    elif trainer.task_scores is not None:
+        found = trainer.task_scores.of(trainer.model, trainer.tokenizer, final=True)
+        scores.update({f"eval_{name}": score for name, score in found.items()})
+        trainer.log({f"eval_{name}": score for name, score in found.items()})
     if args.training.do_train:
         scores.update(steps=trainer.state.global_step, epochs=trainer.state.epoch)
         scores["words_seen"] = trainer.plan.words_seen(trainer.state.global_step)
@@ -118,10 +120,9 @@ def save(
         or "trained on the same text",
         "eval_files": ", ".join(data.validation_names),
     }
-    shown = [f"eval_{name}" for name in (*FIGURES, "pairs")]
-    shown = {
-        name.removeprefix("eval_"): scores[name] for name in shown if name in scores
-    }
+    named = {key.removeprefix("eval_"): score for key, score in scores.items()}
+    shown = {name: named[name] for name in FIGURES if name in named}
+    shown |= {n: s for n, s in named.items() if is_score(n) and "pairs_" not in n}
     if trainer.is_world_process_zero():
         model_card.write(staging, facts, shown)
         for file in staging.iterdir():
@@ -130,7 +131,7 @@ def save(
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The scores as a small table: one row a file, then the minimal pairs."""
+    """The scores as a small table: one row a file, then the tasks."""
     suffix = "_bits_per_byte"
     rows = [key[len("eval_") : -len(suffix)] for key in scores if key.endswith(suffix)]
     rows = [row for row in rows if f"eval_{row}_loss" in scores]
@@ -153,10 +154,10 @@ def table(scores: dict[str, Any]) -> str:
         lines.append(
             f"{'(unigram)':<24}{'':>9}{scores['eval_unigram_perplexity']:>12.2f}"
         )
-    pairs = [key for key in scores if key.startswith("eval_pairs")]
-    for key in pairs:
-        label = key.removeprefix("eval_").replace("pairs_", "pairs: ")
-        lines.append(f"{label:<43}{scores[key]:>12.1%}")
+    for key, score in scores.items():
+        if is_score(name := key.removeprefix("eval_")):
+            label = name.replace("pairs_", "pairs: ")
+            lines.append(f"{label:<43}{score:>12.1%}")
     if "words_seen" in scores:
         lines.append(
             f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"

@@ -9,6 +9,7 @@ a batch (three numbers a block), and the scores made of them. Everything periodi
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,6 +28,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import IGNORED, Blocks
@@ -34,6 +36,7 @@ from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
 from src.data.tokenizer import save as save_tokenizer
 from src.evaluation.language_modeling import block_statistics, summarize
+from src.evaluation.suite import Suite
 from src.training.callbacks import (
     Console,
     KeepCheckpoints,
@@ -43,6 +46,7 @@ from src.training.callbacks import (
 )
 from src.training.documents_apart import masked, needs_mask
 from src.training.model import architecture, build
+from src.training.task_scores import TaskScores
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class LanguageModelTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.plan, self.masks_documents = plan, False
+        self.task_scores: Optional[TaskScores] = None
         if plan is not None:
             self.add_callback(OrderEpochs(plan))
         self.stop = StopOnSignal()
@@ -143,6 +148,22 @@ class LanguageModelTrainer(Trainer):
         statistics = block_statistics(logits, labels, IGNORED)
         return None, statistics, statistics
 
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """What is measured of the text, and the challenge's scores beside it."""
+        output = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        if self.task_scores is not None:
+            found = self.task_scores.of(
+                self.model, self.tokenizer, final=not self.is_in_train
+            )
+            output.metrics.update(
+                {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            )
+        return output
+
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         blocks = self.callback_handler.eval_dataloader.dataset
         return summarize(
@@ -196,6 +217,7 @@ def build_trainer(
     args: Arguments,
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
+    suite: Optional[Suite] = None,
     wandb_run: Optional[Any] = None,
 ) -> LanguageModelTrainer:
     """Model, data and callbacks of a run, put together."""
@@ -216,6 +238,9 @@ def build_trainer(
         data.validation_names,
         callbacks,
     )
+    if suite is not None and suite.checksums:
+        number = args.evaluation.items_while_training
+        trainer.task_scores = TaskScores(suite, number)
     if not args.data.attend_across_documents:
         trainer.masks_documents = needs_mask(trainer.model)
     _describe(trainer, args)
@@ -272,6 +297,10 @@ def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
             trainer._load_from_checkpoint(str(best if use_best else checkpoint))
             return True
     trainer.checkpoints.resumed_from = checkpoint
+    began = time.perf_counter()
     with logging_redirect_tqdm():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.task_scores is not None and trainer.task_scores.seconds:
+        share = trainer.task_scores.seconds / (time.perf_counter() - began)
+        logger.info("Scoring tasks took %.1f %% of the training's time", 100 * share)
     return trainer.stop.received is None

@@ -1,0 +1,221 @@
+"""Tasks read once and asked of many models."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from src.arguments import EvaluationArguments, UserError
+from src.data.tokenizer import train
+from src.evaluation import suite as suite_module
+from src.evaluation.results import Result
+from src.evaluation.suite import Suite, is_score, scores
+from tests.conftest import sentences
+
+PAIRS = {
+    "agreement": [("The dog sees a cat.", "The dog see a cat."), ("A cat.", "A the.")],
+    "order": [("The king likes the boy.", "The the king boy likes.")],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train([sentences(100, 1)], 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_layer=2, n_embd=16, n_head=2, n_positions=48
+    )
+    return GPT2LMHeadModel(config)
+
+
+def write_rows(folder, files):
+    """Folders of JSON lines, in the official layout."""
+    folder.mkdir(parents=True)
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+
+
+def pair_rows(pairs):
+    return [{"sentence_good": good, "sentence_bad": bad} for good, bad in pairs]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """BLiMP's fast subset, EWoK's and a folder of pairs."""
+    files = {name: pair_rows(pairs) for name, pairs in PAIRS.items()}
+    write_rows(tmp_path / "data" / "fast_eval" / "blimp_fast", files)
+    row = dict(
+        Context1="The dog sees the cat.", Context2="The cat sees the dog.",
+        Target1="The dog sees.", Target2="The boy hears the teacher.",
+        Domain="social", ContextType="direct", ContextDiff="swap", TargetDiff="word",
+    )  # fmt: skip
+    write_rows(tmp_path / "data" / "fast_eval" / "ewok_fast", {"social": [row]})
+    write_rows(tmp_path / "mine", {"mine": pair_rows(PAIRS["order"])})
+    return tmp_path
+
+
+def arguments(data, **changes):
+    return EvaluationArguments(**{"data": str(data / "data"), **changes})
+
+
+def log_probability(model, tokenizer, text, start=0):
+    """Of the tokens that end behind `start`, one sentence at a time."""
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids = torch.tensor(encoded["input_ids"])
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids[None, :-1]).logits[0]
+    each = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist()
+    ends = [end for _, end in encoded["offset_mapping"]][1:]
+    return sum(value for value, end in zip(each, ends) if end > start)
+
+
+def test_scores_are_those_of_the_sentences_one_by_one(data, model, tokenizer):
+    args = arguments(data, tasks="fast", pairs=str(data / "mine"))
+    suite = Suite.load(args)
+    assert "supplement_fast" in suite.missing and "aoa" not in suite.missing
+    right = {
+        name: [
+            log_probability(model, tokenizer, good)
+            > log_probability(model, tokenizer, bad)
+            for good, bad in pairs
+        ]
+        for name, pairs in PAIRS.items()
+    }
+    found = {result.task: result for result in suite.score(model, tokenizer)}
+    expected = {name: 100 * np.mean(rights) for name, rights in right.items()}
+    assert found["blimp_fast"].subscores["UID"] == pytest.approx(expected)
+    assert found["blimp_fast"].score == pytest.approx(np.mean(list(expected.values())))
+    assert found["mine"].score == expected["order"]
+    assert all(result.seconds > 0 for result in found.values())
+
+
+@pytest.mark.parametrize(
+    "protocol, other",
+    [
+        (2025, ("The dog sees the cat.", "The boy hears the teacher.")),
+        (2026, ("The cat sees the dog.", "The dog sees.")),
+    ],
+)
+def test_the_protocol_says_what_is_compared(data, model, tokenizer, protocol, other):
+    first = ("The dog sees the cat.", "The dog sees.")
+    values = [
+        log_probability(model, tokenizer, f"{context} {target}", len(context))
+        for context, target in (first, other)
+    ]
+    suite = Suite.load(arguments(data, tasks=["ewok_fast"], protocol=protocol))
+    (result,) = suite.score(model, tokenizer)
+    assert (result.score, result.protocol) == (
+        100.0 * (values[0] > values[1]),
+        protocol,
+    )
+
+
+def test_a_task_alone_and_among_others_is_the_same(data, model, tokenizer):
+    suite = Suite.load(arguments(data, tasks="fast", pairs=str(data / "mine")))
+    assert list(suite.checksums) == ["blimp_fast", "ewok_fast", "mine"]
+    together = suite.score(model, tokenizer)
+    alone = [suite.score(model, tokenizer, [name])[0] for name in suite.checksums]
+    assert [replace(r, seconds=0) for r in together] == [
+        replace(r, seconds=0) for r in alone
+    ]
+
+
+def test_nothing_is_tokenized_again_for_the_same_tokenizer(
+    data, model, tokenizer, monkeypatch
+):
+    calls = []
+    queries = suite_module.queries
+    monkeypatch.setattr(
+        suite_module, "queries", lambda *a: calls.append(len(a[1])) or queries(*a)
+    )
+    suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
+    first = suite.score(model, tokenizer)
+    same = train([sentences(100, 1)], 300)  # an equal one, as a next checkpoint has it
+    assert suite.score(model, same)[0].score == first[0].score
+    assert calls == [6]
+    suite.score(model, train([sentences(100, 2)], 290))
+    assert calls == [6, 6]
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were(data, model, tokenizer):
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    Suite.load(arguments(data, tasks="fast")).score(model, tokenizer)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bfloat16_is_asked_for_and_batches_change_nothing(data, model, tokenizer):
+    args = arguments(data, tasks="fast", batch_tokens=1)
+    assert Suite.load(args).dtype is None
+    assert Suite.load(replace(args, bf16=True)).dtype == torch.bfloat16
+    small, large = (
+        [r.score for r in Suite.load(a).score(model, tokenizer)]
+        for a in (args, replace(args, batch_tokens=10_000))
+    )
+    assert small == large
+
+
+def test_nan_is_named_and_no_score(data, model, tokenizer):
+    broken = GPT2LMHeadModel(model.config)
+    nn.init.constant_(broken.transformer.ln_f.weight, math.nan)
+    suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
+    with pytest.raises(UserError, match="NaN"):
+        suite.score(broken, tokenizer)
+
+
+def test_a_vocabulary_that_does_not_cover_the_tokenizer_is_refused(data, tokenizer):
+    small = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_layer=1, n_embd=8, n_head=1))
+    suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
+    with pytest.raises(UserError, match="50 does not hold the tokenizer's"):
+        suite.score(small, tokenizer)
+
+
+def test_bad_folders_are_refused(data):
+    (data / "other" / "mine").mkdir(parents=True)
+    for folders, told in (
+        (["gone"], "evaluation.pairs=gone: there is no such folder"),
+        (str(data / "other" / "mine"), "no .*jsonl file in"),
+        ([str(data / "mine"), str(data / "other" / "mine")], "the same name"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Suite.load(arguments(data, pairs=folders))
+    write_rows(data / "bad", {"bad": [{"sentence_good": "A."}]})
+    with pytest.raises(UserError, match="bad.jsonl, line 1: lacks .*sentence_bad"):
+        Suite.load(arguments(data, pairs=str(data / "bad")))
+
+
+def test_a_suite_may_be_empty(data, model, tokenizer):
+    suite = Suite.load(arguments(data))
+    assert suite.checksums == {} and suite.score(model, tokenizer) == []
+
+
+def result(task, score, folder="x", **parts):
+    return Result(task, folder, 2026, score, 2, subscores={"UID": parts})
+
+
+def test_scores_are_flat_shares_and_own_pairs_are_called_pairs():
+    blimp, wug = result("blimp", 71.0, a=71.0), result("wug_adj", math.nan)
+    own = result("mine", 75.0, "pairs/mine", a=100.0, b=50.0)
+    assert scores([blimp, wug, own]) == {
+        "blimp": 0.71, "pairs_a": 1.0, "pairs_b": 0.5, "pairs": 0.75
+    }  # fmt: skip
+    other = result("other", 50.0, "pairs/other", a=50.0)
+    assert scores([own, other]) == {
+        "pairs_mine_a": 1.0, "pairs_mine_b": 0.5, "pairs_mine": 0.75,
+        "pairs_other_a": 0.5, "pairs_other": 0.5,
+    }  # fmt: skip
+    names = ["blimp", "blimp_fast", "pairs", "pairs_a", "loss", "childes_accuracy"]
+    assert [is_score(name) for name in names] == [True] * 4 + [False] * 2

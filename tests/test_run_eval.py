@@ -1,0 +1,380 @@
+"""Scoring models: `python -m src.run_eval checkpoint=… tasks=…`."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from src.data.tokenizer import save, train
+from src.evaluation import scoreboard
+from src.evaluation.aoa import AGES
+from src.evaluation.models import Checkpoint, backend_of, find_checkpoints
+from src.evaluation.results import Result
+from src.run_eval import main, split_tasks
+from tests.conftest import sentences
+
+GOOD, BAD = "The dog sees a cat.", "The dog a sees cat."
+CONTEXTS = {w: [{"context": f"The {w} sees the"}] for w in ("dog", "cat", "king")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train([sentences(100, 1)], 300)
+
+
+def write_model(directory, tokenizer, seed=0, vocab_size=None):
+    """A tiny GPT-2 and its tokenizer."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab_size or len(tokenizer), n_layer=1, n_embd=16, n_head=2,
+        n_positions=32,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    save(tokenizer, directory)
+
+
+@pytest.fixture
+def work(tmp_path, tokenizer, monkeypatch):
+    """The working directory: a model, and tasks in the official layout."""
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("model"), tokenizer)
+    row = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD}) + "\n"
+    for name, number in (("blimp_fast", 3), ("supplement_fast", 1)):
+        folder = Path("data/fast_eval") / name
+        folder.mkdir(parents=True)
+        (folder / "order.jsonl").write_text(row * number)
+    aoa = Path("data/full_eval/aoa")
+    aoa.mkdir(parents=True)
+    (aoa / "cdi_childes.json").write_text(json.dumps(CONTEXTS))
+    ages = [str(age) for age in AGES]
+    rows = [",".join(["word", *ages])]
+    rows += [",".join([word, *["0.5"] * len(ages)]) for word in CONTEXTS]
+    (aoa / "cdi_human.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.fixture
+def a_run(work, tokenizer):
+    """A run with a final model and three checkpoints, of 100 words each ten steps."""
+    run = Path("exp/run-tiny-sample/seed-7")
+    write_model(run, tokenizer, seed=3)
+    (run / "run.json").write_text(json.dumps({"identity": {"training.seed": 7}}))
+    for step in (5, 10, 15):
+        checkpoint = run / f"checkpoint-{step}"
+        write_model(checkpoint, tokenizer, seed=step)
+        logs = [{"step": s, "words": 10 * s} for s in (5, 10) if s <= step]
+        state = {"global_step": step, "log_history": [*logs, {"step": step}]}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    return run
+
+
+@pytest.fixture
+def run_eval(monkeypatch, caplog):
+    """`run_eval(*overrides)` in this process: 0, or the message it exits with."""
+    caplog.set_level(logging.INFO)
+
+    def call(*overrides):
+        monkeypatch.setattr(sys, "argv", ["run_eval", *overrides, "data=data"])
+        caplog.clear()
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    return call
+
+
+def read_scores(model, revision="main"):
+    record = json.loads(Path("results", model, revision, "scores.json").read_text())
+    (of_backend,) = record["scores"].values()
+    return record, of_backend
+
+
+def is_right(directory):
+    """Whether the good sentence is the more probable, by the model itself."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    losses = []
+    for text in (GOOD, BAD):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        losses.append(model(input_ids=ids, labels=ids).loss.item() * (ids.numel() - 1))
+    return losses[0] < losses[1]
+
+
+def test_a_model_is_scored_shown_and_written(work, run_eval, caplog):
+    assert run_eval("checkpoint=model", "tasks=fast", "by_phenomenon=true") == 0
+    record, entries = read_scores("model")
+    assert list(entries) == ["blimp_fast", "supplement_fast"]
+    assert entries["blimp_fast"]["score"] == 100 * is_right("model")
+    assert (entries["blimp_fast"]["items"], entries["blimp_fast"]["protocol"]) == (
+        3,
+        2026,
+    )
+    assert record["model"]["name"] == "model"
+    folder = Path("results/model/main/zero_shot/causal/blimp/blimp_fast")
+    files = ["best_temperature_report.txt", "predictions.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert "data has no data of: ewok_fast" in caplog.text
+    assert "GPT-2 10M" in caplog.text and "supplement_fast" in caplog.text
+    assert not list(work.glob("outputs")) and not list(work.glob("*.log"))
+
+
+def test_what_is_scored_is_not_scored_again(work, run_eval, caplog, monkeypatch):
+    assert run_eval("checkpoint=model", "tasks=[blimp_fast]") == 0
+    loads = []
+    load = scoreboard.load
+    monkeypatch.setattr(scoreboard, "load", lambda *a: loads.append(a) or load(*a))
+    command = ("checkpoint=model", "tasks=fast")
+    assert run_eval(*command) == 0  # what is lacking
+    assert "supplement_fast" in caplog.messages[1] and len(loads) == 1
+    assert "blimp_fast" not in caplog.messages[1]
+    assert run_eval(*command) == 0  # nothing
+    assert "model: scored already" in caplog.text and len(loads) == 1
+    assert "blimp_fast" in caplog.text  # and shown
+    for change in ("protocol=2025", "overwrite=true", "bf16=true"):
+        assert run_eval(*command, change) == 0
+    assert len(loads) == 4
+    Path("data/fast_eval/blimp_fast/order.jsonl").write_text(
+        json.dumps({"sentence_good": BAD, "sentence_bad": GOOD})
+    )
+    assert run_eval(*command, "bf16=true") == 0
+    assert len(loads) == 5 and "supplement_fast 1" not in caplog.messages[1]
+
+
+def test_many_checkpoints_score_as_one_by_one(a_run, run_eval, caplog):
+    pattern = "exp/*/*/checkpoint-*"
+    assert run_eval(f"checkpoint={pattern}", "tasks=fast") == 0
+    for step in (5, 10, 15):
+        name = f"checkpoint-{step}"
+        _, together = read_scores("run-tiny-sample_seed-7", name)
+        assert together["blimp_fast"]["score"] == 100 * is_right(a_run / name)
+        assert together["blimp_fast"]["seed"] == 7
+        run_eval(f"checkpoint={a_run / name}", "tasks=fast", "results_dir=one")
+        alone = json.loads(
+            Path("one/run-tiny-sample_seed-7", name, "scores.json").read_text()
+        )["scores"]["causal"]
+        scores = [{t: e["score"] for t, e in x.items()} for x in (together, alone)]
+        assert scores[0] == scores[1]
+
+
+def test_the_overview_has_a_line_a_checkpoint(a_run, run_eval, caplog):
+    assert run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=fast") == 0
+    (shown,) = [m for m in caplog.messages if "blimp_fast  supplement_fast" in m]
+    lines = [line.split()[0] for line in shown.split("\n") if "checkpoint-" in line]
+    assert [Path(line).name for line in lines] == [
+        "checkpoint-5", "checkpoint-10", "checkpoint-15"
+    ]  # fmt: skip
+
+
+def test_aoa_is_a_score_of_the_run(a_run, run_eval, caplog):
+    assert run_eval(f"checkpoint={a_run}", "tasks=[aoa,blimp_fast]") == 0
+    _, entries = read_scores("run-tiny-sample_seed-7")
+    assert list(entries) == ["blimp_fast", "aoa"]
+    assert entries["aoa"]["items"] == 3 * len(CONTEXTS)
+    file = (
+        "results/run-tiny-sample_seed-7/main/zero_shot/causal/AoA_word/surprisal.json"
+    )
+    points = json.loads(Path(file).read_text())["results"]
+    words = {point["step"]: point["word_count"] for point in points}
+    assert words == {"checkpoint-5": 50, "checkpoint-10": 100, "checkpoint-15": 150}
+    assert run_eval(f"checkpoint={a_run}", "tasks=[aoa]") == 0
+    assert "scored already" in caplog.text
+    shutil.rmtree(a_run / "checkpoint-5")
+    assert "has 2" in run_eval(f"checkpoint={a_run}", "tasks=[aoa]")
+    assert run_eval(f"checkpoint={a_run}", "tasks=full") == 0  # nothing else is there
+    assert "No aoa for" in caplog.text
+
+
+def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
+    tokenizer = train([sentences(100, 1)], 300)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    config = BertConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=1, hidden_size=16,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained("bert")
+    save(tokenizer, Path("bert"))
+    assert run_eval("checkpoint=bert", "tasks=fast") == 0
+    assert list(read_scores("bert")[0]["scores"]) == ["mlm"]
+    assert backend_of("GPT2LMHeadModel") == "causal"
+    assert backend_of("BertForMaskedLM") == "mlm"
+
+
+def test_one_that_fails_does_not_lose_the_others(a_run, run_eval, caplog):
+    broken = GPT2LMHeadModel.from_pretrained(a_run / "checkpoint-10")
+    torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))
+    broken.save_pretrained(a_run / "checkpoint-10")
+    message = run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=[aoa,blimp_fast]")
+    assert "checkpoint-10: the model gives NaN" in message
+    assert "checkpoint-15, aoa: left out" in message and "Traceback" not in message
+    assert "blimp_fast" in read_scores("run-tiny-sample_seed-7", "checkpoint-15")[1]
+    assert not Path("results/run-tiny-sample_seed-7/checkpoint-10").exists()
+
+
+def no_tokenizer():
+    Path("model/tokenizer.json").unlink()
+
+
+def no_weights():
+    Path("model/model.safetensors").write_bytes(b"\0" * 100)
+
+
+def missing_weights():
+    weights = load_file("model/model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    save_file(weights, "model/model.safetensors", {"format": "pt"})
+
+
+def empty_task():
+    Path("data/fast_eval/blimp_fast/order.jsonl").unlink()
+
+
+def bad_line():
+    with Path("data/fast_eval/blimp_fast/order.jsonl").open("a") as file:
+        file.write("{\n")
+
+
+def two_folders():
+    shutil.copytree("data/fast_eval/blimp_fast", "data/fast_eval/old/blimp_fast")
+
+
+def small_vocabulary():
+    config = GPT2Config(vocab_size=50, n_layer=1, n_embd=8, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained("model")
+
+
+def foreign_results():
+    folder = Path("results/model/main")
+    folder.mkdir(parents=True)
+    record = {"model": {"name": "model", "checksum": "another"}, "scores": {}}
+    (folder / "scores.json").write_text(json.dumps(record))
+
+
+def nothing():
+    pass
+
+
+@pytest.mark.parametrize(
+    "spoil, overrides, told",
+    [
+        (nothing, ["checkpoint=./modle"], ["checkpoint=./modle is not there", "exp"]),
+        (nothing, ["checkpoint=null"], ["no model", "checkpoint=…"]),
+        (nothing, ["tasks=null"], ["nothing to score", "entity_tracking", "glue"]),
+        (nothing, ["tasks=[blump]"], ["tasks must be of full, fast", "got blump"]),
+        (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
+        (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
+        (nothing, ["tasks=glue"], ["glue_filtered"]),
+        (nothing, ["tasks=[aoa]"], ["aoa", "3 checkpoints of a run, model has 0"]),
+        (nothing, ["protocol=2024"], ["protocol", "2024", "2025, 2026"]),
+        (nothing, ["batch_tokens=0"], ["batch_tokens must be at least 1, got 0"]),
+        (nothing, ["chekpoint=x"], ["chekpoint", "did you mean `checkpoint`"]),
+        (nothing, ["+models=x"], ["unknown key `models`"]),
+        (nothing, ["revision=chck_1M"], ["revision=chck_1M", "hub names"]),
+        (nothing, ["checkpoint='*.txt'"], ["*.txt is not there"]),
+        (no_tokenizer, [], ["model has no tokenizer", "tokenizer.json"]),
+        (no_weights, [], ["model cannot be loaded"]),
+        (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
+        (nothing, ["backend=mlm"], ["model cannot be loaded", "GPT2Config"]),
+        (empty_task, [], ["data: no *.jsonl file in", "blimp_fast"]),
+        (bad_line, [], ["order.jsonl, line 4: no JSON"]),
+        (two_folders, [], ["only one folder may be called blimp_fast"]),
+        (small_vocabulary, [], ["vocabulary of 50", "entries"]),
+        (foreign_results, [], ["results/model/main holds the scores of another model"]),
+    ],
+)
+def test_bad_input_ends_with_a_short_message(work, run_eval, spoil, overrides, told):
+    spoil()
+    message = run_eval("checkpoint=model", "tasks=fast", *overrides)
+    assert isinstance(message, str) and message.startswith("error: ")
+    assert all(part in message for part in told), message
+    assert len(message) < 900 and "evaluation." not in message
+    assert not list(Path("results").rglob("predictions.json"))
+
+
+def test_no_such_checkpoint_lists_what_is_there(a_run, run_eval):
+    for wrong in ("exp/run-tiny-sample/seed-8", "exp/run-tiny-sample", "exp/*/seed-9*"):
+        message = run_eval(f"checkpoint={wrong}", "tasks=fast")
+        assert message.startswith(f"error: checkpoint={wrong} is ")
+        assert "there is:\n  exp/run-tiny-sample/seed-7\n" in message
+        assert message.index("checkpoint-5") < message.index("checkpoint-10")
+
+
+def test_a_tokenizer_that_will_spoil_scores_is_told_once(a_run, run_eval, caplog):
+    for checkpoint in a_run.glob("checkpoint-*"):
+        file = checkpoint / "tokenizer.json"
+        description = json.loads(file.read_text())
+        description["post_processor"] = None
+        file.write_text(json.dumps(description))
+    assert run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=fast") == 0
+    assert caplog.text.count("puts no BOS before a text") == 1
+
+
+def test_models_are_found_once_and_by_name(a_run):
+    found = find_checkpoints(["exp/*/*", str(a_run), "exp/*/*/checkpoint-5", "model"])
+    assert [(c.model, c.revision) for c in found] == [
+        ("run-tiny-sample_seed-7", "main"),
+        ("run-tiny-sample_seed-7", "checkpoint-5"),
+        ("model", "main"),
+    ]
+    assert [c.words_seen for c in found] == [None, 50, None]
+    assert [c.revision for c in found[0].checkpoints()] == [
+        "checkpoint-5", "checkpoint-10", "checkpoint-15"
+    ]  # fmt: skip
+    assert Checkpoint(Path("x"), "x", "chck_20M", "x").words_seen == 20_000_000
+
+
+def test_a_name_that_is_not_here_is_asked_of_the_hub(work, run_eval, tokenizer):
+    message = run_eval("checkpoint=owner/nothing", "tasks=fast", "revision=chck_1M")
+    assert "neither here nor on the hub (revision chck_1M)" in message
+
+
+def test_fine_tuning_goes_beside_the_zero_shot_tasks(work, run_eval, monkeypatch):
+    folder = Path("data/full_eval/glue_filtered")
+    folder.mkdir(parents=True)
+    row = {"sentence1": "A dog.", "sentence2": "A cat.", "label": 0, "idx": 0}
+    for split in ("train", "valid"):
+        (folder / f"rte.{split}.jsonl").write_text(json.dumps(row) + "\n")
+    calls = []
+
+    def finetune(model, tokenizer, task, backend, protocol, seed, **how):
+        calls.append((task.name, backend, seed, how))
+        files = {"results.txt": "accuracy: 0.5"}
+        checksum = task.identity(None, seed)
+        return Result(
+            "rte",
+            "finetune/rte",
+            protocol,
+            50.0,
+            1,
+            files=files,
+            data_checksum=checksum,
+        )
+
+    monkeypatch.setattr("src.evaluation.finetuning.finetune", finetune)
+    for _ in range(2):
+        assert run_eval("checkpoint=model", "tasks=[rte,blimp_fast]", "seed=1") == 0
+    assert calls == [("rte", "causal", 1, {"bf16": False, "batch_tokens": 16384})]
+    assert list(read_scores("model")[1]) == ["blimp_fast", "rte"]
+    assert Path("results/model/main/finetune/rte/results.txt").exists()
+
+
+def test_tasks_are_split_into_zero_shot_and_fine_tuning():
+    assert split_tasks("fast") == ("fast", None)
+    assert split_tasks(["full", "glue"]) == ("full", [])
+    assert split_tasks(["rte", "blimp"]) == (["blimp"], ["rte"])
+    assert split_tasks("glue") == ([], [])
+
+
+def test_help_lists_keys_and_tasks(run_eval, capsys):
+    run_eval("--help")
+    shown = capsys.readouterr().out
+    assert "tasks=null" in shown and "entity_tracking_fast" in shown and "wsc" in shown
