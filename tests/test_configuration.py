@@ -73,10 +73,6 @@ def test_real_objects_come_out_typed(composed):
         ("training.report_to=[wandb]", ("wandb.log",)),
         ("training.save_only_model=true", ("save_only_model", "continued")),
         ("training.train_sampling_strategy=sequential", ("train_sampling_strategy",)),
-        (
-            "training.metric_for_best_model=f1",
-            ("metric_for_best_model=f1", "perplexity"),
-        ),
         ("training.resume_from_checkpoint=x", ("continues", "model_name_or_path")),
         ("data.dataset_name=x", ("data.dataset_name", "data.train_file")),
         ("+model=gpt2-huge", ("gpt2-huge", "gpt2-medium", "opt-125m")),
@@ -87,6 +83,16 @@ def test_a_bad_override_is_refused_with_what_would_be_right(composed, override, 
     message = refusal(composed, *first, SAMPLE[1], override)
     assert all(part in message for part in told), message
     assert "Traceback" not in message
+
+
+def test_a_metric_that_nothing_reports_is_refused(composed):
+    message = refusal(
+        composed,
+        *SAMPLE,
+        "training.metric_for_best_model=f1",
+        "evaluation.pairs=null",  # with tasks, it may be one of theirs
+    )
+    assert "metric_for_best_model=f1" in message and "perplexity" in message
 
 
 def test_a_file_dropped_into_a_group_works(composed, own_group):

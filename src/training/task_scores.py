@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import UserError
+from src.arguments import FIGURES, UserError
 from src.evaluation.suite import Suite, scores
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
         if candidate in known:
             return candidate
     raise UserError(
-        f"training.metric_for_best_model={metric} is not among what is scored while"
-        f" training: {', '.join(sorted(known)) or 'nothing'}"
+        f"training.metric_for_best_model={metric} is neither of the text"
+        f" ({', '.join(FIGURES)}) nor among what is scored while training:"
+        f" {', '.join(sorted(known)) or 'nothing'}"
     )

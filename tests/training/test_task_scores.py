@@ -103,7 +103,7 @@ def test_the_metric_is_named_as_it_is_logged(suite):
     fast = Suite([], missing=[])
     fast.choices = [type("Task", (), {"name": "blimp_fast", "data_checksum": "x"})]
     assert resolve_metric("blimp", fast, 5) == "blimp_fast"
-    with pytest.raises(UserError, match="=ewok is not among .*: agreement, pairs"):
+    with pytest.raises(UserError, match="=ewok is neither .*: agreement, pairs"):
         resolve_metric("ewok", suite, None)
-    with pytest.raises(UserError, match="is not among what .*: nothing"):
+    with pytest.raises(UserError, match="nor among what .*: nothing"):
         resolve_metric("eval_pairs", suite, 0)
