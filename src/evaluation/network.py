@@ -38,9 +38,8 @@ LOGGER = logging.getLogger(__name__)
 # cache and are given back to the system, page by page, after each use.
 MAX_CPU_TOKENS = 1024
 NUM_LOGITS = {"cpu": 2**22, "other": 2**27}
-MAX_LOGITS = (
-    2**27
-)  # of a forward pass where the vocabulary layer cannot be called alone
+# Of a forward pass where the vocabulary layer cannot be called alone.
+MAX_LOGITS = 2**27
 TOLERANCE = dict(atol=1e-4, rtol=1e-5)  # nats: float32 sums in another order
 # What architectures raise at a mask or a position argument they do not know.
 REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
@@ -105,14 +104,14 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """No dropout, no gradients, no cache of keys and values; all as it was at the end."""
     training = [module for module in model.modules() if module.training]
     config = model.config.get_text_config()
-    use_cache = getattr(config, "use_cache", None)
+    before = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
     model.eval()
-    config.use_cache = False
+    config.update(dict.fromkeys(before, False))
     try:
         with torch.no_grad():
             yield
     finally:
-        config.use_cache = use_cache
+        config.update(before)
         for module in training:
             module.training = True
 
@@ -216,11 +215,11 @@ class Network:
         self, sequences: dict[Sequence, Wanted], causal: bool, batch_tokens: int
     ) -> list[Batch]:
         """All that is to be computed, as a tree if it has branches and the model takes them."""
-        if self.device.type == "cpu":
-            batch_tokens = min(batch_tokens, MAX_CPU_TOKENS)
         if not self.head_is_all:
             batch_tokens = min(batch_tokens, MAX_LOGITS // self.vocab_size)
-        rows = tree_rows(sequences) if causal else []
+        rows = tree_rows(sequences, batch_tokens) if causal else []
+        if self.device.type == "cpu":
+            batch_tokens = min(batch_tokens, MAX_CPU_TOKENS)
         if len(rows) < len(sequences) and rows and self._takes(rows, sequences):
             return list(tree_batches(rows, batch_tokens))
         return list(equal_length_batches(single_rows(sequences), batch_tokens))

@@ -13,10 +13,8 @@ from typing import Iterator, Optional
 
 import numpy as np
 
-MIN_ROW = (
-    256  # tokens: below, rows repeat prefixes; above, attention across a row costs
-)
-
+# Tokens: below, rows repeat prefixes; above, attention across a row costs.
+MIN_ROW = 256
 
 Sequence = tuple[int, ...]
 Wanted = list[tuple[int, int, int]]  # (position or place, target, slot)
@@ -61,9 +59,8 @@ class Row:
     ends: list[int] = field(default_factory=list)
     wanted: Wanted = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
-    path: list[int] = field(
-        default_factory=list
-    )  # places of the last sequence's tokens
+    # Places of the last sequence's tokens.
+    path: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence, shared: int, wanted: Wanted) -> None:
         """A sequence whose first `shared` tokens are those of the one before it."""
@@ -103,17 +100,17 @@ def wanted_of_sequences(
     return sequences
 
 
-def tree_rows(sequences: dict[Sequence, Wanted]) -> list[Row]:
+def tree_rows(sequences: dict[Sequence, Wanted], batch_tokens: int) -> list[Row]:
     """The tree of all sequences, cut into rows.
 
     A row may be twice as long as a long sequence, so that the options that follow one long
-    context stay together.
+    context stay together; but it has at most `batch_tokens`, or one sequence.
     """
     rows: list[Row] = []
     previous: Sequence = ()
     for ids in sorted(sequences):
         shared = len(os.path.commonprefix([previous, ids])) if rows else 0
-        longest = max(MIN_ROW, 2 * len(ids))
+        longest = max(len(ids), min(batch_tokens, max(MIN_ROW, 2 * len(ids))))
         if not rows or len(rows[-1].ids) + len(ids) - shared > longest:
             rows.append(Row())
             shared = 0

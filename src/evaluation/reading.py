@@ -165,10 +165,11 @@ def surprisals(
     backend: Backend = "causal",
     batch_tokens: int = 16384,
     dtype: torch.dtype | None = None,
+    progress: str | None = None,
 ) -> np.ndarray:
     """Nats of the queries [num_queries], NaN beyond the model's positions."""
     found = log_probabilities(
-        model, prepared.queries, backend == "causal", batch_tokens, dtype
+        model, prepared.queries, backend == "causal", batch_tokens, dtype, progress
     )
     return -np.concatenate(found)
 

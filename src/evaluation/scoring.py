@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.arguments import UserError
-from src.evaluation.network import is_too_long, log_probabilities, num_positions
+from src.evaluation.network import log_probabilities
 from src.evaluation.prefix_tree import Query
 
 Backend = Literal["causal", "mlm", "mntp"]
@@ -38,68 +38,33 @@ class Item:
 class Scored:
     """The scores of N items."""
 
-    log_probability: np.ndarray  # float64 [N], nats, summed over the scored tokens
+    # float64 [N], nats, summed over the scored tokens; NaN beyond the model's positions
+    log_probability: np.ndarray
     num_tokens: np.ndarray  # int [N], scored tokens
-    too_long: (
-        np.ndarray
-    )  # bool [N]: beyond the model's positions, log_probability is NaN
 
 
 def score(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: list[Item],
+    questions: list[list[Query]],
     backend: Backend = "causal",
     batch_tokens: int = 16384,
     dtype: Optional[torch.dtype] = None,
     progress: Optional[str] = None,
 ) -> Scored:
-    """Sums over `token_log_probabilities`, which see for the arguments."""
-    found, too_long = _evaluate(
-        model, tokenizer, items, backend, batch_tokens, dtype, progress
-    )
-    return Scored(
-        np.array([tokens.sum() for tokens in found]),
-        np.array([len(tokens) for tokens in found], int),
-        np.array(too_long, bool),
-    )
+    """The scores of N items from what `queries` made of them.
 
-
-def token_log_probabilities(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: list[Item],
-    backend: Backend = "causal",
-    batch_tokens: int = 16384,
-    dtype: Optional[torch.dtype] = None,
-    progress: Optional[str] = None,
-) -> list[np.ndarray]:
-    """Of each item, the log-probabilities in nats of its scored tokens, in their order.
-
-    All NaN for an item beyond the model's positions. The rest of the arguments, and what is
-    raised, as in `network.log_probabilities`.
+    The other arguments, and what is raised, as in `network.log_probabilities`.
     """
-    return _evaluate(model, tokenizer, items, backend, batch_tokens, dtype, progress)[0]
-
-
-def _evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: list[Item],
-    backend: Backend,
-    *options: object,
-) -> tuple[list[np.ndarray], list[bool]]:
-    """The tokens' log-probabilities, and whether an item is too long."""
-    check_vocabulary(model, tokenizer)
-    questions = queries(tokenizer, items, backend)
     flat = [query for of_item in questions for query in of_item]
-    answers = iter(log_probabilities(model, flat, backend == "causal", *options))
-    limit = num_positions(model)
-    found = [
-        np.concatenate([np.zeros(0), *(next(answers) for _ in of_item)])
-        for of_item in questions
-    ]
-    return found, [any(is_too_long(q, limit) for q in of_item) for of_item in questions]
+    causal = backend == "causal"
+    answers = iter(
+        log_probabilities(model, flat, causal, batch_tokens, dtype, progress)
+    )
+    found = [[next(answers) for _ in of_item] for of_item in questions]
+    return Scored(
+        np.array([sum(tokens.sum() for tokens in item) for item in found], float),
+        np.array([sum(map(len, item)) for item in found], int),
+    )
 
 
 def check_vocabulary(

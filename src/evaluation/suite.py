@@ -1,8 +1,8 @@
 """The tasks of an evaluation, read once and asked of many models.
 
     suite = Suite.load(args.evaluation)
-    results = suite.score(model, tokenizer)
-    scores(results)  # {"blimp": 0.71, "reading": 0.056}
+    for result in suite.score(model, tokenizer):
+        print(result.task, result.score)
 
 Between two models with the same tokenizer nothing is tokenized again. A model is left as it
 is: its device, its mode, the random state.
@@ -10,7 +10,7 @@ is: its device, its mode, the random state.
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -22,13 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.arguments import ScoringArguments, UserError
 from src.evaluation import aoa, reading
 from src.evaluation.models import backend_of
-from src.evaluation.network import is_too_long, log_probabilities, num_positions
 from src.evaluation.prefix_tree import Query
 from src.evaluation.results import Result
-from src.evaluation.scoring import Backend, Scored, check_vocabulary, queries
+from src.evaluation.scoring import Backend, check_vocabulary, queries, score
 from src.evaluation.tasks.catalogue import (
+    OWN_PAIRS,
     TASKS,
-    all_results,
     load,
     load_pairs_folders,
     select,
@@ -137,28 +136,48 @@ class Suite:
             return backend_of(type(model).__name__)
         return self.backend
 
+    @property
+    def score_names(self) -> list[str]:
+        """What `scores` calls the results of all tasks."""
+        parts = {task.name: [c.uid for c in task.choices] for task in self.choices}
+        if self.reading_times is not None:
+            parts["reading"] = []
+        return list(_places(parts))
+
     def score(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         names: Optional[Collection[str]] = None,
         progress: Optional[str] = None,
-    ) -> list[Result]:
-        """Results of all tasks, or of those named; AoA is not among them.
+    ) -> Iterator[Result]:
+        """The result of each task, or of each of those named, when it is done; not AoA's.
 
         Args:
             names: keys of `checksums`.
-            progress: label of a bar; None for no bar.
+            progress: label of the bars; None for none.
 
         Raises:
-            UserError: the model gives NaN, or its vocabulary does not hold the tokenizer's.
+            UserError: the model gives NaN, it is out of memory: at the end, for all tasks
+                that have no result; its vocabulary does not hold the tokenizer's: at once.
         """
         tokenized = self._tokenize(model, tokenizer)
-        chosen = [t for t in self.choices if names is None or t.name in names]
-        results = self._score_choices(chosen, model, tokenized, progress)
-        if self.reading_times is not None and (names is None or "reading" in names):
-            results.append(self._score_reading(model, tokenized))
-        return results
+        faults = []
+        for name in self.checksums:
+            if names is not None and name not in names:
+                continue
+            start = time.perf_counter()
+            try:
+                result = self._result(name, model, tokenized, progress)
+            except UserError as error:
+                faults.append(f"{error} ({name})")
+            except torch.OutOfMemoryError:
+                advice = "give a smaller evaluation.batch_tokens"
+                faults.append(f"out of memory: {advice} ({name})")
+            else:
+                yield replace(result, seconds=time.perf_counter() - start)
+        if faults:
+            raise UserError("; ".join(faults))
 
     def word_surprisals(
         self,
@@ -168,8 +187,13 @@ class Suite:
     ) -> np.ndarray:
         """Nats of AoA's words in their contexts, NaN where too long [num_pairs]."""
         tokenized = self._tokenize(model, tokenizer)
-        scored = self._ask(
-            model, tokenized.queries("aoa", self.word_contexts), progress
+        scored = score(
+            model,
+            tokenized.queries("aoa", self.word_contexts),
+            tokenized.backend,
+            self.batch_tokens,
+            self.dtype,
+            progress,
         )
         return -scored.log_probability
 
@@ -182,55 +206,21 @@ class Suite:
             self._tokenized = Tokenized(tokenizer, backend)
         return self._tokenized
 
-    def _score_choices(
+    def _result(
         self,
-        tasks: Sequence[ChoiceTask],
+        name: str,
         model: PreTrainedModel,
         tokenized: Tokenized,
         progress: Optional[str],
-    ) -> list[Result]:
-        """All in one call; a task's time is its share of the tokens."""
-        start = time.perf_counter()
-        parts = [tokenized.queries(task.name, task) for task in tasks]
-        scored = self._ask(model, [q for part in parts for q in part], progress)
-        results = all_results(tasks, scored)
-        seconds = time.perf_counter() - start
-        sizes = [sum(len(q.ids) for of_item in part for q in of_item) for part in parts]
-        return [
-            replace(result, seconds=seconds * size / max(1, sum(sizes)))
-            for result, size in zip(results, sizes)
-        ]
-
-    def _score_reading(self, model: PreTrainedModel, tokenized: Tokenized) -> Result:
-        start = time.perf_counter()
-        prepared = tokenized.reading_queries(self.reading_times)
-        surprisals = reading.surprisals(
-            model, prepared, tokenized.backend, self.batch_tokens, self.dtype
-        )
-        result = reading.result(prepared, surprisals, self.protocol)
-        return replace(result, seconds=time.perf_counter() - start)
-
-    def _ask(
-        self,
-        model: PreTrainedModel,
-        questions: list[list[Query]],
-        progress: Optional[str],
-    ) -> Scored:
-        """The scores of N items from their queries."""
-        flat = [query for of_item in questions for query in of_item]
-        causal = self.backend_for(model) == "causal"
-        answers = iter(
-            log_probabilities(
-                model, flat, causal, self.batch_tokens, self.dtype, progress
-            )
-        )
-        limit = num_positions(model)
-        found = [[next(answers) for _ in of_item] for of_item in questions]
-        return Scored(
-            np.array([sum(tokens.sum() for tokens in item) for item in found]),
-            np.array([sum(map(len, item)) for item in found], int),
-            np.array([any(is_too_long(q, limit) for q in item) for item in questions]),
-        )
+    ) -> Result:
+        options = (tokenized.backend, self.batch_tokens, self.dtype)
+        label = progress and f"{progress}, {name}"
+        if name == "reading":
+            prepared = tokenized.reading_queries(self.reading_times)
+            surprisals = reading.surprisals(model, prepared, *options, label)
+            return reading.result(prepared, surprisals, self.protocol)
+        (task,) = (task for task in self.choices if task.name == name)
+        return task.result(score(model, tokenized.queries(name, task), *options, label))
 
 
 def _spread(choices: Sequence[Any], number: int) -> tuple[Any, ...]:
@@ -239,24 +229,44 @@ def _spread(choices: Sequence[Any], number: int) -> tuple[Any, ...]:
     return tuple(choices[place] for place in places.round().astype(int))
 
 
-def is_score(name: str) -> bool:
-    """Whether a number is called as `scores` calls them, not as a loss or a count."""
-    return name.removesuffix("_fast") in TASKS or name.startswith("pairs")
-
-
-def scores(results: Sequence[Result]) -> dict[str, float]:
-    """Shares and correlations, flat: {"blimp": 0.71, "pairs": 0.9, "pairs_word_order": 1.0}.
+def _places(parts: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, Optional[str]]]:
+    """Name of a score where a run is logged → its task and part; None for the whole task.
 
     The user's own pairs are called `pairs`, and `pairs_<folder>` where there are several
-    folders; behind that, their parts. What is not defined (NaN) is left out.
+    folders; behind that, their parts.
+
+    Args:
+        parts: task → names of its parts.
     """
-    own = [result for result in results if result.folder.startswith("pairs/")]
-    found = {}
-    for result in results:
-        name = result.task
-        if result in own:
-            name = "pairs" if len(own) == 1 else f"pairs_{result.task}"
-            parts = result.subscores["UID"]
-            found.update({f"{name}_{part}": share for part, share in parts.items()})
-        found[name] = result.score
+    own = [task for task in parts if task.startswith(OWN_PAIRS)]
+    names = {task: OWN_PAIRS if own == [task] else task for task in parts}
+    found = {f"{names[task]}_{p}": (task, p) for task in own for p in parts[task]}
+    return {**found, **{name: (task, None) for task, name in names.items()}}
+
+
+def scores(results: Iterable[Result]) -> dict[str, float]:
+    """Shares and correlations, flat: {"blimp": 0.71, "pairs": 0.9, "pairs_word_order": 1.0}.
+
+    What is not defined (NaN) is left out.
+    """
+    by_task = {result.task: result for result in results}
+    parts = {task: r.subscores.get("UID", {}) for task, r in by_task.items()}
+    found = {
+        name: by_task[task].score if part is None else parts[task][part]
+        for name, (task, part) in _places(parts).items()
+    }
     return {name: score / 100 for name, score in found.items() if not math.isnan(score)}
+
+
+def is_score(name: str) -> bool:
+    """Whether a number is called as `scores` calls them, not as a loss or a count."""
+    own = f"{name}_".startswith(f"{OWN_PAIRS}_")
+    return own or name.removesuffix("_fast") in TASKS
+
+
+def of_whole_tasks(names: Iterable[str]) -> list[str]:
+    """The scores among the names, without those of parts where the whole is there."""
+    found = [name for name in names if is_score(name)]
+    own = [name for name in found if name.startswith(OWN_PAIRS)]
+    wholes = tuple(f"{name}_" for name in own)
+    return [name for name in found if name not in own or not name.startswith(wholes)]

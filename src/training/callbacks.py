@@ -10,7 +10,7 @@ import torch
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from src.data.order import Plan
-from src.evaluation.suite import is_score
+from src.evaluation.suite import of_whole_tasks
 from src.training.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
@@ -134,12 +134,8 @@ class Console(TrainerCallback):
         elif "eval_loss" in logs:
             keys = "loss perplexity accuracy bits_per_byte word_perplexity".split()
             shown = {f"eval {key}": logs[f"eval_{key}"] for key in keys}
-            tasks = [key for key in logs if is_score(key.removeprefix("eval_"))]
-            shown |= {
-                key.replace("_", " ", 1): logs[key]
-                for key in tasks
-                if "_pairs_" not in key
-            }
+            names = of_whole_tasks(key.removeprefix("eval_") for key in logs)
+            shown |= {f"eval {name}": logs[f"eval_{name}"] for name in names}
         else:
             return
         line = "  ".join(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
-from src.evaluation.suite import is_score
+from src.evaluation.suite import is_score, of_whole_tasks
 from src.training import model_card
 from src.training.run_record import RunRecord
 from src.training.trainer import LanguageModelTrainer
@@ -54,7 +54,7 @@ def final_scores(
                 data.train_stream, data.validation, len(trainer.tokenizer)
             )
     elif trainer.task_scores is not None:
-        found = trainer.task_scores.of(trainer.model, trainer.tokenizer, final=True)
+        found = trainer.task_scores.score(trainer.model, trainer.tokenizer, final=True)
         scores.update({f"eval_{name}": score for name, score in found.items()})
         trainer.log({f"eval_{name}": score for name, score in found.items()})
     if args.training.do_train:
@@ -122,7 +122,7 @@ def save(
     }
     named = {key.removeprefix("eval_"): score for key, score in scores.items()}
     shown = {name: named[name] for name in FIGURES if name in named}
-    shown |= {n: s for n, s in named.items() if is_score(n) and "pairs_" not in n}
+    shown |= {name: named[name] for name in of_whole_tasks(named)}
     if trainer.is_world_process_zero():
         model_card.write(staging, facts, shown)
         for file in staging.iterdir():

@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.arguments import FIGURES, UserError
+from src.evaluation.results import Result
 from src.evaluation.suite import Suite, scores
+from src.evaluation.tokenizer_checks import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +31,46 @@ class TaskScores:
         self.sample = suite if num_items is None else suite.sample(num_items)
         self.seconds = 0.0
 
-    def of(
+    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Warn of what in the tokenizer will spoil scores."""
+        for warning in check_tokenizer(tokenizer, self.suite.backend_for(model)):
+            logger.warning("warning: %s", warning)
+
+    def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, final: bool
     ) -> dict[str, float]:
-        """Shares and correlations by name, and `scoring_runtime` in seconds."""
+        """Shares and correlations by name, and `scoring_runtime` in seconds.
+
+        What the first process raises is raised in all: none waits for scores in vain.
+        """
         suite = self.suite if final else self.sample
         if not suite.checksums:
             return {}
         start = time.perf_counter()
-        found: list = [None]
+        found, fault = {}, None
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            results = suite.score(model, tokenizer)
-            for result in results if final else ():
-                if result.too_long:
-                    number = len(result.too_long)
-                    logger.warning("%s: %d items are too long", result.task, number)
-            found = [scores(results)]
+            try:
+                results = list(suite.score(model, tokenizer))
+                found = scores(results)
+                _tell_too_long(results if final else [])
+            except UserError as error:
+                fault = str(error)
         if torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(found)
+            told = [found, fault]
+            torch.distributed.broadcast_object_list(told)
+            found, fault = told
+        if fault is not None:
+            raise UserError(fault)
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        return {**found[0], "scoring_runtime": seconds}
+        return {**found, "scoring_runtime": seconds}
+
+
+def _tell_too_long(results: list[Result]) -> None:
+    for result in results:
+        if result.too_long:
+            number = len(result.too_long)
+            logger.warning("%s: %d items are too long", result.task, number)
 
 
 def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
@@ -58,7 +79,7 @@ def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
     Raises `UserError` for a score that no evaluation during training has.
     """
     name = metric.removeprefix("eval_")
-    known = {"pairs", *suite.checksums} if num_items != 0 else set()
+    known = TaskScores(suite, num_items).sample.score_names
     for candidate in (name, f"{name}_fast"):
         if candidate in known:
             return candidate
@@ -67,3 +88,15 @@ def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
         f" ({', '.join(FIGURES)}) nor among what is scored while training:"
         f" {', '.join(sorted(known)) or 'nothing'}"
     )
+
+
+def check_metric(metric: Optional[str], found: dict[str, float]) -> None:
+    """Raise `UserError` where an evaluation lacks what is to pick the best model.
+
+    A correlation is not defined where a model gives all items the same score.
+    """
+    if metric and f"eval_{metric.removeprefix('eval_')}" not in found:
+        raise UserError(
+            f"training.metric_for_best_model={metric} has no defined value in this"
+            f" evaluation, which found {', '.join(found)}"
+        )

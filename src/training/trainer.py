@@ -28,7 +28,6 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import IGNORED, Blocks
@@ -46,7 +45,7 @@ from src.training.callbacks import (
 )
 from src.training.documents_apart import masked, needs_mask
 from src.training.model import architecture, build
-from src.training.task_scores import TaskScores
+from src.training.task_scores import TaskScores, check_metric
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class LanguageModelTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.plan, self.masks_documents = plan, False
         self.task_scores: Optional[TaskScores] = None
+        self.found_scores: dict[str, float] = {}  # of the evaluation in progress
         if plan is not None:
             self.add_callback(OrderEpochs(plan))
         self.stop = StopOnSignal()
@@ -127,6 +127,7 @@ class LanguageModelTrainer(Trainer):
         super().log(logs, start_time)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        check_metric(self.args.metric_for_best_model, metrics)
         is_new_best = super()._determine_best_metric(metrics, trial)
         if is_new_best and self.args.load_best_model_at_end:
             self.control.should_save = True  # or it would be gone at the end
@@ -148,31 +149,27 @@ class LanguageModelTrainer(Trainer):
         statistics = block_statistics(logits, labels, IGNORED)
         return None, statistics, statistics
 
-    def evaluation_loop(
-        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
-        """What is measured of the text, and the challenge's scores beside it."""
-        output = super().evaluation_loop(
-            *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The challenge's scores, and what is measured of the text.
+
+        The scores come first, so that the `eval_runtime` is that of the text alone.
+        """
         if self.task_scores is not None:
-            found = self.task_scores.of(
+            self.found_scores = self.task_scores.score(
                 self.model, self.tokenizer, final=not self.is_in_train
             )
-            output.metrics.update(
-                {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-            )
-        return output
+        return super().evaluate(*args, **kwargs)
 
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         blocks = self.callback_handler.eval_dataloader.dataset
-        return summarize(
+        of_text = summarize(
             prediction.predictions,
             blocks.words,
             blocks.bytes,
             blocks.owners,
             self.file_names,
         )
+        return {**of_text, **self.found_scores}
 
     def _save(self, output_dir: Optional[str] = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -241,6 +238,7 @@ def build_trainer(
     if suite is not None and suite.checksums:
         number = args.evaluation.items_while_training
         trainer.task_scores = TaskScores(suite, number)
+        trainer.task_scores.check(model, tokenizer)
     if not args.data.attend_across_documents:
         trainer.masks_documents = needs_mask(trainer.model)
     _describe(trainer, args)

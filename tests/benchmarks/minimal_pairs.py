@@ -22,9 +22,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from src.data.tokenizer import load, save, train
-from src.evaluation.network import log_probabilities
-from src.evaluation.prefix_tree import Query
-from src.evaluation.scoring import Item, score
+from src.evaluation import aoa, reading
+from src.evaluation.scoring import Item, queries, score
 
 DATA = Path("babylm_data")
 FULL = DATA / "evaluation_data" / "full_eval"
@@ -111,7 +110,8 @@ def _padded(model, tokenizer, texts: list[str]) -> torch.Tensor:
 
 def our_pairs(model, tokenizer, tasks: list, dtype=None) -> np.ndarray:
     items = [Item(text) for pairs in tasks for pair in pairs for text in pair]
-    return score(model, tokenizer, items, dtype=dtype).log_probability.reshape(-1, 2)
+    asked = queries(tokenizer, items, "causal")
+    return score(model, asked, dtype=dtype).log_probability.reshape(-1, 2)
 
 
 def _steps(tokenizer, context: str, word: str) -> list[tuple[str, int]]:
@@ -139,16 +139,10 @@ def official_reading(model, tokenizer, words: Words) -> np.ndarray:
 
 
 def our_reading(model, tokenizer, words: Words, dtype=None) -> np.ndarray:
-    steps = [_steps(tokenizer, *pair) for pair in words]
-    texts = sorted({text for of_word in steps for text, _ in of_word})
-    ids = dict(zip(texts, map(tuple, tokenizer(texts)["input_ids"])))
-    queries = [
-        Query(ids[text], (len(ids[text]) - 1,), (target,))
-        for of_word in steps
-        for text, target in of_word
-    ]
-    found = iter(log_probabilities(model, queries, causal=True, dtype=dtype))
-    return np.array([sum(next(found)[0] for _ in of_word) for of_word in steps])
+    data = reading.Reading(words, [None] * len(words), {}, "")
+    prepared = reading.prepare(data, tokenizer)
+    surprisals = reading.surprisals(model, prepared, dtype=dtype)
+    return -np.array([surprisals[tokens].sum() for tokens in prepared.words])
 
 
 @torch.no_grad()
@@ -168,8 +162,11 @@ def official_aoa(model, tokenizer, words: Words) -> np.ndarray:
 
 
 def our_aoa(model, tokenizer, words: Words, dtype=None) -> np.ndarray:
-    items = [Item(context + word, len(context)) for context, word in words]
-    return score(model, tokenizer, items, dtype=dtype).log_probability
+    pairs = [(word, context, 0) for context, word in words]
+    items = aoa.items(aoa.WordContexts(pairs, {}, ""))
+    return score(
+        model, queries(tokenizer, items, "causal"), dtype=dtype
+    ).log_probability
 
 
 def half(function: Callable) -> Callable:

@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from src.arguments import UserError
 from src.data.tokenizer import train
-from src.evaluation import network
+from src.evaluation import network, scoring
 from src.evaluation.network import Network, log_probabilities
 from src.evaluation.prefix_tree import Query, tree_rows
-from src.evaluation.scoring import Item, queries, score, token_log_probabilities
+from src.evaluation.scoring import Item, Scored, check_vocabulary, queries
 from tests.conftest import sentences
 
 TOKENIZER = train(sentences(200, 1), 320)
@@ -81,6 +81,24 @@ def alone(model, tokenizer, item: Item) -> list[float]:
     return found
 
 
+def score(model, tokenizer, items, backend="causal", *options, **named) -> Scored:
+    asked = queries(tokenizer, items, backend)
+    return scoring.score(model, asked, backend, *options, **named)
+
+
+def token_log_probabilities(
+    model, tokenizer, items, backend="causal", batch_tokens=16384
+) -> list[np.ndarray]:
+    """Of each item, those of its scored tokens."""
+    asked = queries(tokenizer, items, backend)
+    flat = [query for of_item in asked for query in of_item]
+    answers = iter(log_probabilities(model, flat, backend == "causal", batch_tokens))
+    return [
+        np.concatenate([np.zeros(0), *(next(answers) for _ in of_item)])
+        for of_item in asked
+    ]
+
+
 def close(found: list[np.ndarray], expected: list[list[float]]) -> bool:
     assert [len(x) for x in found] == [len(x) for x in expected]
     return np.allclose(np.concatenate(found), np.concatenate(expected), atol=2e-5)
@@ -111,7 +129,6 @@ def test_a_score_is_the_sum_and_equal_texts_tie_to_the_last_bit():
     assert found.log_probability.tolist() == [x.sum() for x in tokens]
     assert found.num_tokens.tolist() == [len(x) for x in tokens]
     assert found.log_probability[0] == found.log_probability[2]
-    assert not found.too_long.any()
 
 
 def test_the_order_and_company_of_items_change_no_tie():
@@ -182,7 +199,6 @@ def test_a_text_beyond_the_models_positions_is_named_and_the_others_scored(name,
     fits, beyond = Item("x" * (limit - 1)), Item("x" * limit)  # behind BOS and a space
     assert len(TOKENIZER(fits.text)["input_ids"]) == limit + 1
     found = score(model, TOKENIZER, [beyond, fits, ITEMS[0]])
-    assert found.too_long.tolist() == [True, False, False]
     assert np.isnan(found.log_probability).tolist() == [True, False, False]
     assert found.num_tokens.tolist()[:2] == [limit + 1, limit]
 
@@ -192,7 +208,7 @@ def test_roberta_has_fewer_positions_than_its_table_has_rows():
     assert network.num_positions(model) == 64 - 2
     tokenizer = with_mask()
     found = score(model, tokenizer, [Item("x" * 59), Item("x" * 60)], "mlm")
-    assert found.too_long.tolist() == [False, True]
+    assert np.isnan(found.log_probability).tolist() == [False, True]
 
 
 def test_ids_can_be_asked_for_directly():
@@ -208,7 +224,7 @@ def test_ids_can_be_asked_for_directly():
 
 def test_common_prefixes_are_computed_once():
     """a b c, a b d, a e: five tokens; of `a b c`, all is below `a`, `c` below `b`."""
-    (row,) = tree_rows({(1, 2, 3): [], (1, 5): [(1, 7, 0)], (1, 2, 4): []})
+    (row,) = tree_rows({(1, 2, 3): [], (1, 5): [(1, 7, 0)], (1, 2, 4): []}, 5)
     assert row.ids == [1, 2, 3, 4, 5]
     assert row.depths == [0, 1, 2, 2, 1]
     assert row.ends == [5, 4, 3, 4, 5]
@@ -217,8 +233,12 @@ def test_common_prefixes_are_computed_once():
 
 def test_options_behind_one_long_context_stay_in_its_row():
     context = tuple(range(600))
-    rows = tree_rows({(*context, 1000 + i): [] for i in range(50)})
-    assert [len(row.ids) for row in rows] == [650]
+    sequences = {(*context, 1000 + i): [] for i in range(50)}
+    assert [len(row.ids) for row in tree_rows(sequences, 16384)] == [650]
+    # Memory is bounded: what does not fit begins anew, and a sequence is never cut.
+    rows = tree_rows(sequences, 620)
+    assert [len(row.ids) for row in rows] == [620, 620, 610]
+    assert {len(row.ids) for row in tree_rows(sequences, 1)} == {601}
 
 
 def test_a_window_is_found_on_the_longest_text(monkeypatch):
@@ -251,6 +271,22 @@ def test_nothing_of_the_model_or_of_chance_is_changed():
     assert torch.is_grad_enabled()
 
 
+def test_a_configuration_without_use_cache_stays_without():
+    sizes = {
+        "vocab_size": 321,
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 32,
+    }
+    config = AutoConfig.for_model("distilbert", **sizes)
+    assert not hasattr(config, "use_cache")
+    model = AutoModelForMaskedLM.from_config(config)
+    before = model.config.to_dict()
+    score(model, with_mask(), ITEMS, "mlm")
+    assert model.config.to_dict() == before
+
+
 def test_autocast_around_it_changes_nothing_and_its_own_is_undone():
     model = build("gpt2")
     exact = score(model, TOKENIZER, ITEMS).log_probability
@@ -266,7 +302,7 @@ def test_autocast_around_it_changes_nothing_and_its_own_is_undone():
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
     with pytest.raises(UserError, match="vocabulary of 300 does not hold .* 320"):
-        score(build("gpt2", vocab_size=300), TOKENIZER, ITEMS)
+        check_vocabulary(build("gpt2", vocab_size=300), TOKENIZER)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])

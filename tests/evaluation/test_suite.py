@@ -1,5 +1,6 @@
 """Tasks read once and asked of many models."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -12,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.arguments import EvaluationArguments, UserError
 from src.data.tokenizer import train
+from src.evaluation import scoring
 from src.evaluation import suite as suite_module
 from src.evaluation.results import Result
-from src.evaluation.suite import Suite, is_score, scores
+from src.evaluation.suite import Suite, is_score, of_whole_tasks, scores
 from tests.conftest import sentences
 
 PAIRS = {
@@ -95,7 +97,7 @@ def test_scores_are_those_of_the_sentences_one_by_one(data, model, tokenizer):
     expected = {name: 100 * np.mean(rights) for name, rights in right.items()}
     assert found["blimp_fast"].subscores["UID"] == pytest.approx(expected)
     assert found["blimp_fast"].score == pytest.approx(np.mean(list(expected.values())))
-    assert found["mine"].score == expected["order"]
+    assert found["pairs_mine"].score == expected["order"]
     assert all(result.seconds > 0 for result in found.values())
 
 
@@ -122,9 +124,9 @@ def test_the_protocol_says_what_is_compared(data, model, tokenizer, protocol, ot
 
 def test_a_task_alone_and_among_others_is_the_same(data, model, tokenizer):
     suite = Suite.load(arguments(data, tasks="fast", pairs=str(data / "mine")))
-    assert list(suite.checksums) == ["blimp_fast", "ewok_fast", "mine"]
-    together = suite.score(model, tokenizer)
-    alone = [suite.score(model, tokenizer, [name])[0] for name in suite.checksums]
+    assert list(suite.checksums) == ["blimp_fast", "ewok_fast", "pairs_mine"]
+    together = list(suite.score(model, tokenizer))
+    alone = [next(suite.score(model, tokenizer, [name])) for name in suite.checksums]
     assert [replace(r, seconds=0) for r in together] == [
         replace(r, seconds=0) for r in alone
     ]
@@ -139,11 +141,11 @@ def test_nothing_is_tokenized_again_for_the_same_tokenizer(
         suite_module, "queries", lambda *a: calls.append(len(a[1])) or queries(*a)
     )
     suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
-    first = suite.score(model, tokenizer)
+    (first,) = suite.score(model, tokenizer)
     same = train([sentences(100, 1)], 300)  # an equal one, as a next checkpoint has it
-    assert suite.score(model, same)[0].score == first[0].score
+    assert next(suite.score(model, same)).score == first.score
     assert calls == [6]
-    suite.score(model, train([sentences(100, 2)], 290))
+    list(suite.score(model, train([sentences(100, 2)], 290)))
     assert calls == [6, 6]
 
 
@@ -152,7 +154,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(data, model, token
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    Suite.load(arguments(data, tasks="fast")).score(model, tokenizer)
+    list(Suite.load(arguments(data, tasks="fast")).score(model, tokenizer))
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -173,14 +175,14 @@ def test_nan_is_named_and_no_score(data, model, tokenizer):
     nn.init.constant_(broken.transformer.ln_f.weight, math.nan)
     suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
     with pytest.raises(UserError, match="NaN"):
-        suite.score(broken, tokenizer)
+        list(suite.score(broken, tokenizer))
 
 
 def test_a_vocabulary_that_does_not_cover_the_tokenizer_is_refused(data, tokenizer):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_layer=1, n_embd=8, n_head=1))
     suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
     with pytest.raises(UserError, match="50 does not hold the tokenizer's"):
-        suite.score(small, tokenizer)
+        next(suite.score(small, tokenizer))
 
 
 def test_bad_folders_are_refused(data):
@@ -199,7 +201,7 @@ def test_bad_folders_are_refused(data):
 
 def test_a_suite_may_be_empty(data, model, tokenizer):
     suite = Suite.load(arguments(data))
-    assert suite.checksums == {} and suite.score(model, tokenizer) == []
+    assert suite.checksums == {} and list(suite.score(model, tokenizer)) == []
 
 
 def result(task, score, folder="x", **parts):
@@ -208,14 +210,73 @@ def result(task, score, folder="x", **parts):
 
 def test_scores_are_flat_shares_and_own_pairs_are_called_pairs():
     blimp, wug = result("blimp", 71.0, a=71.0), result("wug_adj", math.nan)
-    own = result("mine", 75.0, "pairs/mine", a=100.0, b=50.0)
+    own = result("pairs_mine", 75.0, "pairs/mine", a=100.0, b=50.0)
     assert scores([blimp, wug, own]) == {
         "blimp": 0.71, "pairs_a": 1.0, "pairs_b": 0.5, "pairs": 0.75
     }  # fmt: skip
-    other = result("other", 50.0, "pairs/other", a=50.0)
+    other = result("pairs_other", 50.0, "pairs/other", a=50.0)
     assert scores([own, other]) == {
         "pairs_mine_a": 1.0, "pairs_mine_b": 0.5, "pairs_mine": 0.75,
         "pairs_other_a": 0.5, "pairs_other": 0.5,
     }  # fmt: skip
     names = ["blimp", "blimp_fast", "pairs", "pairs_a", "loss", "childes_accuracy"]
     assert [is_score(name) for name in names] == [True] * 4 + [False] * 2
+
+
+def test_scores_of_whole_tasks_are_told_from_those_of_their_parts():
+    assert of_whole_tasks(["loss", "pairs_a", "pairs", "blimp"]) == ["pairs", "blimp"]
+    several = ["pairs_mine_a", "pairs_mine", "pairs_other", "pairs_other_a"]
+    assert of_whole_tasks(several) == ["pairs_mine", "pairs_other"]
+
+
+def test_the_suite_knows_what_its_scores_will_be_called(data, model, tokenizer):
+    write_rows(data / "yours", {"theirs": pair_rows(PAIRS["order"])})
+    for pairs in ([], [data / "mine"], [data / "mine", data / "yours"]):
+        suite = Suite.load(
+            arguments(data, tasks="fast", pairs=[str(p) for p in pairs] or None)
+        )
+        for asked in (suite, suite.sample(1), suite.sample(0)):
+            found = scores(asked.score(model, tokenizer))
+            assert list(found) == asked.score_names
+    assert {"blimp_fast", "pairs_mine_mine", "pairs_yours"} < set(suite.score_names)
+
+
+def test_own_pairs_may_be_called_as_a_task_is(data, model, tokenizer):
+    """They are their own task: neither takes the other's texts."""
+    write_rows(data / "blimp_fast", {"mine": pair_rows(PAIRS["order"])})
+    args = arguments(data, tasks=["blimp_fast"], pairs=str(data / "blimp_fast"))
+    found = {r.task: r.num_items for r in Suite.load(args).score(model, tokenizer)}
+    assert found == {"blimp_fast": 3, "pairs_blimp_fast": 1}
+
+
+def test_a_result_is_there_when_its_task_is_done(data, model, tokenizer, monkeypatch):
+    asked = []
+    log_probabilities = scoring.log_probabilities
+    monkeypatch.setattr(
+        scoring,
+        "log_probabilities",
+        lambda *a: asked.append(len(a[1])) or log_probabilities(*a),
+    )
+    results = Suite.load(arguments(data, tasks="fast")).score(model, tokenizer)
+    assert next(results).task == "blimp_fast" and asked == [6]
+    assert next(results).task == "ewok_fast" and asked == [6, 2]
+
+
+def test_what_one_task_fails_at_is_told_behind_the_others(data, model, tokenizer):
+    """Of one byte the embedding is NaN, and only one task has it."""
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    broken = GPT2LMHeadModel(config)
+    bad = tokenizer("é", add_special_tokens=False)["input_ids"][-1]
+    with torch.no_grad():
+        broken.transformer.wte.weight[bad] = math.nan
+    rows = pair_rows([("A é.", "é A.")])
+    write_rows(data / "accents", {"accents": rows})
+    args = arguments(
+        data, tasks="fast", pairs=[str(data / "accents"), str(data / "mine")]
+    )
+    results = Suite.load(args).score(broken, tokenizer)
+    found = []
+    with pytest.raises(UserError, match=r"NaN for '(A é|é A).' \(pairs_accents\)$"):
+        found += (result.task for result in results)
+    assert found == ["blimp_fast", "ewok_fast", "pairs_mine"]

@@ -10,8 +10,6 @@ from src.evaluation.scoring import Item, Scored
 from src.evaluation.tasks.catalogue import (
     TASKS,
     Selected,
-    all_items,
-    all_results,
     load,
     load_pairs_folders,
     select,
@@ -26,12 +24,8 @@ def write(folder, name, *rows):
     return folder
 
 
-def scored(values, num_tokens=None, too_long=()):
-    return Scored(
-        np.array(values, float),
-        np.array(num_tokens or [1] * len(values)),
-        np.isin(np.arange(len(values)), too_long),
-    )
+def scored(values, num_tokens=None):
+    return Scored(np.array(values, float), np.array(num_tokens or [1] * len(values)))
 
 
 def read(task, folder, protocol=2026, subset="full"):
@@ -94,16 +88,10 @@ def test_a_text_that_stands_twice_is_a_tie_whatever_batching_made_of_it(tmp_path
 
 
 def test_a_choice_that_is_too_long_is_named_and_not_right(blimp):
-    nan = np.nan
-    values = scored([-1, nan, -1, -2, -1, -2], too_long=[1])
-    result = read("blimp", blimp).result(values)
+    values = [-1, np.nan, -1, -2, -1, -2]
+    result = read("blimp", blimp).result(scored(values))
     assert (result.score, result.too_long) == ((50 + 100) / 2, ("i_0",))
     assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == "b0"
-
-
-def test_nan_is_an_error_and_no_score(blimp):
-    with pytest.raises(UserError, match="blimp: the model gives NaN for 1 of 6.*'b1'"):
-        read("blimp", blimp).result(scored([-1, -2, -3, np.nan, -1, -2]))
 
 
 def test_rows_without_a_paradigm_belong_to_their_file(tmp_path):
@@ -268,6 +256,9 @@ def test_a_named_task_must_have_its_data(tmp_path):
         select(["blimp_fast", "comps"], tmp_path)
     with pytest.raises(UserError, match="must be of full, fast, .*; got blmp"):
         select("blmp", tmp_path)
+    assert select(["fast"], tmp_path) == select("fast", tmp_path)
+    with pytest.raises(UserError, match=r"fast stands alone, got \[fast, full\]"):
+        select(["fast", "full"], tmp_path)
     with pytest.raises(UserError, match="got comps_fast"):
         select(["comps_fast"], tmp_path)
     with pytest.raises(UserError, match="no data of any task in"):
@@ -300,16 +291,8 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
     folders = [write(tmp_path / place / "own", "x", pair("a", "b")) for place in "ab"]
     with pytest.raises(UserError, match="may not have the same name.*a/own.*b/own"):
         load_pairs_folders(folders)
-    assert [t.folder for t in load_pairs_folders(folders[:1])] == ["pairs/own"]
-
-
-def test_all_tasks_are_scored_in_one_call(tmp_path, blimp):
-    own = load_pairs_folders([write(tmp_path / "own", "x", pair("e", "f"))])
-    tasks = [read("blimp", blimp), *own]
-    items = all_items(tasks)
-    assert [item.text for item in items] == "a0 b0 a1 b1 c d e f".split()
-    results = all_results(tasks, scored([-1, -2, -1, -2, -1, -2, -2, -1]))
-    assert [(r.task, r.score) for r in results] == [("blimp", 100), ("own", 0)]
+    (task,) = load_pairs_folders(folders[:1])
+    assert (task.name, task.folder) == ("pairs_own", "pairs/own")
 
 
 def test_the_checksum_is_that_of_the_data(blimp):

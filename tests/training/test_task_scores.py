@@ -1,15 +1,24 @@
 """The challenge's scores at every evaluation of a run."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from src.arguments import ScoringArguments, UserError
 from src.evaluation.suite import Suite
 from src.training.task_scores import TaskScores, resolve_metric
+from tests.conftest import REPOSITORY
 from tests.test_run_clm import history, only_run
 
 
@@ -57,9 +66,12 @@ def test_scoring_changes_neither_the_losses_nor_the_weights(tiny, run_clm, pairs
     found = [row for row in history(with_scores) if "eval_pairs" in row]
     assert [row["step"] for row in found] == [4, 8, 12]
     # Six of twenty while training, three a set; all of them at the end.
-    assert all((row["eval_pairs_dogs"] * 3) % 1 == pytest.approx(0) for row in found)
+    for share in (row["eval_pairs_dogs"] for row in found):
+        assert share == pytest.approx(round(share * 3) / 3)
     results = json.loads((with_scores / "results.json").read_text())
-    assert (results["eval_pairs"] * 20) % 1 == pytest.approx(0)
+    assert results["eval_pairs"] == pytest.approx(
+        round(results["eval_pairs"] * 20) / 20
+    )
     assert results["eval_scoring_runtime"] > 0
 
 
@@ -95,15 +107,134 @@ def test_a_sample_is_spread_over_all_parts_and_the_same_each_time(suite):
 
 def test_without_tasks_there_is_nothing_to_score():
     scores = TaskScores(Suite.load(ScoringArguments()), None)
-    assert scores.of(None, None, final=True) == {} and scores.seconds == 0
+    assert scores.score(None, None, final=True) == {} and scores.seconds == 0
 
 
-def test_the_metric_is_named_as_it_is_logged(suite):
+def test_the_metric_is_named_as_it_is_logged(suite, pairs):
     assert resolve_metric("eval_pairs", suite, None) == "pairs"
-    fast = Suite([], missing=[])
-    fast.choices = [type("Task", (), {"name": "blimp_fast", "data_checksum": "x"})]
+    assert resolve_metric("pairs_dogs", suite, None) == "pairs_dogs"
+    fast = Suite([replace(suite.choices[0], name="blimp_fast")])
     assert resolve_metric("blimp", fast, 5) == "blimp_fast"
-    with pytest.raises(UserError, match="=ewok is neither .*: agreement, pairs"):
+    with pytest.raises(
+        UserError, match="=ewok is neither .*: pairs, pairs_cats, pairs"
+    ):
         resolve_metric("ewok", suite, None)
     with pytest.raises(UserError, match="nor among what .*: nothing"):
         resolve_metric("eval_pairs", suite, 0)
+    with pytest.raises(UserError, match="pairs_dogs is neither"):
+        resolve_metric("pairs_dogs", suite, 1)  # of the first set alone
+    other = pairs.with_name("other")
+    shutil.copytree(pairs, other)
+    both = Suite.load(ScoringArguments(pairs=[str(pairs), str(other)]))
+    assert resolve_metric("pairs_other", both, None) == "pairs_other"
+    assert resolve_metric("eval_pairs_other_cats", both, 6) == "pairs_other_cats"
+    with pytest.raises(UserError, match="eval_pairs is neither"):
+        resolve_metric("eval_pairs", both, None)
+
+
+def test_a_best_score_that_is_not_defined_is_told(tiny, run_clm, tmp_path):
+    """A model that is as sure of all forms of a word has no correlation with people."""
+    folder = tmp_path / "data" / "fast_eval" / "wug_past_tense"
+    folder.mkdir(parents=True)
+    rows = [{"sentences": "A dog.\tA dog.", "ratio": ratio} for ratio in (0.1, 0.9)]
+    (folder / "wug.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    message = run_clm(
+        *tiny,
+        "evaluation.tasks=fast",
+        f"evaluation.data={tmp_path / 'data'}",
+        "training.metric_for_best_model=wug_past",
+    )
+    assert "training.metric_for_best_model=wug_past has no defined value" in message
+
+
+def test_the_texts_speed_is_without_the_time_of_scoring(
+    tiny, run_clm, pairs, monkeypatch
+):
+    score = Suite.score
+
+    def slow(*args):
+        time.sleep(5)
+        return score(*args)
+
+    monkeypatch.setattr(Suite, "score", slow)
+    assert run_clm(*tiny, f"evaluation.pairs={pairs}", "training.eval_strategy=no") == 0
+    results = json.loads((only_run() / "results.json").read_text())
+    assert results["eval_runtime"] < 5 < results["eval_scoring_runtime"]
+
+
+def test_several_folders_are_shown_each(tiny, run_clm, pairs, caplog):
+    shutil.copytree(pairs, pairs.with_name("other"))
+    folders = f"evaluation.pairs=[{pairs},{pairs.with_name('other')}]"
+    assert run_clm(*tiny, folders) == 0
+    lines = [row for row in caplog.text.split("\n") if "eval loss" in row]
+    assert all("eval pairs_agreement 0." in line for line in lines) and lines
+    assert not any("pairs_other_" in line for line in lines)
+    card = (only_run() / "README.md").read_text()
+    assert "| pairs_other | " in card and "pairs_other_cats" not in card
+
+
+def test_a_tokenizer_that_spoils_scores_is_told_before(tiny, run_clm, pairs, caplog):
+    assert run_clm(*tiny, "wandb.tag=good", f"evaluation.pairs={pairs}") == 0
+    assert "warning: the tokenizer" not in caplog.text
+    tokenizer = AutoTokenizer.from_pretrained(only_run("good"))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
+    tokenizer.save_pretrained("bare")
+    bare = [o for o in tiny if not o.startswith("tokenizer.")]
+    bare += ["tokenizer.name_or_path=./bare", "wandb.tag=bare"]
+    assert run_clm(*bare, f"evaluation.pairs={pairs}") == 0
+    assert caplog.text.count("warning: the tokenizer puts no BOS") == 1
+
+
+IN_TWO_PROCESSES = """
+import json, sys, torch
+from src.arguments import ScoringArguments, UserError
+from src.data.tokenizer import load
+from src.evaluation.suite import Suite
+from src.training.task_scores import TaskScores
+from transformers import AutoModelForCausalLM
+
+run, pairs, out = sys.argv[1:]
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+model = AutoModelForCausalLM.from_pretrained(run)
+scores = TaskScores(Suite.load(ScoringArguments(pairs=pairs)), None)
+found = scores.score(model, load(run), final=True)
+del found["scoring_runtime"]
+if rank == 0:
+    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+try:
+    scores.score(model, load(run), final=True)
+except UserError as error:
+    found["error"] = str(error)
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_all_processes_have_the_scores_or_the_error_of_the_first(
+    tiny, run_clm, pairs, tmp_path
+):
+    assert run_clm(*tiny) == 0
+    (tmp_path / "two.py").write_text(IN_TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["two.py", str(only_run()), str(pairs), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert set(found[0]) == {"pairs", "pairs_dogs", "pairs_cats", "error"}
+    assert "the model gives NaN" in found[0]["error"]
+    assert "(pairs_agreement)" in found[0]["error"]
+
+
+def test_a_run_that_cannot_be_scored_ends_in_all_processes(tiny, pairs):
+    """The message comes; nobody is killed for waiting."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["-m", "src.run_clm", *tiny, f"evaluation.pairs={pairs}"]
+    command += ["training.learning_rate=1e30", "training.max_grad_norm=1e30"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        command, env=environment, timeout=120, capture_output=True, text=True
+    )
+    assert ended.returncode
+    assert ended.stderr.count("error: the model gives NaN for") == 2

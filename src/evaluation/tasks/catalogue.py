@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from src.arguments import UserError
-from src.evaluation.results import Result
-from src.evaluation.scoring import Item, Scored
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.choice import ChoiceTask, Protocol
 from src.evaluation.tasks.formats import Format
 from src.evaluation.tasks.rows import checksum, find_folder, read_rows
 
 Subset = Literal["full", "fast"]
-SUFFIX = {
-    "full": "",
-    "fast": "_fast",
-}  # of the name of a task that has two sets of data
+# Of the name of a task that has two sets of data.
+SUFFIX = {"full": "", "fast": "_fast"}
+OWN_PAIRS = "pairs"  # what the names of the user's own tasks begin with
 
 
 @dataclass(frozen=True)
@@ -101,10 +98,13 @@ def select(
             ("blimp_fast"). What is named must have its data.
         data_dir: the folder that holds full_eval and fast_eval.
     """
-    if isinstance(tasks, str) and tasks not in SUFFIX:
-        tasks = [tasks]
-    explicit = not isinstance(tasks, str)
-    wanted = list(_named(tasks) if explicit else _subset(tasks))
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    if len(names) > 1 and (alone := [name for name in names if name in SUFFIX]):
+        raise UserError(
+            f"evaluation.tasks: {alone[0]} stands alone, got [{', '.join(names)}]"
+        )
+    explicit = names[0] not in SUFFIX
+    wanted = list(_named(names) if explicit else _subset(names[0]))
     found, missing = [], []
     for name, subset in wanted:
         folder = _folder(TASKS[name], subset, data_dir)
@@ -137,8 +137,10 @@ def _named(names: Sequence[str]) -> Iterable[tuple[str, Subset]]:
         members = GROUPS.get(name, (name,))
         if not all(m in TASKS and _folder_name(TASKS[m], subset) for m in members):
             fast = [f"{n}_fast" for n, task in TASKS.items() if task.fast]
-            known = ", ".join([*SUFFIX, *TASKS, *GROUPS, *fast])
-            raise UserError(f"evaluation.tasks must be of {known}; got {asked}")
+            known = ", ".join([*TASKS, *GROUPS, *fast])
+            raise UserError(
+                f"evaluation.tasks must be of full, fast, {known}; got {asked}"
+            )
         wanted.update(dict.fromkeys((member, subset) for member in members))
     return wanted
 
@@ -180,7 +182,7 @@ def load(selected: Selected, protocol: Protocol) -> ChoiceTask:
 def load_pairs(
     folder: Path, format: Format = formats.PAIRS, protocol: Protocol = 2026
 ) -> ChoiceTask:
-    """A folder of minimal pairs in BLiMP's format, named after the folder."""
+    """A folder of minimal pairs in BLiMP's format: pairs_<folder>."""
     choices = []
     for file, number, row in read_rows(folder, format.fields):
         try:
@@ -195,8 +197,8 @@ def load_pairs(
             f"evaluation.data: protocol {protocol} leaves nothing of {folder}"
         )
     return ChoiceTask(
-        name=folder.name,
-        folder=f"pairs/{folder.name}",
+        name=f"{OWN_PAIRS}_{folder.name}",
+        folder=f"{OWN_PAIRS}/{folder.name}",
         protocol=protocol,
         choices=tuple(choices),
         data_checksum=checksum(list(folder.glob("*.jsonl"))),
@@ -210,8 +212,6 @@ def load_pairs_folders(
     places: dict[str, Path] = {}
     for folder in folders:
         name = Path(folder).resolve().name
-        if name in TASKS:
-            raise UserError(f"evaluation.pairs: {folder} is called as the task {name}")
         if other := places.get(name):
             raise UserError(
                 f"evaluation.pairs: two folders may not have the same name, got {other}"
@@ -219,24 +219,3 @@ def load_pairs_folders(
             )
         places[name] = folder
     return [load_pairs(Path(f).resolve(), protocol=protocol) for f in places.values()]
-
-
-def all_items(tasks: Sequence[ChoiceTask]) -> list[Item]:
-    """The texts of all tasks, to be scored in one call."""
-    return [item for task in tasks for item in task.items]
-
-
-def all_results(tasks: Sequence[ChoiceTask], scored: Scored) -> list[Result]:
-    """Each task's result from the scores of `all_items`."""
-    results, start = [], 0
-    for task in tasks:
-        part = slice(start, start + sum(len(choice.items) for choice in task.choices))
-        own = replace(
-            scored,
-            log_probability=scored.log_probability[part],
-            num_tokens=scored.num_tokens[part],
-            too_long=scored.too_long[part],
-        )
-        results.append(task.result(own))
-        start = part.stop
-    return results

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from src.arguments import UserError
 from src.evaluation.results import Result
 from src.evaluation.scoring import Item, Scored
 
@@ -58,8 +57,8 @@ class ChoiceTask:
     def result(self, scored: Scored) -> Result:
         """What the log-probabilities of `items`, in that order, amount to.
 
-        Raises `UserError` for NaN that no length explains. A choice with a text that is
-        too long counts as wrong (in a correlation: not at all) and is named.
+        A choice with a text that is too long (NaN) counts as wrong (in a correlation: not
+        at all) and is named.
         """
         values = self._values(scored)
         decisions = [decide(c, v, self.protocol) for c, v in zip(self.choices, values)]
@@ -89,18 +88,12 @@ class ChoiceTask:
         )
 
     def _values(self, scored: Scored) -> list[np.ndarray]:
-        """Scores of each choice's texts, NaN for those that are too long.
+        """Scores of each choice's texts.
 
         A text that stands twice in a choice gets the same score twice: batching may give
         it two that differ in the last bits.
         """
         values = np.array(scored.log_probability, np.float64)
-        lost = np.flatnonzero(np.isnan(values) & ~np.asarray(scored.too_long, bool))
-        if lost.size:
-            raise UserError(
-                f"{self.name}: the model gives NaN for {lost.size} of {values.size} texts,"
-                f" first for {self.items[lost[0]].text!r}"
-            )
         if self.per_token:
             values = values / np.maximum(1, scored.num_tokens)
         ends = np.cumsum([len(choice.items) for choice in self.choices])
