@@ -9,6 +9,7 @@
 
 import contextlib
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
@@ -124,12 +125,32 @@ def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
             if record.results is not None:
                 shown = table(record.results)
                 logger.info("This run is finished; its results:\n\n%s", shown)
+                tell_what_is_lacking(args, suite, record)
                 return record.results.get("eval_loss")
             wandb_args = args.wandb if main_process else None
             with logging_run(
                 wandb_args, resolved(config), record.directory
             ) as wandb_run:
                 return train_and_score(args, suite, corpora, record, wandb_run)
+
+
+def tell_what_is_lacking(args: Arguments, suite: "Suite", record: "RunRecord") -> None:
+    """A finished run is not scored again: say which scores it has not, and who has them."""
+    from src.evaluation.suite import of_whole_tasks
+
+    names = [name for name in suite.score_names if f"eval_{name}" not in record.results]
+    if names:
+        keys = {"tasks": args.evaluation.tasks, "pairs": args.evaluation.pairs}
+        asked = [
+            f"{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}"
+            for key, value in keys.items()
+            if value
+        ]
+        logger.info(
+            "They do not have %s; these are scored by\n  %s",
+            ", ".join(of_whole_tasks(names)),
+            f"python -m src.run_eval checkpoint={record.directory} {shlex.join(asked)}",
+        )
 
 
 def train_and_score(

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import UserError, changes_result
+from src.arguments import FIGURES, UserError, changes_result
 from src.configuration import group_choices, sections
 
 SHORT = {
@@ -28,7 +28,8 @@ SHORT = {
     "training.gradient_accumulation_steps": "accumulation",
 }
 SHORT_PREFIXES = {"training.": "", "data.": "", "model.config_overrides": "config"}
-# When a run is evaluated changes its result only where the best model is kept.
+# When a run is evaluated changes its result only where the best model is kept; how tasks are
+# scored, only where such a score says which is the best.
 EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
 
@@ -51,6 +52,12 @@ def _matters(config: DictConfig, key: str) -> bool:
     name = rest.partition(".")[0]
     if name in EVALUATION_CADENCE:
         return bool(config.training.load_best_model_at_end)
+    metric = config.training.metric_for_best_model or "loss"
+    best_by_task = config.training.load_best_model_at_end and not metric.endswith(
+        FIGURES
+    )
+    if section == "evaluation" and not best_by_task:
+        return False
     known = sections().get(section)
     return known is not None and changes_result(known, name)
 

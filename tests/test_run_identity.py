@@ -58,6 +58,25 @@ def test_evaluation_cadence_counts_where_it_decides_the_best_model(composed):
     assert "eval_steps" not in alone.wandb.name
 
 
+def test_what_tasks_are_scored_counts_where_it_decides_the_best_model(composed):
+    scored = ["evaluation.tasks=fast", "evaluation.items_while_training=9"]
+    scored += ["evaluation.batch_tokens=99", "evaluation.protocol=2025"]
+    config = composed(*SAMPLE, *scored)
+    assert config.wandb.name == "seed-42"
+    assert identity(config) == identity(composed(*SAMPLE))
+    best = ["training.metric_for_best_model=eval_blimp", *scored]
+    config = composed(*SAMPLE, *best)
+    name = "_evaluation.{}-".format
+    assert all(
+        name(key) in config.wandb.name
+        for key in ("items_while_training", "protocol", "tasks")
+    )
+    assert "batch_tokens" not in config.wandb.name
+    assert {"evaluation.pairs", "evaluation.data"} <= set(identity(config))
+    kept = composed(*SAMPLE, *best, "training.load_best_model_at_end=false")
+    assert "evaluation" not in kept.wandb.name
+
+
 def test_names_are_safe_for_paths_and_never_meet(composed):
     values = [
         "a/b.txt",

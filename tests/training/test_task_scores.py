@@ -185,6 +185,18 @@ def test_a_tokenizer_that_spoils_scores_is_told_before(tiny, run_clm, pairs, cap
     assert caplog.text.count("warning: the tokenizer puts no BOS") == 1
 
 
+def test_a_finished_run_says_which_scores_it_has_not(tiny, run_clm, pairs, caplog):
+    assert run_clm(*tiny) == 0
+    caplog.clear()
+    assert run_clm(*tiny, f"evaluation.pairs={pairs}") == 0
+    assert "This run is finished" in caplog.text
+    assert "They do not have pairs; these are scored by" in caplog.text
+    command = f"src.run_eval checkpoint={only_run()} pairs={pairs}"
+    assert command in caplog.text
+    caplog.clear()
+    assert run_clm(*tiny) == 0 and "They do not have" not in caplog.text
+
+
 IN_TWO_PROCESSES = """
 import json, sys, torch
 from src.arguments import ScoringArguments, UserError
