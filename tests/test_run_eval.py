@@ -39,11 +39,19 @@ def write_model(directory, tokenizer, seed=0, vocab_size=None):
     save(tokenizer, directory)
 
 
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory):
+    """A model, written once for all tests."""
+    folder = tmp_path_factory.mktemp("made") / "model"
+    write_model(folder, tokenizer)
+    return folder
+
+
 @pytest.fixture
-def work(tmp_path, tokenizer, monkeypatch):
+def work(tmp_path, made, monkeypatch):
     """The working directory: a model, and tasks in the official layout."""
     monkeypatch.chdir(tmp_path)
-    write_model(Path("model"), tokenizer)
+    shutil.copytree(made, "model")
     row = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD}) + "\n"
     for name, number in (("blimp_fast", 3), ("supplement_fast", 1)):
         folder = Path("data/fast_eval") / name
@@ -207,6 +215,12 @@ def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
     assert list(read_scores("bert")[0]["scores"]) == ["mlm"]
     assert backend_of("GPT2LMHeadModel") == "causal"
     assert backend_of("BertForMaskedLM") == "mlm"
+    message = run_eval("checkpoint=bert", "tasks=fast", "backend=causal")
+    assert "backend=causal is not for bert, a BertForMaskedLM" in message
+    config = json.loads(Path("bert/config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "its_own.Model"}
+    Path("bert/config.json").write_text(json.dumps(config))
+    assert find_checkpoints("./bert")[0].backend("causal") == "causal"
 
 
 def test_one_that_fails_does_not_lose_the_others(a_run, run_eval, caplog):
@@ -259,6 +273,13 @@ def foreign_results():
     (folder / "scores.json").write_text(json.dumps(record))
 
 
+def broken(name):
+    def spoil():
+        Path("model", name).write_text('{"half')
+
+    return spoil
+
+
 def nothing():
     pass
 
@@ -283,7 +304,10 @@ def nothing():
         (no_tokenizer, [], ["model has no tokenizer", "tokenizer.json"]),
         (no_weights, [], ["model cannot be loaded"]),
         (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
-        (nothing, ["backend=mlm"], ["model cannot be loaded", "GPT2Config"]),
+        (nothing, ["backend=mlm"], ["backend=mlm is not for model, a GPT2LMHeadModel"]),
+        (broken("config.json"), [], ["model/config.json is no JSON"]),
+        (broken("run.json"), [], ["model/run.json is no JSON"]),
+        (broken("tokenizer.json"), [], ["model cannot be loaded"]),
         (empty_task, [], ["data: no *.jsonl file in", "blimp_fast"]),
         (bad_line, [], ["order.jsonl, line 4: no JSON"]),
         (two_folders, [], ["only one folder may be called blimp_fast"]),
@@ -335,6 +359,21 @@ def test_models_are_found_once_and_by_name(a_run):
 def test_a_name_that_is_not_here_is_asked_of_the_hub(work, run_eval, tokenizer):
     message = run_eval("checkpoint=owner/nothing", "tasks=fast", "revision=chck_1M")
     assert "neither here nor on the hub (revision chck_1M)" in message
+
+
+def test_branches_of_one_commit_are_all_scored(tmp_path, made, monkeypatch):
+    """The hub's own cache: a snapshot a commit, and a file a branch that names it."""
+    monkeypatch.chdir(tmp_path)
+    commits = {"main": "b" * 40, "chck_2M": "b" * 40, "chck_1M": "a" * 40}
+    cache = Path(".cache/hub/models--owner--name")
+    (cache / "refs").mkdir(parents=True)
+    for branch, commit in commits.items():
+        (cache / "refs" / branch).write_text(commit)
+        shutil.copytree(made, cache / "snapshots" / commit, dirs_exist_ok=True)
+    branches = [*commits, "main"]
+    found = find_checkpoints("owner/name", branches, Path(".cache"))
+    assert [c.revision for c in found] == [*commits]
+    assert found[0].directory == found[1].directory != found[2].directory
 
 
 def test_fine_tuning_goes_beside_the_zero_shot_tasks(work, run_eval, monkeypatch):
