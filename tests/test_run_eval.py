@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from src.arguments import without_section
 from src.data.tokenizer import save, train
 from src.evaluation import aoa, glue, scoreboard
 from src.evaluation.aoa import AGES
@@ -488,6 +489,20 @@ def test_of_a_model_that_failed_in_one_task_the_others_are_shown(
     Path("data/fast_eval/blimp_fast/order.jsonl").write_text('{"sentence_good": "A"}')
     run_eval("checkpoint=model", "tasks=[blimp_fast]", "protocol=2025")
     assert "GPT-2 10M" not in caplog.text
+
+
+def test_too_little_memory_is_told_with_the_key_that_helps(
+    work, run_eval, monkeypatch, caplog
+):
+    def score(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Suite, "score", score)
+    told = "model: out of memory: give a smaller batch_tokens"
+    assert told in run_eval("checkpoint=model", "tasks=fast")
+    assert f"error: {told}" in caplog.messages
+    path = "error: runs/evaluation.data: evaluation.pairs=x"
+    assert without_section(path) == "error: runs/evaluation.data: pairs=x"
 
 
 def test_the_glue_score_is_of_seven_with_one_seed(work):

@@ -144,7 +144,7 @@ def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{task}: {len(long)} items are longer than the model can read and do not"
                 f" count as right: {shown}"
             )
-        if (changed := entry["choices_changed"]) is not None:
+        if (changed := entry.get("choices_changed")) is not None:
             other = "float32" if entry["dtype"] == "bfloat16" else "bfloat16"
             notes.append(
                 f"{task}: {changed} of {entry['items']:,} choices differ from those in"
