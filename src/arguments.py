@@ -9,6 +9,7 @@ A field that changes the result of a run (its weights or its reported numbers) i
 the run's identity: see `src/run_identity.py`. Those that do not say `changes_result=False`.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
@@ -220,6 +221,11 @@ class RunEvalArguments(ScoringArguments):
     overwrite: bool = knob(False, "Score again what is scored already")
     by_phenomenon: bool = knob(False, "Show BLiMP by phenomenon")
     seed: int = knob(42, "Of fine-tuning (tasks=glue)")
+
+
+def without_section(message: str) -> str:
+    """`evaluation.data` → `data`: the keys of `run_eval` have no section."""
+    return re.sub(r"(?<![\w./])evaluation\.(?=[a-z])", "", message)
 
 
 @dataclass

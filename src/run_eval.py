@@ -5,25 +5,27 @@
     python -m src.run_eval checkpoint=owner/name revision=chck_10M tasks=full
 
 `--help` lists the tasks and every key. What was scored before, on the same data by the same
-rules, is shown and not scored again.
+rules, is shown and not scored again; other rules (`protocol`, `bf16`, fine-tuning's `seed`)
+replace it in `results_dir`. In bfloat16 it is told how many choices differ from float32's,
+where these are what is replaced; else there is nothing to compare with.
 """
 
 import logging
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.argument_checks import check_scoring
-from src.arguments import RunEvalArguments, UserError
+from src.arguments import RunEvalArguments, UserError, without_section
 from src.configuration import CONF_DIR, fast_bfloat16, refuse_unknown_keys
 from src.front_door import command_line, set_up_logging
 
-# The other rooms are imported where they are used: --help starts without them.
+# The other rooms are imported where they are used, which takes seconds: a mistyped key is
+# told without them.
 if TYPE_CHECKING:
     from src.evaluation.glue import GlueTask
     from src.evaluation.models import Checkpoint
@@ -41,8 +43,7 @@ def run(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
         evaluate(RunEvalArguments(**values))
     except UserError as error:  # not handed to Hydra, which would say more
-        # The keys have no section here.
-        sys.exit("error: " + re.sub(r"\bevaluation\.(?=\w+[=: ])", "", str(error)))
+        sys.exit(f"error: {without_section(str(error))}")
 
 
 def evaluate(args: RunEvalArguments) -> None:
@@ -65,14 +66,15 @@ def evaluate(args: RunEvalArguments) -> None:
     board = Scoreboard(
         suite,
         Path(args.results_dir),
-        tuning=[] if tuned is None else glue_tasks(Path(args.data), tuned),
+        series,
+        tuning=glue_tasks(Path(args.data), tuned) if tuned else [],
         tuning_bf16=fast_bfloat16(use_cpu=False) if args.bf16 is None else args.bf16,
         seed=args.seed,
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )
-    board.score_all(models, series)
-    show(board, list(dict.fromkeys([*models, *series])), args)
+    board.score_all(models)
+    show(board, models, args)
     if board.failures:
         lines = [f"{name}: {reason}" for name, reason in board.failures.items()]
         raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))
@@ -89,8 +91,8 @@ def check(args: RunEvalArguments) -> None:
         raise UserError(f"nothing to score: choose tasks=… of {describe_tasks()}")
 
 
-def split_tasks(tasks: Any) -> tuple[Any, Optional[list[str]]]:
-    """The zero-shot tasks; and those of fine-tuning, [] for all there are, None for none."""
+def split_tasks(tasks: Any) -> tuple[Any, list[str]]:
+    """The zero-shot tasks, and those of fine-tuning; `glue` is all seven."""
     from src.evaluation.glue import FORMATS
 
     names = [tasks] if isinstance(tasks, str) else tasks or []
@@ -98,28 +100,27 @@ def split_tasks(tasks: Any) -> tuple[Any, Optional[list[str]]]:
     rest: Any = [name for name in names if name not in tuned]
     if rest in (["full"], ["fast"]):
         rest = rest[0]
-    return rest, None if not tuned else [] if "glue" in tuned else tuned
+    return rest, list(FORMATS) if "glue" in tuned else tuned
 
 
 def glue_tasks(data_dir: Path, names: list[str]) -> list["GlueTask"]:
-    """Fine-tuning's data; what is not named may be missing."""
+    """Fine-tuning's data; what is named must be there, and `glue` names all."""
     from src.evaluation.glue import load
     from src.evaluation.tasks.rows import find_folder
 
     folder = find_folder(data_dir / "full_eval", "glue_filtered")
     if folder is None:
         raise UserError(f"tasks: no folder glue_filtered in {data_dir / 'full_eval'}")
-    return load(folder, names or None)
+    return load(folder, names)
 
 
 def show(
     board: "Scoreboard", models: list["Checkpoint"], args: RunEvalArguments
 ) -> None:
-    """A table for one model; for many, one line each."""
+    """A table for one model; for many, one line each. Of a model that failed, what it has."""
     from src.evaluation.table import overview, table
 
-    scored = [model for model in models if model.origin not in board.failures]
-    entries = {model.origin: board.entries(model) for model in scored}
+    entries = {model.origin: board.entries(model) for model in models}
     entries = {origin: own for origin, own in entries.items() if own}
     if len(entries) > 1:
         logger.info("\n%s", overview(entries))

@@ -1,7 +1,9 @@
 """Scoring models: `python -m src.run_eval checkpoint=… tasks=…`."""
 
+import dataclasses
 import json
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from src.arguments import without_section
 from src.data.tokenizer import save, train
-from src.evaluation import scoreboard
+from src.evaluation import aoa, glue, scoreboard
 from src.evaluation.aoa import AGES
 from src.evaluation.models import Checkpoint, backend_of, find_checkpoints
-from src.evaluation.results import Result
+from src.evaluation.results import Result, write_result
+from src.evaluation.suite import Suite
 from src.run_eval import main, split_tasks
 from tests.conftest import sentences
 
@@ -39,11 +43,19 @@ def write_model(directory, tokenizer, seed=0, vocab_size=None):
     save(tokenizer, directory)
 
 
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory):
+    """A model, written once for all tests."""
+    folder = tmp_path_factory.mktemp("made") / "model"
+    write_model(folder, tokenizer)
+    return folder
+
+
 @pytest.fixture
-def work(tmp_path, tokenizer, monkeypatch):
+def work(tmp_path, made, monkeypatch):
     """The working directory: a model, and tasks in the official layout."""
     monkeypatch.chdir(tmp_path)
-    write_model(Path("model"), tokenizer)
+    shutil.copytree(made, "model")
     row = json.dumps({"sentence_good": GOOD, "sentence_bad": BAD}) + "\n"
     for name, number in (("blimp_fast", 3), ("supplement_fast", 1)):
         folder = Path("data/fast_eval") / name
@@ -61,8 +73,11 @@ def work(tmp_path, tokenizer, monkeypatch):
 
 @pytest.fixture
 def a_run(work, tokenizer):
+    return write_run(Path("exp/run-tiny-sample/seed-7"), tokenizer)
+
+
+def write_run(run, tokenizer):
     """A run with a final model and three checkpoints, of 100 words each ten steps."""
-    run = Path("exp/run-tiny-sample/seed-7")
     write_model(run, tokenizer, seed=3)
     (run / "run.json").write_text(json.dumps({"identity": {"training.seed": 7}}))
     for step in (5, 10, 15):
@@ -91,8 +106,8 @@ def run_eval(monkeypatch, caplog):
     return call
 
 
-def read_scores(model, revision="main"):
-    record = json.loads(Path("results", model, revision, "scores.json").read_text())
+def read_scores(model, revision="main", results="results"):
+    record = json.loads(Path(results, model, revision, "scores.json").read_text())
     (of_backend,) = record["scores"].values()
     return record, of_backend
 
@@ -135,44 +150,55 @@ def test_what_is_scored_is_not_scored_again(work, run_eval, caplog, monkeypatch)
     monkeypatch.setattr(scoreboard, "load", lambda *a: loads.append(a) or load(*a))
     command = ("checkpoint=model", "tasks=fast")
     assert run_eval(*command) == 0  # what is lacking
-    assert "supplement_fast" in caplog.messages[1] and len(loads) == 1
-    assert "blimp_fast" not in caplog.messages[1]
+    assert "model: supplement_fast" in caplog.text and len(loads) == 1
+    assert "model: blimp_fast" not in caplog.text
     assert run_eval(*command) == 0  # nothing
     assert "model: scored already" in caplog.text and len(loads) == 1
     assert "blimp_fast" in caplog.text  # and shown
     for change in ("protocol=2025", "overwrite=true", "bf16=true"):
         assert run_eval(*command, change) == 0
     assert len(loads) == 4
+    assert "blimp_fast: 0 of 3 choices differ from those in float32" in caplog.text
     Path("data/fast_eval/blimp_fast/order.jsonl").write_text(
         json.dumps({"sentence_good": BAD, "sentence_bad": GOOD})
     )
     assert run_eval(*command, "bf16=true") == 0
-    assert len(loads) == 5 and "supplement_fast 1" not in caplog.messages[1]
+    assert len(loads) == 5 and "model: blimp_fast" in caplog.text
+    assert "model: supplement_fast" not in caplog.text
+    assert "blimp_fast: 0 of" not in caplog.text  # of other data
+    assert "supplement_fast: 0 of 1 choices differ" in caplog.text  # as stored
 
 
 def test_many_checkpoints_score_as_one_by_one(a_run, run_eval, caplog):
-    pattern = "exp/*/*/checkpoint-*"
-    assert run_eval(f"checkpoint={pattern}", "tasks=fast") == 0
+    assert run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=fast") == 0
+    together = {}
     for step in (5, 10, 15):
         name = f"checkpoint-{step}"
-        _, together = read_scores("run-tiny-sample_seed-7", name)
-        assert together["blimp_fast"]["score"] == 100 * is_right(a_run / name)
-        assert together["blimp_fast"]["seed"] == 7
-        run_eval(f"checkpoint={a_run / name}", "tasks=fast", "results_dir=one")
-        alone = json.loads(
-            Path("one/run-tiny-sample_seed-7", name, "scores.json").read_text()
-        )["scores"]["causal"]
-        scores = [{t: e["score"] for t, e in x.items()} for x in (together, alone)]
-        assert scores[0] == scores[1]
-
-
-def test_the_overview_has_a_line_a_checkpoint(a_run, run_eval, caplog):
-    assert run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=fast") == 0
+        record, together[name] = read_scores("run-tiny-sample_seed-7", name)
+        assert together[name]["blimp_fast"]["score"] == 100 * is_right(a_run / name)
+        assert record["model"]["seed"] == 7
     (shown,) = [m for m in caplog.messages if "blimp_fast  supplement_fast" in m]
     lines = [line.split()[0] for line in shown.split("\n") if "checkpoint-" in line]
-    assert [Path(line).name for line in lines] == [
-        "checkpoint-5", "checkpoint-10", "checkpoint-15"
-    ]  # fmt: skip
+    assert [Path(line).name for line in lines] == [*together]
+    run_eval(f"checkpoint={a_run / name}", "tasks=fast", "results_dir=one")
+    _, alone = read_scores("run-tiny-sample_seed-7", name, "one")
+    for task, entry in alone.items():
+        assert entry["score"] == together[name][task]["score"]
+
+
+def test_what_is_scored_stays_when_the_rest_is_interrupted(work, run_eval, monkeypatch):
+    score = Suite.score
+
+    def interrupted(self, *args):
+        yield next(iter(score(self, *args)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Suite, "score", interrupted)
+        assert run_eval("checkpoint=model", "tasks=fast") == 130
+    assert list(read_scores("model")[1]) == ["blimp_fast"]
+    assert run_eval("checkpoint=model", "tasks=fast") == 0
+    assert list(read_scores("model")[1]) == ["blimp_fast", "supplement_fast"]
 
 
 def test_aoa_is_a_score_of_the_run(a_run, run_eval, caplog):
@@ -194,6 +220,24 @@ def test_aoa_is_a_score_of_the_run(a_run, run_eval, caplog):
     assert "No aoa for" in caplog.text
 
 
+def test_chance_is_that_of_each_runs_own_tokenizer(work, run_eval, monkeypatch):
+    sizes = {"seed-1": 300, "seed-2": 320}
+    for name, size in sizes.items():
+        own = train([sentences(100, 1)], size)
+        write_run(Path("exp/run-tiny-sample") / name, own)
+    seen = {}
+    result = aoa.result
+
+    def remember(data, chance, *args):
+        seen[args[-1][-6:]] = chance["dog"]
+        return result(data, chance, *args)
+
+    monkeypatch.setattr(aoa, "result", remember)
+    assert run_eval("checkpoint=exp/*/seed-*", "tasks=[aoa]") == 0
+    shares = {name: seen[name] / math.log(size) for name, size in sizes.items()}
+    assert all(share == pytest.approx(round(share)) for share in shares.values())
+
+
 def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
     tokenizer = train([sentences(100, 1)], 300)
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
@@ -207,6 +251,12 @@ def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
     assert list(read_scores("bert")[0]["scores"]) == ["mlm"]
     assert backend_of("GPT2LMHeadModel") == "causal"
     assert backend_of("BertForMaskedLM") == "mlm"
+    message = run_eval("checkpoint=bert", "tasks=fast", "backend=causal")
+    assert "backend=causal is not for bert, a BertForMaskedLM" in message
+    config = json.loads(Path("bert/config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "its_own.Model"}
+    Path("bert/config.json").write_text(json.dumps(config))
+    assert find_checkpoints("./bert")[0].backend("causal") == "causal"
 
 
 def test_one_that_fails_does_not_lose_the_others(a_run, run_eval, caplog):
@@ -259,6 +309,17 @@ def foreign_results():
     (folder / "scores.json").write_text(json.dumps(record))
 
 
+def few_rows():
+    write_rte(4)
+
+
+def broken(name):
+    def spoil():
+        Path("model", name).write_text('{"half')
+
+    return spoil
+
+
 def nothing():
     pass
 
@@ -273,6 +334,7 @@ def nothing():
         (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
+        (few_rows, ["tasks=glue"], ["tasks: no boolq.train", "tasks=[rte] is all"]),
         (nothing, ["tasks=[aoa]"], ["aoa", "3 checkpoints of a run, model has 0"]),
         (nothing, ["protocol=2024"], ["protocol", "2024", "2025, 2026"]),
         (nothing, ["batch_tokens=0"], ["batch_tokens must be at least 1, got 0"]),
@@ -283,7 +345,10 @@ def nothing():
         (no_tokenizer, [], ["model has no tokenizer", "tokenizer.json"]),
         (no_weights, [], ["model cannot be loaded"]),
         (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
-        (nothing, ["backend=mlm"], ["model cannot be loaded", "GPT2Config"]),
+        (nothing, ["backend=mlm"], ["backend=mlm is not for model, a GPT2LMHeadModel"]),
+        (broken("config.json"), [], ["model/config.json is no JSON"]),
+        (broken("run.json"), [], ["model/run.json is no JSON"]),
+        (broken("tokenizer.json"), [], ["model cannot be loaded"]),
         (empty_task, [], ["data: no *.jsonl file in", "blimp_fast"]),
         (bad_line, [], ["order.jsonl, line 4: no JSON"]),
         (two_folders, [], ["only one folder may be called blimp_fast"]),
@@ -337,41 +402,139 @@ def test_a_name_that_is_not_here_is_asked_of_the_hub(work, run_eval, tokenizer):
     assert "neither here nor on the hub (revision chck_1M)" in message
 
 
-def test_fine_tuning_goes_beside_the_zero_shot_tasks(work, run_eval, monkeypatch):
+def test_branches_of_one_commit_are_all_scored(tmp_path, made, monkeypatch):
+    """The hub's own cache: a snapshot a commit, and a file a branch that names it."""
+    monkeypatch.chdir(tmp_path)
+    commits = {"main": "b" * 40, "chck_2M": "b" * 40, "chck_1M": "a" * 40}
+    cache = Path(".cache/hub/models--owner--name")
+    (cache / "refs").mkdir(parents=True)
+    for branch, commit in commits.items():
+        (cache / "refs" / branch).write_text(commit)
+        shutil.copytree(made, cache / "snapshots" / commit, dirs_exist_ok=True)
+    branches = [*commits, "main"]
+    found = find_checkpoints("owner/name", branches, Path(".cache"))
+    assert [c.revision for c in found] == [*commits]
+    assert found[0].directory == found[1].directory != found[2].directory
+
+
+def test_a_broken_log_of_a_checkpoint_is_named(a_run, run_eval, caplog):
+    file = a_run / "checkpoint-10" / "trainer_state.json"
+    file.write_text('{"log_history": [')
+    message = run_eval(f"checkpoint={a_run}", "tasks=[aoa,blimp_fast]")
+    assert message.startswith(f"error: tasks: aoa: {file} is no JSON")
+    assert run_eval(f"checkpoint={a_run}", "tasks=full") == 0
+    assert f"No aoa for run-tiny-sample_seed-7: {file} is no JSON" in caplog.text
+
+
+def write_rte(num_rows):
+    """A task of fine-tuning in the official layout."""
     folder = Path("data/full_eval/glue_filtered")
-    folder.mkdir(parents=True)
-    row = {"sentence1": "A dog.", "sentence2": "A cat.", "label": 0, "idx": 0}
+    folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "valid"):
-        (folder / f"rte.{split}.jsonl").write_text(json.dumps(row) + "\n")
-    calls = []
+        rows = [
+            {"sentence1": "A dog.", "sentence2": f"{n} cats.", "label": n % 2}
+            for n in range(num_rows)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"rte.{split}.jsonl").write_text(text)
 
-    def finetune(model, tokenizer, task, backend, protocol, seed, **how):
-        calls.append((task.name, backend, seed, how))
-        files = {"results.txt": "accuracy: 0.5"}
-        checksum = task.identity(None, seed)
-        return Result(
-            "rte",
-            "finetune/rte",
-            protocol,
-            50.0,
-            1,
-            files=files,
-            data_checksum=checksum,
-        )
 
-    monkeypatch.setattr("src.evaluation.finetuning.finetune", finetune)
-    for _ in range(2):
-        assert run_eval("checkpoint=model", "tasks=[rte,blimp_fast]", "seed=1") == 0
-    assert calls == [("rte", "causal", 1, {"bf16": False, "batch_tokens": 16384})]
-    assert list(read_scores("model")[1]) == ["blimp_fast", "rte"]
-    assert Path("results/model/main/finetune/rte/results.txt").exists()
+@pytest.fixture
+def short_rte(work, monkeypatch):
+    """RTE with few rows, and one epoch of the protocol's ten."""
+    write_rte(8)
+    recipe = glue.Recipe(batch_size=4, num_epochs=1)
+    form = dataclasses.replace(glue.FORMATS["rte"], recipe=recipe)
+    monkeypatch.setitem(glue.FORMATS, "rte", form)
+
+
+def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog):
+    command = ("checkpoint=model", "tasks=[rte,blimp_fast]")
+    assert run_eval(*command, "seed=1") == 0
+    _, entries = read_scores("model")
+    assert list(entries) == ["blimp_fast", "rte"]
+    assert (entries["rte"]["seed"], entries["blimp_fast"]["seed"]) == (1, None)
+    assert entries["rte"]["items"] == 8
+    folder = Path("results/model/main/finetune/rte")
+    shown = (folder / "results.txt").read_text()
+    assert f"accuracy: {entries['rte']['score'] / 100}" in shown
+    assert run_eval(*command, "seed=1") == 0
+    assert "model: scored already" in caplog.text
+    assert run_eval(*command, "seed=2") == 0
+    assert "rte, epoch 1 of 1" in caplog.text and "blimp_fast 1" not in caplog.text
+    assert read_scores("model")[1]["rte"]["seed"] == 2
+
+
+def test_many_models_of_one_tokenizer_tokenize_a_task_once(
+    short_rte, a_run, run_eval, monkeypatch
+):
+    encode, calls = glue.encode, []
+    monkeypatch.setattr(glue, "encode", lambda *a: calls.append(a) or encode(*a))
+    assert run_eval("checkpoint=exp/*/*/checkpoint-1*", "tasks=[rte]") == 0
+    assert len(calls) == 1
+    _, entries = read_scores("run-tiny-sample_seed-7", "checkpoint-15")
+    assert entries["rte"]["items"] == 8
+
+
+def test_of_a_model_that_failed_in_one_task_the_others_are_shown(
+    work, run_eval, caplog
+):
+    write_rte(4)
+    message = run_eval("checkpoint=model", "tasks=[rte,blimp_fast]")
+    assert "model, rte: data: rte has 4 training rows, fewer than a" in message
+    assert "error: model, rte: data: rte has 4" in caplog.text
+    (shown,) = [text for text in caplog.messages if "task  " in text]
+    assert "blimp_fast" in shown and "rte" not in shown
+    # What is stored by another protocol is no score by this one.
+    Path("data/fast_eval/blimp_fast/order.jsonl").write_text('{"sentence_good": "A"}')
+    run_eval("checkpoint=model", "tasks=[blimp_fast]", "protocol=2025")
+    assert "GPT-2 10M" not in caplog.text
+
+
+def test_too_little_memory_is_told_with_the_key_that_helps(
+    work, run_eval, monkeypatch, caplog
+):
+    def score(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Suite, "score", score)
+    told = "model: out of memory: give a smaller batch_tokens"
+    assert told in run_eval("checkpoint=model", "tasks=fast")
+    assert f"error: {told}" in caplog.messages
+    path = "error: runs/evaluation.data: evaluation.pairs=x"
+    assert without_section(path) == "error: runs/evaluation.data: pairs=x"
+
+
+def test_the_glue_score_is_of_seven_with_one_seed(work):
+    (checkpoint,) = find_checkpoints("model")
+    wsc = glue.GlueTask("wsc", None, None, "d")
+    board = scoreboard.Scoreboard(Suite([]), Path("results"), tuning=[wsc], seed=1)
+
+    def write(name, score, seed):
+        subject = board._tuning_subject(checkpoint)
+        parts = dict(seed=seed, data_checksum="d", seconds=1.0)
+        result = Result(name, f"finetune/{name}", 2026, score, 5, **parts)
+        write_result(board.results_dir, subject, result)
+
+    for number, name in enumerate(glue.FORMATS):
+        assert "glue" not in board.entries(checkpoint)
+        write(name, 10.0 * number, seed=1)
+    found = board.entries(checkpoint)
+    assert list(found) == ["wsc", "glue"]
+    mean = found["glue"]
+    assert (mean["score"], mean["items"], mean["seconds"]) == (30, 35, 7)
+    assert mean["subscores"]["task"]["wsc"] == 60
+    write("rte", 90.0, seed=1)  # the mean follows
+    assert board.entries(checkpoint)["glue"]["score"] == pytest.approx(30 + 40 / 7)
+    write("rte", 90.0, seed=2)
+    assert "glue" not in board.entries(checkpoint)
 
 
 def test_tasks_are_split_into_zero_shot_and_fine_tuning():
-    assert split_tasks("fast") == ("fast", None)
-    assert split_tasks(["full", "glue"]) == ("full", [])
+    assert split_tasks("fast") == ("fast", [])
+    assert split_tasks(["full", "glue"]) == ("full", list(glue.FORMATS))
     assert split_tasks(["rte", "blimp"]) == (["blimp"], ["rte"])
-    assert split_tasks("glue") == ([], [])
+    assert split_tasks("glue") == ([], list(glue.FORMATS))
 
 
 def test_help_lists_keys_and_tasks(run_eval, capsys):

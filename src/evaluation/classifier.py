@@ -10,36 +10,17 @@ import copy
 import inspect
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from src.arguments import UserError
 from src.evaluation.network import REFUSALS, num_positions
 
 LOGGER = logging.getLogger(__name__)
-
-
-def load_backbone(name: Union[str, Path], **options: Any) -> PreTrainedModel:
-    """A checkpoint's model without its head, float32.
-
-    `options` go to `from_pretrained` (revision, trust_remote_code). Raises `UserError` where
-    weights are missing; a pooler may be, since its output is not used.
-    """
-    model, info = AutoModel.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, **options
-    )
-    lacking = [key for key in info["missing_keys"] if "pooler" not in key.split(".")]
-    if lacking or info["mismatched_keys"]:
-        raise UserError(
-            f"{name}: {type(model).__name__} finds no weights for"
-            f" {sorted(lacking) or sorted(info['mismatched_keys'])}"
-        )
-    return model
 
 
 class Classifier(nn.Module):

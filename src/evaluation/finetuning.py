@@ -19,11 +19,10 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Iterator, Optional
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
 from torch.utils.data import Sampler, Subset
 from transformers import (
     EvalPrediction,
@@ -37,15 +36,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from src.arguments import UserError
-from src.evaluation.classifier import Classifier, Collate, load_backbone
-from src.evaluation.glue import (
-    EncodedTask,
-    GlueTask,
-    Recipe,
-    encode,
-    measure,
-    official_files,
-)
+from src.evaluation.classifier import Classifier, Collate
+from src.evaluation.glue import EncodedTask, Recipe, measure, official_files
 from src.evaluation.network import num_positions
 from src.evaluation.results import Result
 from src.evaluation.scoring import Backend, check_vocabulary
@@ -56,16 +48,15 @@ EVAL_BATCH_SIZE = 64
 
 
 def finetune(
-    model: Union[PreTrainedModel, str, Path],
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Union[GlueTask, EncodedTask],
+    data: EncodedTask,
     backend: Backend = "causal",
     protocol: Protocol = 2026,
     seed: int = 42,
     recipe: Optional[Recipe] = None,
     bf16: Optional[bool] = None,
     batch_tokens: int = 16384,
-    save_dir: Optional[Path] = None,
 ) -> Result:
     """Trains a copy of the model on the task; its score at its best epoch, in percent.
 
@@ -73,22 +64,18 @@ def finetune(
     device. `Result.folder` is to be taken from the folder of the model's revision.
 
     Args:
-        task: an `EncodedTask` where more than one model shares a tokenizer; it must have been
-            encoded with the `max_length` of these models.
+        data: the task as the tokenizer sees it, encoded with the model's `max_length`.
         recipe: other hyperparameters than the protocol's.
         bf16: matrix products in bfloat16; None: on a GPU that has them.
         batch_tokens: bound of a forward pass; a batch beyond it is summed up of smaller ones.
-        save_dir: where the best classifier is kept, as classifier.safetensors; None: nowhere.
 
     Raises:
-        UserError: fewer rows than a batch, a vocabulary that is too small, NaN, weights missing.
+        UserError: fewer rows than a batch, a vocabulary that is too small, NaN.
     """
     start = time.perf_counter()
+    recipe = recipe or data.task.recipe
+    _check(data, model, tokenizer, recipe)
     with _random_state_kept(), tempfile.TemporaryDirectory() as scratch:
-        if isinstance(model, (str, Path)):
-            model = load_backbone(model)
-        data = _fitting(task, model, tokenizer, recipe)
-        recipe = recipe or data.task.recipe
         last = backend == "causal" or protocol == 2026
         set_seed(seed)
         trainer = FineTuner(
@@ -97,7 +84,6 @@ def finetune(
             data,
             recipe,
             Collate(_pad_id(tokenizer), left=last),
-            save_dir,
         )
         trainer.train()
     result = trainer.result(protocol, seed, time.perf_counter() - start)
@@ -106,25 +92,20 @@ def finetune(
     return result
 
 
-def _fitting(
-    task: Union[GlueTask, EncodedTask],
+def _check(
+    data: EncodedTask,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Optional[Recipe],
-) -> EncodedTask:
-    """The task's tokens, if the model can read them and there is a batch of them."""
+    recipe: Recipe,
+) -> None:
+    """Whether the model can read the tokens, and there is a batch of them."""
     check_vocabulary(model, tokenizer)
-    if isinstance(task, GlueTask):
-        task = encode(task, tokenizer, max_length(model, recipe or task.recipe))
-    assert task.max_length <= (num_positions(model) or math.inf)
-    num_rows = len(task.train)
-    batch_size = (recipe or task.task.recipe).batch_size
-    if num_rows < batch_size:
+    assert data.max_length <= (num_positions(model) or math.inf)
+    if (num_rows := len(data.train)) < recipe.batch_size:
         raise UserError(
-            f"evaluation.data: {task.task.name} has {num_rows} training rows, fewer than a"
-            f" batch of {batch_size}"
+            f"evaluation.data: {data.task.name} has {num_rows} training rows, fewer than a"
+            f" batch of {recipe.batch_size}"
         )
-    return task
 
 
 def max_length(model: PreTrainedModel, recipe: Recipe = Recipe()) -> int:
@@ -146,7 +127,6 @@ class FineTuner(Trainer):
         data: EncodedTask,
         recipe: Recipe,
         collate: Collate,
-        save_dir: Optional[Path],
     ) -> None:
         lengths = [-len(ids) for ids in data.valid.ids]
         self.by_length = np.argsort(lengths, kind="stable")  # little padding
@@ -160,7 +140,7 @@ class FineTuner(Trainer):
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.data, self.recipe, self.save_dir = data, recipe, save_dir
+        self.data, self.recipe = data, recipe
         self.history: list[dict[str, float]] = []  # metrics of each epoch
         self.best_epoch = 0  # from 1 on
         self.predictions = np.zeros(0, np.int64)  # [N], of the best epoch
@@ -186,9 +166,6 @@ class FineTuner(Trainer):
         best = self.history[self.best_epoch - 1][self.recipe.metric]
         if not self.best_epoch or score > best:
             self.best_epoch, self.predictions = epoch, predictions
-            if self.save_dir is not None:
-                self.save_dir.mkdir(parents=True, exist_ok=True)
-                save_model(self.model, str(self.save_dir / "classifier.safetensors"))
         LOGGER.info(
             "%s, epoch %d of %d: %s %.2f",
             *(name, epoch, self.recipe.num_epochs, self.recipe.metric, 100 * score),
@@ -214,7 +191,8 @@ class FineTuner(Trainer):
                 },
             },
             files=official_files(task.name, self.predictions, metrics),
-            data_checksum=task.identity(self.recipe, seed),
+            data_checksum=task.data_checksum,
+            seed=seed,
             seconds=seconds,
         )
 

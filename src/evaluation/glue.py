@@ -6,10 +6,9 @@ The pipelines' validation file chooses the epoch and gives the score; there is n
 """
 
 import copy
-import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -19,8 +18,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from src.arguments import UserError
-from src.evaluation.results import Result
-from src.evaluation.tasks.choice import Protocol
 from src.evaluation.tasks.rows import checksum
 
 LOGGER = logging.getLogger(__name__)
@@ -98,43 +95,27 @@ class GlueTask:
     def num_labels(self) -> int:
         return FORMATS[self.name].num_labels
 
-    def identity(self, recipe: Optional[Recipe] = None, seed: int = 42) -> str:
-        """Tells results that may differ apart: the data's checksum, and what else than the
-        protocol's was asked for."""
-        wanted, usual = vars(recipe or self.recipe), vars(self.recipe)
-        other = {k: v for k, v in {**wanted, "seed": seed}.items() if usual.get(k) != v}
-        if seed == 42:
-            del other["seed"]
-        return " ".join([self.data_checksum, *(f"{k}={v}" for k, v in other.items())])
 
-
-def load(folder: Path, names: Optional[Sequence[str]] = None) -> list[GlueTask]:
+def load(folder: Path, names: Sequence[str]) -> list[GlueTask]:
     """Reads <task>.train.jsonl and <task>.valid.jsonl, in the order of `FORMATS`.
 
-    Args:
-        names: tasks that must be there; None for those that are, the others being logged.
-
     Raises:
-        UserError: an unknown name, no data, a line that is no row of its task.
+        UserError: a task without its data, a line that is no row of its task.
     """
-    if unknown := set(names or ()) - set(FORMATS):
+    files = {
+        name: [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
+        for name in FORMATS
+    }
+    there = [name for name in FORMATS if all(file.exists() for file in files[name])]
+    if lacking := [f.name for n in names for f in files[n] if not f.exists()]:
+        others = f"; tasks=[{','.join(there)}] is all there" if there else ""
         raise UserError(
-            f"evaluation.tasks: no GLUE task {sorted(unknown)}, only {', '.join(FORMATS)}"
+            f"evaluation.tasks: no {', '.join(lacking)} in {folder}{others}"
         )
     tasks = []
-    for name in FORMATS:
-        if names is not None and name not in names:
-            continue
-        files = [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-        if missing := [str(file) for file in files if not file.exists()]:
-            if names is not None:
-                raise UserError(f"evaluation.data: {name} needs {', '.join(missing)}")
-            LOGGER.warning("%s is left out: no %s", name, ", no ".join(missing))
-            continue
-        train, valid = (_read(file, FORMATS[name]) for file in files)
-        tasks.append(GlueTask(name, train, valid, checksum(files)))
-    if not tasks:
-        raise UserError(f"evaluation.data: no GLUE task in {folder}")
+    for name in (name for name in FORMATS if name in names):
+        train, valid = (_read(file, FORMATS[name]) for file in files[name])
+        tasks.append(GlueTask(name, train, valid, checksum(files[name])))
     return tasks
 
 
@@ -266,21 +247,23 @@ def official_files(
     }
 
 
-def average(results: Sequence[Result]) -> Optional[Result]:
-    """The challenge's GLUE score, the mean of the seven; None where one is missing."""
-    by_name = {result.task: result for result in results}
-    if not FORMATS.keys() <= by_name.keys():
+def average(
+    entries: Mapping[str, Optional[Mapping[str, Any]]],
+) -> Optional[dict[str, Any]]:
+    """The challenge's GLUE score, the mean of the seven; None where one is missing.
+
+    Args:
+        entries: task → its entry of `scores.json`; those of one model, protocol and seed.
+    """
+    parts = {name: entries.get(name) for name in FORMATS}
+    if not all(parts.values()):
         return None
-    parts = [by_name[name] for name in FORMATS]
-    checksums = "".join(part.data_checksum for part in parts)
-    protocol: Protocol = parts[0].protocol
-    return Result(
-        task="glue",
-        folder="finetune",
-        protocol=protocol,
-        score=float(np.mean([part.score for part in parts])),
-        num_items=sum(part.num_items for part in parts),
-        subscores={"task": {part.task: part.score for part in parts}},
-        data_checksum=hashlib.sha256(checksums.encode()).hexdigest(),
-        seconds=sum(part.seconds for part in parts),
-    )
+    seconds = [part["seconds"] for part in parts.values()]
+    return {
+        **parts["rte"],
+        "score": float(np.mean([part["score"] for part in parts.values()])),
+        "items": sum(part["items"] for part in parts.values()),
+        "seconds": None if None in seconds else sum(seconds),
+        "data_checksum": None,
+        "subscores": {"task": {name: part["score"] for name, part in parts.items()}},
+    }

@@ -31,13 +31,18 @@ from src.evaluation.scoring import Backend
 from src.evaluation.tasks.rows import checksum
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+# What decides the tokens of a text.
+TOKEN_FILES = (
+    "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "*.py", *TOKENIZER_FILES,
+)  # fmt: skip
 # What decides a model's scores; a checkpoint holds more, such as the optimizer's state.
 MODEL_FILES = (
-    "config.json", "model*.safetensors*", "pytorch_model*.bin*", "*.py", "merges.txt",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    *TOKENIZER_FILES,
+    "config.json", "model*.safetensors*", "pytorch_model*.bin*", *TOKEN_FILES
 )  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-\d+|chck_\w+")
+# Ends of the names of architectures.
+MASKED, CAUSAL = "MaskedLM", ("CausalLM", "LMHeadModel", "ModelWithLMHead")
 # What the libraries raise for files that are missing, damaged, or of another architecture.
 UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
@@ -56,19 +61,39 @@ class Checkpoint:
     options: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     def backend(self, asked: str = "auto") -> Backend:
-        """How to ask it: as `asked`, or by its architecture."""
-        if asked != "auto":
-            return asked
-        config = json.loads(
-            (self.directory / "config.json").read_text(encoding="utf-8")
-        )
-        return backend_of((config.get("architectures") or [""])[0])
+        """How to ask it: as `asked`, or by its architecture.
+
+        Raises `UserError` where a model of its kind cannot be asked so: a masked one would
+        see the tokens that it is to predict.
+        """
+        config = _read_json(self.directory / "config.json")
+        architecture = (config.get("architectures") or [""])[0]
+        if asked == "auto":
+            return backend_of(architecture)
+        family = "AutoModelForCausalLM" if asked == "causal" else "AutoModelForMaskedLM"
+        if family not in (
+            config.get("auto_map") or {}
+        ):  # it brings no class of its own
+            is_masked = architecture.endswith(MASKED)
+            if is_masked if asked == "causal" else architecture.endswith(CAUSAL):
+                raise UserError(
+                    f"backend={asked} is not for {self.origin}, a {architecture}: say"
+                    f" backend={backend_of(architecture)}, or auto"
+                )
+        return asked
 
     @cached_property
     def checksum(self) -> str:
         """Of everything that its scores depend on."""
-        found = {p for pattern in MODEL_FILES for p in self.directory.glob(pattern)}
-        return checksum(list(found))
+        return self._checksum_of(MODEL_FILES)
+
+    @cached_property
+    def tokenizer_checksum(self) -> str:
+        """Of everything that its tokens depend on."""
+        return self._checksum_of(TOKEN_FILES)
+
+    def _checksum_of(self, patterns: Sequence[str]) -> str:
+        return checksum(list({p for x in patterns for p in self.directory.glob(x)}))
 
     @property
     def seed(self) -> Optional[int]:
@@ -76,8 +101,7 @@ class Checkpoint:
         for directory in (self.directory, self.directory.parent):
             record = directory / "run.json"
             if record.is_file():
-                identity = json.loads(record.read_text(encoding="utf-8"))["identity"]
-                return identity.get("training.seed")
+                return _read_json(record).get("identity", {}).get("training.seed")
         return None
 
     @property
@@ -88,10 +112,9 @@ class Checkpoint:
         file = self.directory / "trainer_state.json"
         if not file.is_file():
             return None
-        state = json.loads(file.read_text(encoding="utf-8"))
-        words = {
-            log["step"]: log["words"] for log in state["log_history"] if "words" in log
-        }
+        state = _read_json(file)
+        logs = state.get("log_history", [])
+        words = {log["step"]: log["words"] for log in logs if "words" in log}
         last = max(words, default=0)
         if not last:
             return None
@@ -104,6 +127,16 @@ class Checkpoint:
         return [
             _local(p, self.options) for p in sorted(found, key=_number) if _is_model(p)
         ]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of its UTF-8
+        raise UserError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must be a JSON object, got {type(content).__name__}")
+    return content
 
 
 def find_checkpoints(
@@ -119,7 +152,8 @@ def find_checkpoints(
         UserError: nothing there, with what there is; two whose results would be one folder.
     """
     options = {"trust_remote_code": trust_remote_code}
-    found: dict[Path, Checkpoint] = {}
+    # Two branches of the hub may be one commit, and so one directory.
+    found: dict[tuple[Path, str], Checkpoint] = {}
     for text in [wanted] if isinstance(wanted, str) else wanted:
         if _is_hub_name(text):
             branches = (
@@ -130,7 +164,7 @@ def find_checkpoints(
             raise UserError(f"revision={revisions} is for hub names, not for {text}")
         else:
             new = [_local(path, options) for path in _directories(text)]
-        found.update((own.directory.resolve(), own) for own in new)
+        found.update(((own.directory.resolve(), own.revision), own) for own in new)
     folders: dict[tuple[str, str], Checkpoint] = {}
     for own in found.values():
         other = folders.setdefault((model_folder(own.model), own.revision), own)
@@ -225,9 +259,9 @@ def _download(
 
 def backend_of(architecture: str) -> Backend:
     """How a model of this class (`GPT2LMHeadModel`) is to be asked."""
-    if architecture.endswith("MaskedLM"):
+    if architecture.endswith(MASKED):
         return "mlm"
-    if architecture.endswith(("CausalLM", "LMHeadModel", "ModelWithLMHead")):
+    if architecture.endswith(CAUSAL):
         return "causal"
     raise UserError(
         f"backend=auto knows causal and masked language models, not {architecture or 'this'}:"

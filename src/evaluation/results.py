@@ -7,12 +7,13 @@
 
 All but the first are as babylm-org/babylm-eval of July 2026 writes them, so that its
 `collate_preds` reads them. A folder belongs to one model, told by the checksum of its files.
+It holds the last scoring of each task: one in bfloat16, or by another protocol, replaces that
+in float32, and the record says how many choices the precision has changed.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Result:
     subscores: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
     data_checksum: str = ""
+    seed: int | None = None  # of fine-tuning; the other tasks draw nothing
     seconds: float = math.nan  # scoring and tokenizing; whoever took the time sets it
 
 
@@ -53,6 +55,7 @@ class Subject:
     checksum: str  # of the model's and the tokenizer's files
     backend: str  # causal, mlm or mntp
     dtype: str = "float32"
+    seed: int | None = None  # of the model's training, where it is known
 
 
 def model_folder(model: str) -> str:
@@ -100,52 +103,47 @@ def find_stored(
     subject: Subject,
     task: str,
     protocol: int,
-    data_checksum: str,
+    data_checksum: str | None,
+    seed: int | None = None,
 ) -> dict[str, Any] | None:
-    """The entry of a task that was scored in the same way on the same data, if any."""
+    """The entry of a task that was scored in the same way on the same data, if any.
+
+    Args:
+        data_checksum: None for whatever data.
+        seed: of fine-tuning.
+    """
     entry = record["scores"].get(subject.backend, {}).get(task)
-    wanted = {
-        "protocol": protocol,
-        "dtype": subject.dtype,
-        "data_checksum": data_checksum,
-    }
+    wanted = {"protocol": protocol, "dtype": subject.dtype, "seed": seed}
+    if data_checksum is not None:
+        wanted["data_checksum"] = data_checksum
     if entry is None or any(entry.get(key) != value for key, value in wanted.items()):
         return None
     return entry
 
 
-def write_results(
-    results_dir: Path,
-    subject: Subject,
-    results: Iterable[Result],
-    seed: int | None = None,
-) -> Path:
-    """Adds results to the model's folder; the official files first, the record last.
+def write_result(results_dir: Path, subject: Subject, result: Result) -> dict[str, Any]:
+    """Adds a result to the model's folder, and returns its entry.
 
-    Args:
-        seed: that of the model's training, where it is known.
+    The official files come first, the record last: while files are replaced it tells of
+    nothing that is not wholly there.
     """
     record = read_record(results_dir, subject)
     file = scores_file(results_dir, subject)
-    zero_shot = file.parent / "zero_shot" / subject.backend
+    is_tuned = result.folder.startswith("finetune")
+    place = file.parent if is_tuned else file.parent / "zero_shot" / subject.backend
+    folder = place / result.folder
     entries = record["scores"].setdefault(subject.backend, {})
-    # While files are replaced the record tells of nothing that is not wholly there.
-    results = list(results)
-    for result in results:
-        entries.pop(result.task, None)
+    replaced = entries.pop(result.task, None)
+    changed = None if is_tuned else _num_changed(folder, replaced, result, subject)
     _write(file, record)
-    for result in results:
-        tuned = result.folder.startswith("finetune")
-        folder = (file.parent if tuned else zero_shot) / result.folder
-        for name, content in result.files.items():
-            _write(folder / name, content)
-        entries[result.task] = entry(result, subject, seed)
+    for name, content in result.files.items():
+        _write(folder / name, content)
+    entries[result.task] = {**_entry(result, subject), "choices_changed": changed}
     _write(file, record)
-    return file
+    return entries[result.task]
 
 
-def entry(result: Result, subject: Subject, seed: int | None = None) -> dict[str, Any]:
-    """A task's entry of `scores.json`."""
+def _entry(result: Result, subject: Subject) -> dict[str, Any]:
     return {
         "score": _number(result.score),
         "protocol": result.protocol,
@@ -153,7 +151,7 @@ def entry(result: Result, subject: Subject, seed: int | None = None) -> dict[str
         "ties": result.num_ties,
         "too_long": list(result.too_long),
         "seconds": _number(result.seconds),
-        "seed": seed,
+        "seed": result.seed,
         "dtype": subject.dtype,
         "data_checksum": result.data_checksum,
         "subscores": {
@@ -163,11 +161,49 @@ def entry(result: Result, subject: Subject, seed: int | None = None) -> dict[str
     }
 
 
-def _model(subject: Subject) -> dict[str, str]:
+def _num_changed(
+    folder: Path, replaced: dict[str, Any] | None, result: Result, subject: Subject
+) -> int | None:
+    """How many choices differ from those in the other precision, which are to be replaced.
+
+    None where there are none such: `replaced` is the entry of what is in the folder.
+    """
+    same = {"protocol": result.protocol, "data_checksum": result.data_checksum}
+    if replaced is None or any(replaced.get(key) != same[key] for key in same):
+        return None
+    file = folder / "predictions.json"
+    if replaced.get("dtype") == subject.dtype or not file.is_file():
+        return None
+    try:
+        old = _choices(json.loads(file.read_text(encoding="utf-8")))
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # written by somebody else
+        return None
+    new = _choices(result.files["predictions.json"])
+    if not all(isinstance(choice, str) for choice in new.values()):
+        return None  # surprisals: all of them differ a little
+    return sum(old.get(key) != choice for key, choice in new.items())
+
+
+def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """(part, id) → what was chosen there."""
+    return {
+        (part, item["id"]): item["pred"]
+        for part, content in predictions.items()
+        for item in content["predictions"]
+    }
+
+
+def _model(subject: Subject) -> dict[str, Any]:
     return {
         "name": subject.model,
         "revision": subject.revision,
         "checksum": subject.checksum,
+        "seed": subject.seed,
     }
 
 

@@ -1,24 +1,23 @@
 """Many models, many tasks: what is scored already is not scored again, what fails stops nothing.
 
-Each model is loaded once, and only if something is to be scored; its results are on disk
-before the next one's turn.
+Each model is loaded once, and only if something is to be scored. A result is on disk as soon
+as it is there: what comes after it may fail or be interrupted.
 """
 
 import contextlib
 import hashlib
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import UserError
+from src.arguments import UserError, without_section
 from src.evaluation import aoa, glue
 from src.evaluation.models import Checkpoint, load
 from src.evaluation.results import (
@@ -26,7 +25,7 @@ from src.evaluation.results import (
     Subject,
     find_stored,
     read_record,
-    write_results,
+    write_result,
 )
 from src.evaluation.suite import Suite
 from src.evaluation.tokenizer_checks import check_tokenizer
@@ -34,40 +33,38 @@ from src.evaluation.tokenizer_checks import check_tokenizer
 LOGGER = logging.getLogger(__name__)
 
 
+class WordScores(NamedTuple):
+    """What AoA takes of one checkpoint."""
+
+    surprisals: np.ndarray  # nats [num_pairs]
+    chance: dict[str, float]  # word → surprisal by chance, of its tokenizer
+    seconds: float
+
+
 @dataclass
 class Scoreboard:
     """What models are asked, and what has come of it.
 
+    `series` has, for AoA, the model whose score it is → the checkpoints of its training.
     `tuning` has the tasks of fine-tuning, `tuning_bf16` says whether these train in bfloat16.
     """
 
     suite: Suite
     results_dir: Path
+    series: Mapping[Checkpoint, Sequence[Checkpoint]] = field(default_factory=dict)
     tuning: Sequence[glue.GlueTask] = ()
     tuning_bf16: bool = False
     seed: int = 42  # of fine-tuning
     overwrite: bool = False
     progress: bool = False
     failures: dict[str, str] = field(default_factory=dict)  # model → why
-    # AoA, filled while the checkpoints pass: nats [num_pairs], and seconds.
-    _surprisals: dict[Checkpoint, np.ndarray] = field(default_factory=dict)
-    _seconds: dict[Checkpoint, float] = field(default_factory=dict)
-    _chance: dict[str, float] = field(default_factory=dict)
-    _warned: set[str] = field(default_factory=set)
+    _words: dict[Checkpoint, WordScores] = field(default_factory=dict)
+    _encoded: dict[tuple[str, str, int], glue.EncodedTask] = field(default_factory=dict)
+    _warned: set[tuple[str, str]] = field(default_factory=set)  # (model, warning)
 
-    def score_all(
-        self,
-        models: Sequence[Checkpoint],
-        series: Optional[dict[Checkpoint, list[Checkpoint]]] = None,
-    ) -> None:
-        """Scores models; `failures` tells of those that could not be.
-
-        Args:
-            series: for AoA, the model whose score it is → the checkpoints of its training.
-        """
-        todo = {
-            o: steps for o, steps in (series or {}).items() if self._lacks_aoa(o, steps)
-        }
+    def score_all(self, models: Sequence[Checkpoint]) -> None:
+        """Scores models; `failures` tells of what could not be."""
+        todo = {o: s for o, s in self.series.items() if self._lacks_aoa(o)}
         in_series = [step for steps in todo.values() for step in steps]
         for checkpoint in dict.fromkeys([*models, *in_series]):
             with self._noting(checkpoint.origin):
@@ -84,24 +81,40 @@ class Scoreboard:
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 error = "out of memory: give a smaller evaluation.batch_tokens"
-            self.failures[name] = str(error)
-            LOGGER.error("error: %s: %s", name, error)
+            self.failures[name] = without_section(str(error))
+            LOGGER.error("error: %s: %s", name, self.failures[name])
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-        """Task → its entry of `scores.json`, of the tasks asked for that are there."""
-        subject = self._subject(checkpoint)
-        stored = read_record(self.results_dir, subject)["scores"].get(
-            subject.backend, {}
-        )
-        names = [
-            *self.suite.checksums,
-            "aoa",
-            *(task.name for task in self.tuning),
-            "glue",
-        ]
-        asked = [n for n in names if n != "aoa" or self.suite.word_contexts]
-        asked = [n for n in asked if n != "glue" or self.tuning]
-        return {name: stored[name] for name in asked if name in stored}
+        """Task → its entry of `scores.json`, of those asked for that are there.
+
+        Beside tasks of fine-tuning `glue`, where all seven have been scored by this protocol
+        with this seed, now or before.
+        """
+        try:
+            subject = self._subject(checkpoint)
+            record = read_record(self.results_dir, subject)
+            checksums = dict(self.suite.checksums)
+            if checkpoint in self.series:
+                checksums["aoa"] = self._aoa_checksum(checkpoint)
+        except (UserError, OSError):  # `score_all` has told of it
+            return {}
+        protocol = self.suite.protocol
+        found = {
+            name: find_stored(record, subject, name, protocol, checksum)
+            for name, checksum in checksums.items()
+        }
+        if self.tuning:
+            own = {task.name: task.data_checksum for task in self.tuning}
+            subject = self._tuning_subject(checkpoint)
+            tuned = {
+                name: find_stored(
+                    record, subject, name, protocol, own.get(name), self.seed
+                )
+                for name in glue.FORMATS
+            }
+            found.update((name, tuned[name]) for name in own)
+            found["glue"] = glue.average(tuned)
+        return {name: entry for name, entry in found.items() if entry is not None}
 
     def _subject(self, checkpoint: Checkpoint) -> Subject:
         return Subject(
@@ -110,13 +123,16 @@ class Scoreboard:
             checkpoint.checksum,
             checkpoint.backend(self.suite.backend),
             "bfloat16" if self.suite.dtype else "float32",
+            checkpoint.seed,
         )
 
     def _tuning_subject(self, checkpoint: Checkpoint) -> Subject:
         dtype = "bfloat16" if self.tuning_bf16 else "float32"
         return replace(self._subject(checkpoint), dtype=dtype)
 
-    def _unscored(self, subject: Subject, checksums: dict[str, str]) -> list[str]:
+    def _unscored(
+        self, subject: Subject, checksums: dict[str, str], seed: Optional[int] = None
+    ) -> list[str]:
         """Names of the tasks (→ checksum of their data) that are to be scored."""
         record = read_record(self.results_dir, subject)
         protocol = self.suite.protocol
@@ -124,128 +140,122 @@ class Scoreboard:
             name
             for name, checksum in checksums.items()
             if self.overwrite
-            or not find_stored(record, subject, name, protocol, checksum)
+            or not find_stored(record, subject, name, protocol, checksum, seed)
         ]
 
     def _score(self, checkpoint: Checkpoint, is_asked: bool, in_series: bool) -> None:
         """Everything that one model is needed for."""
-        names, tuning = [], []
-        if is_asked:
-            subject = self._tuning_subject(checkpoint)
-            checksums = {t.name: t.identity(None, self.seed) for t in self.tuning}
-            tuned = self._unscored(subject, checksums)
-            tuning = [task for task in self.tuning if task.name in tuned]
-            names = self._unscored(self._subject(checkpoint), self.suite.checksums)
+        names, tuning = self._lacking(checkpoint) if is_asked else ([], [])
         if not (names or tuning or in_series):
             LOGGER.info("%s: scored already", checkpoint.origin)
             return
-        backend = checkpoint.backend(self.suite.backend)
-        model, tokenizer = load(checkpoint, backend)
-        self._warn(checkpoint, tokenizer, backend)
+        subject = self._subject(checkpoint)
+        model, tokenizer = load(checkpoint, subject.backend)
+        self._warn(checkpoint, tokenizer, subject.backend)
         bar = checkpoint.origin if self.progress else None
         if names:
-            self._write(checkpoint, self.suite.score(model, tokenizer, names, bar))
+            for result in self.suite.score(model, tokenizer, names, bar):
+                self._write(checkpoint, subject, result)
         if in_series:
-            start = time.perf_counter()
-            nats = self.suite.word_surprisals(model, tokenizer, bar)
-            self._surprisals[checkpoint] = nats
-            self._seconds[checkpoint] = time.perf_counter() - start
-            self._chance = aoa.chance_surprisals(
-                self.suite.word_contexts, tokenizer, self.suite.protocol
-            )
-        self._tune(checkpoint, model, tokenizer, tuning)
+            self._words[checkpoint] = self._ask_words(model, tokenizer, bar)
+        for task in tuning:
+            with self._noting(f"{checkpoint.origin}, {task.name}"):
+                self._tune(checkpoint, model, tokenizer, task)
 
-    def _write(
-        self,
-        checkpoint: Checkpoint,
-        results: Iterable[Result],
-        subject: Optional[Subject] = None,
-    ) -> None:
-        results, subject = list(results), subject or self._subject(checkpoint)
-        write_results(self.results_dir, subject, results, checkpoint.seed)
-        found = ", ".join(f"{result.task} {result.score:.2f}" for result in results)
-        LOGGER.info("%s: %s", checkpoint.origin, found)
+    def _lacking(self, checkpoint: Checkpoint) -> tuple[list[str], list[glue.GlueTask]]:
+        """Zero-shot tasks, and those of fine-tuning, that are to be scored."""
+        names = self._unscored(self._subject(checkpoint), self.suite.checksums)
+        subject = self._tuning_subject(checkpoint)
+        checksums = {task.name: task.data_checksum for task in self.tuning}
+        tuned = self._unscored(subject, checksums, self.seed)
+        return names, [task for task in self.tuning if task.name in tuned]
+
+    def _write(self, checkpoint: Checkpoint, subject: Subject, result: Result) -> None:
+        entry = write_result(self.results_dir, subject, result)
+        score = "undefined" if entry["score"] is None else f"{entry['score']:.2f}"
+        LOGGER.info("%s: %s %s", checkpoint.origin, result.task, score)
 
     def _warn(
         self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, backend: str
     ) -> None:
         """What is wrong with a tokenizer, once for all checkpoints of a run."""
         for warning in check_tokenizer(tokenizer, backend):
-            if warning not in self._warned:
+            if (checkpoint.model, warning) not in self._warned:
                 LOGGER.warning("warning: %s: %s", checkpoint.origin, warning)
-            self._warned.add(warning)
+            self._warned.add((checkpoint.model, warning))
 
     def _tune(
         self,
         checkpoint: Checkpoint,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        tasks: Sequence[glue.GlueTask],
+        task: glue.GlueTask,
     ) -> None:
-        """Fine-tunes on each task; their mean where all seven are there."""
-        if not tasks:
-            return
-        from src.evaluation.finetuning import finetune  # with it the whole Trainer
+        """Fine-tunes on a task, which is tokenized once for all models with a tokenizer."""
+        from src.evaluation.finetuning import finetune, max_length  # the whole Trainer
 
+        limit = max_length(model, task.recipe)
+        rules = (task.name, checkpoint.tokenizer_checksum, limit)
+        if rules not in self._encoded:
+            # Of other tokenizers nothing is kept: models of one mostly follow each other.
+            kept = {k: v for k, v in self._encoded.items() if k[1:] == rules[1:]}
+            self._encoded = {**kept, rules: glue.encode(task, tokenizer, limit)}
         subject = self._tuning_subject(checkpoint)
-        for task in tasks:
-            result = finetune(
-                model,
-                tokenizer,
-                task,
-                subject.backend,
-                self.suite.protocol,
-                self.seed,
-                bf16=self.tuning_bf16,
-                batch_tokens=self.suite.batch_tokens,
-            )
-            self._write(checkpoint, [result], subject)
-        mean = glue.average(_results(self.entries(checkpoint)))
-        if mean is not None:
-            self._write(checkpoint, [mean], subject)
+        result = finetune(
+            model,
+            tokenizer,
+            self._encoded[rules],
+            subject.backend,
+            self.suite.protocol,
+            self.seed,
+            bf16=self.tuning_bf16,
+            batch_tokens=self.suite.batch_tokens,
+        )
+        self._write(checkpoint, subject, result)
 
-    def _lacks_aoa(self, owner: Checkpoint, steps: Sequence[Checkpoint]) -> bool:
+    def _lacks_aoa(self, owner: Checkpoint) -> bool:
         lacks = []
         with self._noting(owner.origin):
-            wanted = {"aoa": self._aoa_checksum(steps)}
+            wanted = {"aoa": self._aoa_checksum(owner)}
             lacks = self._unscored(self._subject(owner), wanted)
         return bool(lacks)
 
-    def _aoa_checksum(self, steps: Sequence[Checkpoint]) -> str:
+    def _aoa_checksum(self, owner: Checkpoint) -> str:
         """Other checkpoints are other data."""
+        steps = self.series[owner]
         parts = [self.suite.word_contexts.data_checksum, *(s.checksum for s in steps)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
+    def _ask_words(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        bar: Optional[str],
+    ) -> WordScores:
+        start = time.perf_counter()
+        nats = self.suite.word_surprisals(model, tokenizer, bar)
+        chance = aoa.chance_surprisals(
+            self.suite.word_contexts, tokenizer, self.suite.protocol
+        )
+        return WordScores(nats, chance, time.perf_counter() - start)
+
     def _score_series(self, owner: Checkpoint, steps: Sequence[Checkpoint]) -> None:
-        if lost := [step.origin for step in steps if step not in self._surprisals]:
+        """AoA, from what the checkpoints have left; a run has one tokenizer."""
+        if lost := [step.origin for step in steps if step not in self._words]:
             raise UserError(f"left out, since {', '.join(lost)} could not be scored")
+        words = [self._words[step] for step in steps]
         result = aoa.result(
             self.suite.word_contexts,
-            self._chance,
-            {step.revision: self._surprisals[step] for step in steps},
+            words[-1].chance,
+            {step.revision: own.surprisals for step, own in zip(steps, words)},
             {step.revision: step.words_seen for step in steps},
             self.suite.protocol,
             owner.model,
         )
-        checksum = self._aoa_checksum(steps)
-        seconds = sum(self._seconds[step] for step in steps)
-        self._write(owner, [replace(result, data_checksum=checksum, seconds=seconds)])
-
-
-def _results(entries: dict[str, dict[str, Any]]) -> list[Result]:
-    """As much of stored results as their mean takes."""
-    return [
-        Result(
-            task=name,
-            folder="",
-            protocol=entry["protocol"],
-            score=entry["score"],
-            num_items=entry["items"],
-            seconds=math.nan if entry["seconds"] is None else entry["seconds"],
-            data_checksum=entry["data_checksum"],
-        )
-        for name, entry in entries.items()
-    ]
+        checksum = self._aoa_checksum(owner)
+        seconds = sum(own.seconds for own in words)
+        result = replace(result, data_checksum=checksum, seconds=seconds)
+        self._write(owner, self._subject(owner), result)
 
 
 def find_series(
@@ -259,20 +269,29 @@ def find_series(
     """
     found = {}
     for name in dict.fromkeys(model.model for model in models):
-        own = [model for model in models if model.model == name]
-        final = [model for model in own if model.revision == "main"]
-        steps = [step for model in final for step in model.checkpoints()]
-        steps += [model for model in own if model.revision != "main"]
-        steps = list({step.revision: step for step in steps}.values())
-        if unknown := [step.origin for step in steps if step.words_seen is None]:
-            fault = f"the words seen are not known of {', '.join(unknown[:3])}"
-        elif len(steps) < aoa.MIN_WORDS:
-            fault = f"it takes {aoa.MIN_WORDS} checkpoints of a run, {name} has {len(steps)}"
+        try:
+            owner, steps = _series([model for model in models if model.model == name])
+        except UserError as error:
+            if is_required:
+                raise UserError(f"evaluation.tasks: aoa: {error}") from error
+            LOGGER.info("No aoa for %s: %s", name, error)
         else:
-            steps.sort(key=lambda step: step.words_seen)
-            found[(final or steps)[0 if final else -1]] = steps
-            continue
-        if is_required:
-            raise UserError(f"evaluation.tasks: aoa: {fault}")
-        LOGGER.info("No aoa for %s: %s", name, fault)
+            found[owner] = steps
     return found
+
+
+def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
+    """The model whose score it is, and the checkpoints, of one run's models."""
+    final = [model for model in given if model.revision == "main"]
+    steps = [step for model in final for step in model.checkpoints()]
+    steps += [model for model in given if model.revision != "main"]
+    steps = list({step.revision: step for step in steps}.values())
+    if unknown := [step.origin for step in steps if step.words_seen is None]:
+        raise UserError(f"the words seen are not known of {', '.join(unknown[:3])}")
+    if len(steps) < aoa.MIN_WORDS:
+        raise UserError(
+            f"it takes {aoa.MIN_WORDS} checkpoints of a run, {given[0].model} has"
+            f" {len(steps)}"
+        )
+    steps.sort(key=lambda step: step.words_seen)
+    return (final or steps)[0 if final else -1], steps

@@ -1,6 +1,5 @@
 """Results on the screen, beside published ones."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +111,7 @@ def overview(
 
 
 def _text(score: float | None) -> str:
-    return "" if score is None else "nan" if math.isnan(score) else f"{score:.2f}"
+    return "" if score is None else f"{score:.2f}"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -130,7 +129,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a score alone does not say: ties, and what was too long to be read."""
+    """What a score alone does not say: ties, what was too long, what the precision changed."""
     notes = []
     for task, entry in entries.items():
         if entry["ties"]:
@@ -144,5 +143,11 @@ def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
             notes.append(
                 f"{task}: {len(long)} items are longer than the model can read and do not"
                 f" count as right: {shown}"
+            )
+        if (changed := entry.get("choices_changed")) is not None:
+            other = "float32" if entry["dtype"] == "bfloat16" else "bfloat16"
+            notes.append(
+                f"{task}: {changed} of {entry['items']:,} choices differ from those in"
+                f" {other}"
             )
     return notes

@@ -1,5 +1,6 @@
 """Results on disk: one model a folder, the challenge's layout, and the table of the screen."""
 
+import dataclasses
 import json
 import math
 
@@ -11,11 +12,13 @@ from src.evaluation.results import (
     Subject,
     find_stored,
     read_record,
-    write_results,
+    write_result,
 )
 from src.evaluation.table import BASELINES, overall, table
 
-SUBJECT = Subject("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal")
+SUBJECT = Subject("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal", seed=42)
+RECORD = "seed-42_lr-0_001/chck_1M/scores.json"
+HALF = dataclasses.replace(SUBJECT, dtype="bfloat16")
 FILES = {
     "predictions.json": {"x": {"predictions": [{"id": "x_0", "pred": "a"}]}},
     "best_temperature_report.txt": "TEMPERATURE: 1.00\n",
@@ -24,14 +27,15 @@ FILES = {
 
 def result(task="blimp", score=75.0, **more):
     folder = {"blimp": "blimp/blimp_filtered"}.get(task, task)
-    return Result(task, folder, 2026, score, 3, files=FILES, data_checksum="d", **more)
+    more = {"files": FILES, "data_checksum": "d", **more}
+    return Result(task, folder, 2026, score, 3, **more)
 
 
 def test_files_lie_where_the_official_scripts_look(tmp_path):
-    file = write_results(tmp_path, SUBJECT, [result()], seed=42)
+    write_result(tmp_path, SUBJECT, result())
     # The official scripts cut a name at its last dot: it has none.
     folder = tmp_path / "seed-42_lr-0_001" / "chck_1M"
-    assert file == folder / "scores.json"
+    assert (folder / "scores.json").is_file()
     task = folder / "zero_shot" / "causal" / "blimp" / "blimp_filtered"
     assert (
         json.loads((task / "predictions.json").read_text()) == FILES["predictions.json"]
@@ -45,29 +49,29 @@ def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
         "num_ties": 1, "too_long": ("x_0",), "seconds": 1.5,
         "subscores": {"UID": {"x": 75.0}},
     }  # fmt: skip
-    file = write_results(tmp_path, SUBJECT, [result(**more)], seed=42)
-    record = json.loads(file.read_text())
+    entry = write_result(tmp_path, SUBJECT, result(**more))
+    record = json.loads((tmp_path / RECORD).read_text())
     assert record["model"] == {
-        "name": SUBJECT.model, "revision": "chck_1M", "checksum": "c0ffee"
+        "name": SUBJECT.model, "revision": "chck_1M", "checksum": "c0ffee", "seed": 42
     }  # fmt: skip
-    assert record["scores"]["causal"]["blimp"] == {
+    assert record["scores"]["causal"]["blimp"] == entry == {
         "score": 75.0, "protocol": 2026, "items": 3, "ties": 1, "too_long": ["x_0"],
-        "seconds": 1.5, "seed": 42, "dtype": "float32", "data_checksum": "d",
-        "subscores": {"UID": {"x": 75.0}},
+        "seconds": 1.5, "seed": None, "dtype": "float32", "data_checksum": "d",
+        "subscores": {"UID": {"x": 75.0}}, "choices_changed": None,
     }  # fmt: skip
 
 
 def test_a_score_that_is_none_is_null(tmp_path):
-    file = write_results(tmp_path, SUBJECT, [result(score=math.nan)])
-    entry = json.loads(file.read_text())["scores"]["causal"]["blimp"]
+    entry = write_result(tmp_path, SUBJECT, result(score=math.nan))
     assert entry["score"] is None and entry["seconds"] is None
 
 
 def test_later_tasks_and_backends_are_added(tmp_path):
-    write_results(tmp_path, SUBJECT, [result()])
+    write_result(tmp_path, SUBJECT, result())
     masked = Subject(SUBJECT.model, SUBJECT.revision, "c0ffee", "mlm")
-    write_results(tmp_path, masked, [result()])
-    write_results(tmp_path, SUBJECT, [result("reading"), result(score=80.0)])
+    write_result(tmp_path, masked, result())
+    write_result(tmp_path, SUBJECT, result("reading"))
+    write_result(tmp_path, SUBJECT, result(score=80.0))
     scores = read_record(tmp_path, SUBJECT)["scores"]
     assert {b: sorted(tasks) for b, tasks in scores.items()} == {
         "causal": ["blimp", "reading"], "mlm": ["blimp"]
@@ -76,22 +80,56 @@ def test_later_tasks_and_backends_are_added(tmp_path):
 
 
 def test_what_was_scored_in_the_same_way_is_found(tmp_path):
-    write_results(tmp_path, SUBJECT, [result()])
+    write_result(tmp_path, SUBJECT, result())
     record = read_record(tmp_path, SUBJECT)
     assert find_stored(record, SUBJECT, "blimp", 2026, "d")["score"] == 75
     assert find_stored(record, SUBJECT, "blimp", 2025, "d") is None
     assert find_stored(record, SUBJECT, "blimp", 2026, "other data") is None
     assert find_stored(record, SUBJECT, "comps", 2026, "d") is None
-    half = Subject(*[SUBJECT.model, SUBJECT.revision, "c0ffee", "causal", "bfloat16"])
-    assert find_stored(record, half, "blimp", 2026, "d") is None
+    assert find_stored(record, HALF, "blimp", 2026, "d") is None
+
+
+def test_fine_tuning_with_another_seed_is_another_score(tmp_path):
+    write_result(tmp_path, SUBJECT, result(seed=1))
+    record = read_record(tmp_path, SUBJECT)
+    for seed, data in ((1, "d"), (1, None)):
+        assert find_stored(record, SUBJECT, "blimp", 2026, data, seed)["seed"] == 1
+    assert find_stored(record, SUBJECT, "blimp", 2026, "d", 2) is None
+    assert find_stored(record, SUBJECT, "blimp", 2026, "d") is None
+
+
+def test_choices_that_the_precision_changes_are_counted(tmp_path):
+    def predicted(*answers, **more):
+        chosen = [{"id": f"x_{n}", "pred": pred} for n, pred in enumerate(answers)]
+        files = {"predictions.json": {"x": {"predictions": chosen}}}
+        return dataclasses.replace(result(**more), files=files)
+
+    def changed(subject, new):
+        return write_result(tmp_path, subject, new)["choices_changed"]
+
+    assert changed(HALF, predicted("a", "b", "c")) is None  # nothing was there
+    assert changed(SUBJECT, predicted("a", "c", "b")) == 2
+    assert changed(HALF, predicted("a", "c", "c")) == 1
+    assert changed(HALF, predicted("a", "a", "a")) is None  # the same precision
+    other = dataclasses.replace(predicted("b", "b", "b"), data_checksum="other")
+    assert changed(SUBJECT, other) is None
+    assert changed(HALF, predicted(1.5, data_checksum="other")) is None  # no choices
+
+
+def test_what_the_precision_changed_is_said():
+    half = entry(50.0, dtype="bfloat16", choices_changed=7)
+    told = "blimp: 7 of 1,000 choices differ from those in float32"
+    assert told in table({"blimp": half})
+    assert "differ" not in table({"blimp": entry(50.0)})
 
 
 def test_a_folder_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
-    file = write_results(tmp_path, SUBJECT, [result()])
+    write_result(tmp_path, SUBJECT, result())
+    file = tmp_path / RECORD
     before = file.read_text()
     other = Subject("other/seed-42_lr-0.001", "chck_1M", "decaf", "causal")
     with pytest.raises(UserError, match="holds the scores of another model: .*c0ffee"):
-        write_results(tmp_path, other, [result(score=1.0)])
+        write_result(tmp_path, other, result(score=1.0))
     assert file.read_text() == before
 
 
@@ -100,12 +138,13 @@ def test_scores_of_unknown_origin_are_not_overwritten(tmp_path):
         parents=True
     )
     with pytest.raises(UserError, match="scores without a scores.json"):
-        write_results(tmp_path, SUBJECT, [result()])
+        write_result(tmp_path, SUBJECT, result())
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_broken_record_is_refused(tmp_path, content):
-    file = write_results(tmp_path, SUBJECT, [result()])
+    write_result(tmp_path, SUBJECT, result())
+    file = tmp_path / RECORD
     file.write_text(content)
     with pytest.raises(UserError, match="scores.json is no record of scores"):
         read_record(tmp_path, SUBJECT)
@@ -118,6 +157,8 @@ def entry(score, **more):
         "ties": 0,
         "too_long": [],
         "subscores": {},
+        "dtype": "float32",
+        "choices_changed": None,
     }
     return {"score": score, "protocol": 2026, **default, **more}
 
