@@ -87,6 +87,18 @@ def test_a_text_that_stands_twice_is_a_tie_whatever_batching_made_of_it(tmp_path
     assert (result.score, result.num_ties) == (0, 1)
 
 
+def test_who_collates_the_predictions_finds_our_score(tmp_path):
+    """The official scripts compare texts, and a pair may have the same text twice."""
+    texts = [("a", "b"), ("c", "d"), ("e", "e"), ("f", "f ")]
+    folder = write(tmp_path / "ties", "ties", *[pair(*both) for both in texts])
+    result = read("supplement", folder).result(scored([-1, -2, *[-1] * 5, -2]))
+    assert (result.score, result.num_ties) == (50, 2)
+    predictions = result.files["predictions.json"]["ties"]["predictions"]
+    collated = [p["pred"].strip() == good for p, (good, _) in zip(predictions, texts)]
+    assert collated == [True, False, False, True]
+    assert [p["pred"] for p in predictions] == ["a", "d", "", "f"]
+
+
 def test_a_choice_that_is_too_long_is_named_and_not_right(blimp):
     values = [-1, np.nan, -1, -2, -1, -2]
     result = read("blimp", blimp).result(scored(values))

@@ -3,7 +3,8 @@
 Rules of the challenge's pipelines (babylm/evaluation-pipeline-2025, and 2026:
 babylm-org/babylm-eval as of July 2026). They differ in ties: in 2025 the first of the tied
 texts was chosen, which is mostly the right one; in 2026 one is drawn at random. Ours for
-2026 counts a tie as wrong, so that a score depends on nothing but the model.
+2026 counts a tie as wrong, so that a score depends on nothing but the model, and writes a
+wrong answer to the predictions, so that who collates them finds the same score.
 """
 
 from collections import defaultdict
@@ -72,7 +73,11 @@ class ChoiceTask:
             if self.split_of:
                 subscores["split"] = _split_means(subscores["UID"], self.split_of)
             score = fmean(subscores.get("split", subscores["UID"]).values())
-        chosen = _predictions(self.choices, ids, decisions, values, self.correlated)
+        answers = [
+            _answer(choice, index, self.protocol)
+            for choice, (index, _) in zip(self.choices, decisions)
+        ]
+        chosen = _predictions(self.choices, ids, answers, values, self.correlated)
         report = _report(score, subscores, self.correlated)
         return Result(
             task=self.name,
@@ -118,6 +123,18 @@ def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int,
     if tied and protocol == 2026 and highest[0] == choice.label:
         return highest[1], tied
     return highest[0], tied
+
+
+def _answer(choice: Choice, chosen: int, protocol: Protocol) -> str:
+    """What the predictions call the chosen text.
+
+    The official scripts find out by the text itself whether it is right. Seven pairs of
+    BLiMP have the same text twice, such as "Douglas's senator was left by Susan.": they are
+    tied, so wrong in 2026, and a text that is wrong is the empty one.
+    """
+    answer, right = choice.answers[chosen], choice.answers[choice.label]
+    is_wrong = chosen != choice.label and protocol == 2026
+    return "" if is_wrong and answer.strip() == right.strip() else answer
 
 
 def _ids(choices: Sequence[Choice]) -> list[str]:
@@ -195,14 +212,14 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def _predictions(
     choices: Sequence[Choice],
     ids: Sequence[str],
-    decisions: Sequence[tuple[int, bool]],
+    answers: Sequence[str],
     values: Sequence[np.ndarray],
     with_probability: bool,
 ) -> dict[str, dict[str, list[dict]]]:
     """predictions.json: uid → its choices in the order of its file."""
     found: dict = defaultdict(lambda: {"predictions": []})
-    for choice, name, (chosen, _), value in zip(choices, ids, decisions, values):
-        prediction = {"id": name, "pred": choice.answers[chosen]}
+    for choice, name, answer, value in zip(choices, ids, answers, values):
+        prediction = {"id": name, "pred": answer}
         if with_probability:
             prediction["prob"] = first_share(value)
         found[choice.uid]["predictions"].append(prediction)
