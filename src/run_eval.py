@@ -5,9 +5,9 @@
     python -m src.run_eval checkpoint=owner/name revision=chck_10M tasks=full
 
 `--help` lists the tasks and every key. What was scored before, on the same data by the same
-rules, is shown and not scored again; other rules (`protocol`, `bf16`, fine-tuning's `seed`)
-replace it in `results_dir`. In bfloat16 it is told how many choices differ from float32's,
-where these are what is replaced; else there is nothing to compare with.
+rules, is shown and not scored again; what other rules give (`protocol`, `bf16`, fine-tuning's
+`seed`) lies in folders of its own in `results_dir`. In bfloat16 it is told how many choices
+differ from float32's, where these are there.
 """
 
 import logging
@@ -128,7 +128,9 @@ def show(
         for origin, own in entries.items():
             logger.info("\n%s\n%s", origin, table(own, args.by_phenomenon))
     if entries:
-        logger.info("Protocol %d. Results: %s", args.protocol, args.results_dir)
+        seeds = {entry["seed"] for own in entries.values() for entry in own.values()}
+        places = sorted(str(board.place(seed)) for seed in seeds)
+        logger.info("Results: %s", ", ".join(dict.fromkeys(places)))
 
 
 def quiet_libraries() -> None:

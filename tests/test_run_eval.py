@@ -169,6 +169,33 @@ def test_what_is_scored_is_not_scored_again(work, run_eval, caplog, monkeypatch)
     assert "supplement_fast: 0 of 1 choices differ" in caplog.text  # as stored
 
 
+def test_other_rules_leave_the_challenges_results_as_they_are(work, run_eval, caplog):
+    """Going back to any of them scores nothing again."""
+    command = ("checkpoint=model", "tasks=[blimp_fast]")
+    ways = {
+        "results": [],
+        "results/2025": ["protocol=2025"],
+        "results/bf16": ["bf16=true"],
+        "results/2025_bf16": ["protocol=2025", "bf16=true"],
+    }
+    for place, way in ways.items():
+        assert run_eval(*command, *way) == 0
+        assert "model: blimp_fast" in caplog.text
+    written = {file: file.read_bytes() for file in Path("results").rglob("*.*")}
+    assert len(written) == 4 * 3
+    for place, way in ways.items():
+        assert run_eval(*command, *way) == 0
+        assert "model: scored already" in caplog.text
+        year = 2025 if "2025" in place else 2026
+        dtype = "bfloat16" if "bf16" in place else "float32"
+        assert f"Protocol {year}, {dtype}." in caplog.text
+        assert f"Results: {place}" in caplog.messages
+        assert ("0 of 3 choices differ" in caplog.text) == (dtype == "bfloat16")
+        entry = read_scores("model", results=place)[1]["blimp_fast"]
+        assert (entry["protocol"], entry["dtype"]) == (year, dtype)
+    assert all(file.read_bytes() == before for file, before in written.items())
+
+
 def test_many_checkpoints_score_as_one_by_one(a_run, run_eval, caplog):
     assert run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=fast") == 0
     together = {}
@@ -450,19 +477,23 @@ def short_rte(work, monkeypatch):
 
 def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog):
     command = ("checkpoint=model", "tasks=[rte,blimp_fast]")
-    assert run_eval(*command, "seed=1") == 0
+    assert run_eval(*command) == 0
     _, entries = read_scores("model")
     assert list(entries) == ["blimp_fast", "rte"]
-    assert (entries["rte"]["seed"], entries["blimp_fast"]["seed"]) == (1, None)
+    assert (entries["rte"]["seed"], entries["blimp_fast"]["seed"]) == (42, None)
     assert entries["rte"]["items"] == 8
     folder = Path("results/model/main/finetune/rte")
     shown = (folder / "results.txt").read_text()
     assert f"accuracy: {entries['rte']['score'] / 100}" in shown
-    assert run_eval(*command, "seed=1") == 0
+    assert run_eval(*command) == 0
     assert "model: scored already" in caplog.text
     assert run_eval(*command, "seed=2") == 0
-    assert "rte, epoch 1 of 1" in caplog.text and "blimp_fast 1" not in caplog.text
-    assert read_scores("model")[1]["rte"]["seed"] == 2
+    assert "rte, epoch 1 of 1" in caplog.text and "model: blimp_fast" not in caplog.text
+    assert "Results: results, results/seed-2" in caplog.text
+    assert read_scores("model", results="results/seed-2")[1]["rte"]["seed"] == 2
+    assert read_scores("model")[1] == entries
+    assert run_eval(*command) == 0
+    assert "model: scored already" in caplog.text
 
 
 def test_many_models_of_one_tokenizer_tokenize_a_task_once(
@@ -514,7 +545,7 @@ def test_the_glue_score_is_of_seven_with_one_seed(work):
         subject = board._tuning_subject(checkpoint)
         parts = dict(seed=seed, data_checksum="d", seconds=1.0)
         result = Result(name, f"finetune/{name}", 2026, score, 5, **parts)
-        write_result(board.results_dir, subject, result)
+        write_result(board.place(seed), subject, result)
 
     for number, name in enumerate(glue.FORMATS):
         assert "glue" not in board.entries(checkpoint)
@@ -526,7 +557,9 @@ def test_the_glue_score_is_of_seven_with_one_seed(work):
     assert mean["subscores"]["task"]["wsc"] == 60
     write("rte", 90.0, seed=1)  # the mean follows
     assert board.entries(checkpoint)["glue"]["score"] == pytest.approx(30 + 40 / 7)
-    write("rte", 90.0, seed=2)
+    write("rte", 0.0, seed=2)  # lies apart
+    assert board.entries(checkpoint)["glue"]["score"] == pytest.approx(30 + 40 / 7)
+    board.seed = 2
     assert "glue" not in board.entries(checkpoint)
 
 

@@ -7,18 +7,21 @@
 
 All but the first are as babylm-org/babylm-eval of July 2026 writes them, so that its
 `collate_preds` reads them. A folder belongs to one model, told by the checksum of its files.
-It holds the last scoring of each task: one in bfloat16, or by another protocol, replaces that
-in float32, and the record says how many choices the precision has changed.
+They are what the challenge asks for. What other rules give lies apart, in a folder of their
+own that has all of this again (see `place`): `results/2025/<model>/…`, `results/bf16/…`.
 """
 
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from src.arguments import UserError
+
+STANDARD_PROTOCOL = 2026
+STANDARD_SEED = 42  # of the protocol's fine-tuning
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,26 @@ class Subject:
     backend: str  # causal, mlm or mntp
     dtype: str = "float32"
     seed: int | None = None  # of the model's training, where it is known
+
+
+def place(
+    results_dir: Path, protocol: int, is_bf16: bool, seed: int | None = None
+) -> Path:
+    """Where the results of these rules lie: below a folder that names what is unusual.
+
+    So rules never replace or mix with each other, and all are there to go back to.
+
+    Args:
+        is_bf16: whether bfloat16 was asked for.
+        seed: of fine-tuning.
+    """
+    unusual = {
+        str(protocol): protocol != STANDARD_PROTOCOL,
+        "bf16": is_bf16,
+        f"seed-{seed}": seed not in (None, STANDARD_SEED),
+    }
+    names = [name for name, is_so in unusual.items() if is_so]
+    return results_dir / "_".join(names) if names else results_dir
 
 
 def model_folder(model: str) -> str:
@@ -121,9 +144,15 @@ def find_stored(
     return entry
 
 
-def write_result(results_dir: Path, subject: Subject, result: Result) -> dict[str, Any]:
+def write_result(
+    results_dir: Path,
+    subject: Subject,
+    result: Result,
+    float32_dir: Path | None = None,
+) -> dict[str, Any]:
     """Adds a result to the model's folder, and returns its entry.
 
+    With the results in float32, `float32_dir`, it says how many choices differ from theirs.
     The official files come first, the record last: while files are replaced it tells of
     nothing that is not wholly there.
     """
@@ -133,8 +162,10 @@ def write_result(results_dir: Path, subject: Subject, result: Result) -> dict[st
     place = file.parent if is_tuned else file.parent / "zero_shot" / subject.backend
     folder = place / result.folder
     entries = record["scores"].setdefault(subject.backend, {})
-    replaced = entries.pop(result.task, None)
-    changed = None if is_tuned else _num_changed(folder, replaced, result, subject)
+    entries.pop(result.task, None)
+    changed = None
+    if float32_dir is not None and not is_tuned:
+        changed = _num_changed(float32_dir, subject, result)
     _write(file, record)
     for name, content in result.files.items():
         _write(folder / name, content)
@@ -161,18 +192,18 @@ def _entry(result: Result, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _num_changed(
-    folder: Path, replaced: dict[str, Any] | None, result: Result, subject: Subject
-) -> int | None:
-    """How many choices differ from those in the other precision, which are to be replaced.
-
-    None where there are none such: `replaced` is the entry of what is in the folder.
-    """
-    same = {"protocol": result.protocol, "data_checksum": result.data_checksum}
-    if replaced is None or any(replaced.get(key) != same[key] for key in same):
+def _num_changed(float32_dir: Path, subject: Subject, result: Result) -> int | None:
+    """How many choices differ from those in float32; None where there are none of this
+    model by the same protocol on the same data."""
+    exact = replace(subject, dtype="float32")
+    keys = (result.task, result.protocol, result.data_checksum)
+    try:
+        stored = find_stored(read_record(float32_dir, exact), exact, *keys)
+    except UserError:  # another model's
         return None
-    file = folder / "predictions.json"
-    if replaced.get("dtype") == subject.dtype or not file.is_file():
+    folder = scores_file(float32_dir, exact).parent / "zero_shot" / subject.backend
+    file = folder / result.folder / "predictions.json"
+    if stored is None or not file.is_file():
         return None
     try:
         old = _choices(json.loads(file.read_text(encoding="utf-8")))

@@ -24,6 +24,7 @@ from src.evaluation.results import (
     Result,
     Subject,
     find_stored,
+    place,
     read_record,
     write_result,
 )
@@ -46,7 +47,8 @@ class Scoreboard:
     """What models are asked, and what has come of it.
 
     `series` has, for AoA, the model whose score it is → the checkpoints of its training.
-    `tuning` has the tasks of fine-tuning, `tuning_bf16` says whether these train in bfloat16.
+    `tuning` has the tasks of fine-tuning, `tuning_bf16` says whether these train in bfloat16:
+    asked for, as the suite's, or since the hardware is fast at it.
     """
 
     suite: Suite
@@ -92,7 +94,8 @@ class Scoreboard:
         """
         try:
             subject = self._subject(checkpoint)
-            record = read_record(self.results_dir, subject)
+            record = read_record(self.place(), subject)
+            tuning_record = read_record(self.place(self.seed), subject)
             checksums = dict(self.suite.checksums)
             if checkpoint in self.series:
                 checksums["aoa"] = self._aoa_checksum(checkpoint)
@@ -105,16 +108,20 @@ class Scoreboard:
         }
         if self.tuning:
             own = {task.name: task.data_checksum for task in self.tuning}
-            subject = self._tuning_subject(checkpoint)
+            stored = (tuning_record, self._tuning_subject(checkpoint))
             tuned = {
-                name: find_stored(
-                    record, subject, name, protocol, own.get(name), self.seed
-                )
+                name: find_stored(*stored, name, protocol, own.get(name), self.seed)
                 for name in glue.FORMATS
             }
             found.update((name, tuned[name]) for name in own)
             found["glue"] = glue.average(tuned)
         return {name: entry for name, entry in found.items() if entry is not None}
+
+    def place(self, seed: Optional[int] = None) -> Path:
+        """Where results lie by the rules that count here; with the seed, fine-tuning's."""
+        # Fine-tuning's bfloat16 counts where it was asked for, not where hardware chose it.
+        year, is_bf16 = self.suite.protocol, self.suite.dtype is not None
+        return place(self.results_dir, year, is_bf16, seed)
 
     def _subject(self, checkpoint: Checkpoint) -> Subject:
         return Subject(
@@ -133,8 +140,12 @@ class Scoreboard:
     def _unscored(
         self, subject: Subject, checksums: dict[str, str], seed: Optional[int] = None
     ) -> list[str]:
-        """Names of the tasks (→ checksum of their data) that are to be scored."""
-        record = read_record(self.results_dir, subject)
+        """Names of the tasks (→ checksum of their data) that are to be scored.
+
+        Args:
+            seed: of fine-tuning, whose tasks they are; None for the others.
+        """
+        record = read_record(self.place(seed), subject)
         protocol = self.suite.protocol
         return [
             name
@@ -171,7 +182,9 @@ class Scoreboard:
         return names, [task for task in self.tuning if task.name in tuned]
 
     def _write(self, checkpoint: Checkpoint, subject: Subject, result: Result) -> None:
-        entry = write_result(self.results_dir, subject, result)
+        exact = place(self.results_dir, self.suite.protocol, is_bf16=False)
+        float32_dir = exact if self.suite.dtype else None
+        entry = write_result(self.place(result.seed), subject, result, float32_dir)
         score = "undefined" if entry["score"] is None else f"{entry['score']:.2f}"
         LOGGER.info("%s: %s %s", checkpoint.origin, result.task, score)
 

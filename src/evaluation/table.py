@@ -79,7 +79,7 @@ def table(
     if mean is not None:
         rows.append(["overall", _text(mean)])
     published = [f"Published: {SOURCES}."] if baselines else []
-    return "\n".join([*_align(rows), *notes(entries), *published])
+    return "\n".join([*_align(rows), rules(entries), *notes(entries), *published])
 
 
 def overview(
@@ -106,7 +106,8 @@ def overview(
     rows += [
         [name, *(_text(own.get(t)) for t in tasks)] for name, own in scores.items()
     ]
-    told = [f"{name}: {note}" for name, own in models.items() for note in notes(own)]
+    told = list(dict.fromkeys(rules(own) for own in models.values()))
+    told += [f"{name}: {note}" for name, own in models.items() for note in notes(own)]
     return "\n".join([*_align(rows), *told, f"Published: {SOURCES}."])
 
 
@@ -128,6 +129,20 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def rules(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """By what protocol and in what precision: "Protocol 2026, float32."."""
+    ways: dict[str, list[str]] = {}
+    for task, entry in entries.items():
+        ways.setdefault(f"protocol {entry['protocol']}, {entry['dtype']}", []).append(
+            task
+        )
+    if len(ways) > 1:
+        text = "; ".join(f"{', '.join(tasks)}: {way}" for way, tasks in ways.items())
+    else:
+        text = "".join(ways)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a score alone does not say: ties, what was too long, what the precision changed."""
     notes = []
@@ -145,9 +160,8 @@ def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f" count as right: {shown}"
             )
         if (changed := entry.get("choices_changed")) is not None:
-            other = "float32" if entry["dtype"] == "bfloat16" else "bfloat16"
             notes.append(
                 f"{task}: {changed} of {entry['items']:,} choices differ from those in"
-                f" {other}"
+                " float32"
             )
     return notes

@@ -11,6 +11,7 @@ from src.evaluation.results import (
     Result,
     Subject,
     find_stored,
+    place,
     read_record,
     write_result,
 )
@@ -104,16 +105,27 @@ def test_choices_that_the_precision_changes_are_counted(tmp_path):
         files = {"predictions.json": {"x": {"predictions": chosen}}}
         return dataclasses.replace(result(**more), files=files)
 
-    def changed(subject, new):
-        return write_result(tmp_path, subject, new)["choices_changed"]
+    def changed(new):
+        written = write_result(tmp_path / "bf16", HALF, new, float32_dir=tmp_path)
+        return written["choices_changed"]
 
-    assert changed(HALF, predicted("a", "b", "c")) is None  # nothing was there
-    assert changed(SUBJECT, predicted("a", "c", "b")) == 2
-    assert changed(HALF, predicted("a", "c", "c")) == 1
-    assert changed(HALF, predicted("a", "a", "a")) is None  # the same precision
-    other = dataclasses.replace(predicted("b", "b", "b"), data_checksum="other")
-    assert changed(SUBJECT, other) is None
-    assert changed(HALF, predicted(1.5, data_checksum="other")) is None  # no choices
+    assert changed(predicted("a", "b", "c")) is None  # nothing is there
+    write_result(tmp_path, SUBJECT, predicted("a", "c", "b"))
+    assert changed(predicted("a", "b", "c")) == 2
+    assert changed(predicted("a", "c", "c")) == 1
+    assert changed(predicted("b", "b", "b", data_checksum="other")) is None
+    assert changed(predicted(1.5, 2.5, 3.5)) is None  # no choices
+    foreign = dataclasses.replace(SUBJECT, checksum="another")
+    (tmp_path / RECORD).unlink()
+    (tmp_path / RECORD).parent.joinpath("zero_shot").rename(tmp_path / "moved")
+    write_result(tmp_path, foreign, predicted("a", "b", "c"))
+    assert changed(predicted("a", "b", "c")) is None
+
+
+def test_other_rules_have_folders_of_their_own(tmp_path):
+    assert place(tmp_path, 2026, False) == place(tmp_path, 2026, False, 42) == tmp_path
+    assert place(tmp_path, 2025, False) == tmp_path / "2025"
+    assert place(tmp_path, 2025, True, seed=1) == tmp_path / "2025_bf16_seed-1"
 
 
 def test_what_the_precision_changed_is_said():
