@@ -34,6 +34,7 @@ from src.evaluation.tasks.rows import checksum
 
 AGES = np.arange(16, 31)  # months
 MIN_WORDS = 3  # of which a correlation can be told
+MAX_P = 0.1  # beyond, 2026 has a score of 0
 CHANCE_2025 = math.log2(300_000)
 CHILD_START = [1.0, 0.1, AGES.mean(), 0.0]
 CHILD_BOUNDS = ([0, 0, AGES[0], -0.5], [2.0, 1.0, AGES[-1], 0.5])
@@ -209,9 +210,11 @@ def result(
         )
     seen = np.array([num_words[step] for step in steps])
     table = np.stack([surprisals[step] for step in steps])
-    ages = _ages(data, chance, seen, table, protocol)
-    score = _correlation(np.array(list(ages.values())), protocol)
     lost = np.flatnonzero(np.isnan(table).any(axis=0))
+    if protocol == 2026:
+        table = _whole_points(data, table)
+    ages = _ages(data, chance, seen, table, protocol)
+    score, r, p = _correlation(np.array(list(ages.values())), protocol)
     return Result(
         task="aoa",
         folder="AoA_word",
@@ -219,13 +222,26 @@ def result(
         score=100 * score,
         num_items=len(data.pairs) * len(steps),
         too_long=tuple(f"{data.pairs[i][0]}_{data.pairs[i][2]}" for i in lost),
-        subscores={"words": {"with_both_ages": len(ages), "all": len(data.words)}},
+        subscores={
+            "words": {"with_both_ages": len(ages), "all": len(data.words)},
+            "correlation": {"r": 100 * r, "p": p},
+        },
         files={
             "surprisal.json": _official(data, steps, seen, table, model),
             "aoa_score.json": {"aoa": score},
         },
         data_checksum=data.data_checksum,
     )
+
+
+def _whole_points(data: WordContexts, table: np.ndarray) -> np.ndarray:
+    """NaN for all contexts of a word, at a checkpoint, where one is too long: their mean is.
+
+    The official reader skips single values that are null, and takes the mean of the rest.
+    """
+    words = np.array([word for word, _, _ in data.pairs])
+    lost = [np.isin(words, words[row]) for row in np.isnan(table)]
+    return np.where(lost, np.nan, table)
 
 
 def _ages(
@@ -255,14 +271,14 @@ def _ages(
     return ages
 
 
-def _correlation(ages: np.ndarray, protocol: Protocol) -> float:
-    """Pearson's r of pairs of ages [num_words, 2]; 0 where it cannot be told."""
+def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:
+    """(score, Pearson's r, its p) of pairs of ages [num_words, 2]; 0 where r cannot be told."""
     from scipy.stats import pearsonr
 
     if len(ages) < MIN_WORDS:
-        return 0.0
-    r, p = pearsonr(ages[:, 0], ages[:, 1])
-    return 0.0 if protocol == 2026 and p > 0.1 else float(r)
+        return 0.0, math.nan, math.nan
+    r, p = map(float, pearsonr(ages[:, 0], ages[:, 1]))
+    return 0.0 if protocol == 2026 and p > MAX_P else r, r, p
 
 
 def _official(

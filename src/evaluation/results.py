@@ -243,12 +243,21 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _strict(content: Any) -> Any:
+    """The same with null for NaN, which no JSON is: the official scripts skip either."""
+    if isinstance(content, dict):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_strict(value) for value in content]
+    return _number(content) if isinstance(content, float) else content
+
+
 def _write(file: Path, content: Any) -> None:
     """Text as it is, anything else as JSON; complete under its name, or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(content, str):
         indent = 2 if file.name == "scores.json" else None
-        content = json.dumps(content, indent=indent)
+        content = json.dumps(_strict(content), indent=indent, allow_nan=False)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, file)

@@ -133,35 +133,66 @@ def rules(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """By what protocol and in what precision: "Protocol 2026, float32."."""
     ways: dict[str, list[str]] = {}
     for task, entry in entries.items():
-        ways.setdefault(f"protocol {entry['protocol']}, {entry['dtype']}", []).append(
-            task
-        )
-    if len(ways) > 1:
-        text = "; ".join(f"{', '.join(tasks)}: {way}" for way, tasks in ways.items())
-    else:
-        text = "".join(ways)
-    return f"{text[:1].upper()}{text[1:]}."
+        way = f"protocol {entry['protocol']}, {entry['dtype']}"
+        ways.setdefault(way, []).append(task)
+    if len(ways) == 1:
+        return f"{next(iter(ways)).capitalize()}."
+    return "; ".join(f"{', '.join(tasks)}: {way}" for way, tasks in ways.items()) + "."
 
 
 def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a score alone does not say: ties, what was too long, what the precision changed."""
     notes = []
     for task, entry in entries.items():
-        if entry["ties"]:
-            counted = "right if first" if entry["protocol"] == 2025 else "wrong"
-            notes.append(
-                f"{task}: {entry['ties']} ties, counted as {counted}"
-                f" (protocol {entry['protocol']})"
-            )
-        if long := entry["too_long"]:
-            shown = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
-            notes.append(
-                f"{task}: {len(long)} items are longer than the model can read and do not"
-                f" count as right: {shown}"
-            )
-        if (changed := entry.get("choices_changed")) is not None:
-            notes.append(
-                f"{task}: {changed} of {entry['items']:,} choices differ from those in"
-                " float32"
-            )
+        told = [_ties(entry), _too_long(entry), _zero(entry), _changed(entry)]
+        notes += [f"{task}: {note}" for note in told if note]
     return notes
+
+
+def _ties(entry: Mapping[str, Any]) -> str:
+    if (
+        not entry["ties"] or "UID" not in entry["subscores"]
+    ):  # a correlation has no wrong
+        return ""
+    counted = "right if first" if entry["protocol"] == 2025 else "wrong"
+    return f"{_number(entry['ties'], 'tie')}, counted as {counted}"
+
+
+def _too_long(entry: Mapping[str, Any]) -> str:
+    """Choices are wrong then; of correlations and reading times nothing is right or wrong."""
+    if not (long := entry["too_long"]):
+        return ""
+    verb, counts = ("is", "counts") if len(long) == 1 else ("are", "count")
+    result = f"{counts} as wrong" if "UID" in entry["subscores"] else f"{verb} left out"
+    shown = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
+    number = _number(len(long), "item")
+    return f"{number} {verb} longer than the model can read and {result}: {shown}"
+
+
+def _zero(entry: Mapping[str, Any]) -> str:
+    """Why AoA is 0 where nothing was measured."""
+    if "correlation" not in entry["subscores"] or entry["score"] != 0:
+        return ""
+    words = entry["subscores"]["words"]
+    number = _number(words["with_both_ages"], "word")
+    found = entry["subscores"]["correlation"]
+    if found["r"] is None:
+        return (
+            f"0 stands for no score: of {words['all']} words {words['with_both_ages']} were"
+            " learned within the checkpoints, too few for a correlation"
+        )
+    return (
+        f"0 stands for no score: the correlation of {found['r']:.2f} over {number} may be"
+        f" chance (p = {found['p']:.2g})"
+    )
+
+
+def _changed(entry: Mapping[str, Any]) -> str:
+    if (changed := entry.get("choices_changed")) is None:
+        return ""
+    differ = "differs" if changed == 1 else "differ"
+    return f"{changed:,} of {entry['items']:,} choices {differ} from those in float32"
+
+
+def _number(number: int, name: str) -> str:
+    return f"{number:,} {name}" + ("" if number == 1 else "s")

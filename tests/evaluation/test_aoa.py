@@ -91,6 +91,10 @@ def test_a_correlation_that_chance_explains_is_zero_in_2026(data):
     ages = dict(zip(AGES, (6.4, 7.6, 6.5, 7.0)))
     assert score(data, ages, 2026).score == 0
     assert 0 < abs(score(data, ages, 2025).score) < 50
+    found = score(data, ages, 2026).subscores["correlation"]
+    assert found["p"] > 0.1 and found["r"] == pytest.approx(
+        np.corrcoef([6.4, 7.6, 6.5, 7.0], [20, 22, 24, 26])[0, 1] * 100, abs=1
+    )
 
 
 def test_words_without_both_ages_do_not_count(data):
@@ -119,6 +123,13 @@ def test_a_pair_that_is_too_long_is_named(data):
     chance = dict.fromkeys(data.words, CHANCE)
     result = aoa.result(data, chance, surprisals, dict(zip(STEPS, SEEN)))
     assert result.too_long == ("dog_1",)
+    # A word that lacks a context has no point there, also for who skips what is null.
+    points = result.files["surprisal.json"]["results"]
+    lost = [(p["step"], p["target_word"]) for p in points if np.isnan(p["surprisal"])]
+    assert lost == [("chck_1M", "dog")] * 2
+    result = aoa.result(data, chance, surprisals, dict(zip(STEPS, SEEN)), 2025)
+    points = result.files["surprisal.json"]["results"]
+    assert sum(np.isnan(point["surprisal"]) for point in points) == 1
 
 
 def test_chance_is_that_of_a_words_tokens(data):

@@ -67,6 +67,15 @@ def test_a_score_that_is_none_is_null(tmp_path):
     assert entry["score"] is None and entry["seconds"] is None
 
 
+def test_files_are_strict_json(tmp_path):
+    values = [{"pred": math.nan, "id": "x"}, {"pred": 1.5, "id": "y"}]
+    write_result(
+        tmp_path, SUBJECT, result("reading", files={"predictions.json": values})
+    )
+    file = (tmp_path / RECORD).parent / "zero_shot/causal/reading/predictions.json"
+    assert file.read_text() == ('[{"pred": null, "id": "x"}, {"pred": 1.5, "id": "y"}]')
+
+
 def test_later_tasks_and_backends_are_added(tmp_path):
     write_result(tmp_path, SUBJECT, result())
     masked = Subject(SUBJECT.model, SUBJECT.revision, "c0ffee", "mlm")
@@ -191,10 +200,46 @@ def test_phenomena_are_shown_on_request():
 
 
 def test_ties_and_what_was_too_long_are_said():
-    entries = {"blimp": entry(50.0, ties=7, too_long=["a_0", "a_1", "a_2", "a_3"])}
-    text = table(entries)
-    assert "blimp: 7 ties, counted as wrong (protocol 2026)" in text
-    assert "4 items are longer than the model can read" in text and "a_2, …" in text
+    long = ["a_0", "a_1", "a_2", "a_3"]
+    many = entry(50.0, ties=7, too_long=long, subscores={"UID": {}})
+    one = entry(50.0, ties=1, subscores={"UID": {}})
+    text = table(
+        {"blimp": many, "ewok": one, "wug_adj": entry(5.0, ties=1, too_long=["a_0"])}
+    )
+    assert "blimp: 7 ties, counted as wrong\n" in text
+    assert (
+        "blimp: 4 items are longer than the model can read and count as wrong: a_0, a_1,"
+        " a_2, …\n"
+    ) in text
+    assert "ewok: 1 tie, counted as wrong\n" in text and "wug_adj: 1 tie" not in text
+    assert (
+        "wug_adj: 1 item is longer than the model can read and is left out: a_0\n"
+        in text
+    )
+
+
+def test_a_zero_of_aoa_that_was_not_measured_is_explained():
+    def shown(score, r, p, number):
+        words = {"with_both_ages": number, "all": 40}
+        parts = {"words": words, "correlation": {"r": r, "p": p}}
+        return table({"aoa": entry(score, subscores=parts)})
+
+    assert (
+        "aoa: 0 stands for no score: the correlation of 12.30 over 37 words may be chance"
+        " (p = 0.47)"
+    ) in shown(0.0, 12.3, 0.4711, 37)
+    assert (
+        "aoa: 0 stands for no score: of 40 words 1 were learned within the checkpoints, too"
+        " few for a correlation"
+    ) in shown(0.0, None, None, 1)
+    assert "no score" not in shown(41.0, 41.0, 0.01, 37)
+
+
+def test_the_table_says_by_what_rules_it_is():
+    assert "\nProtocol 2026, float32.\n" in table({"blimp": entry(1.0)})
+    mixed = {"blimp": entry(1.0), "rte": entry(1.0, dtype="bfloat16")}
+    told = "\nblimp: protocol 2026, float32; rte: protocol 2026, bfloat16.\n"
+    assert told in table(mixed)
 
 
 def test_the_overall_score_needs_all_nine():
