@@ -279,7 +279,7 @@ def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
     assert backend_of("GPT2LMHeadModel") == "causal"
     assert backend_of("BertForMaskedLM") == "mlm"
     message = run_eval("checkpoint=bert", "tasks=fast", "backend=causal")
-    assert "backend=causal is not for bert, a BertForMaskedLM" in message
+    assert "bert: backend=causal is not for a BertForMaskedLM" in message
     config = json.loads(Path("bert/config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "its_own.Model"}
     Path("bert/config.json").write_text(json.dumps(config))
@@ -336,6 +336,18 @@ def foreign_results():
     (folder / "scores.json").write_text(json.dumps(record))
 
 
+def other_size():
+    weights = load_file("model/model.safetensors")
+    table = weights["transformer.wte.weight"]
+    weights["transformer.wte.weight"] = torch.cat([table, table[:10]])
+    save_file(weights, "model/model.safetensors", {"format": "pt"})
+
+
+def cut_results():
+    foreign_results()
+    Path("results/model/main/scores.json").write_text('{"model": {"na')
+
+
 def few_rows():
     write_rte(4)
 
@@ -357,7 +369,11 @@ def nothing():
         (nothing, ["checkpoint=./modle"], ["checkpoint=./modle is not there", "exp"]),
         (nothing, ["checkpoint=null"], ["no model", "checkpoint=…"]),
         (nothing, ["tasks=null"], ["nothing to score", "entity_tracking", "glue"]),
-        (nothing, ["tasks=[blump]"], ["tasks must be of full, fast", "got blump"]),
+        (
+            nothing,
+            ["tasks=[blump]"],
+            ["tasks must be of full, fast", "got blump: did you mean blimp?"],
+        ),
         (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
@@ -369,26 +385,40 @@ def nothing():
         (nothing, ["+models=x"], ["unknown key `models`"]),
         (nothing, ["revision=chck_1M"], ["revision=chck_1M", "hub names"]),
         (nothing, ["checkpoint='*.txt'"], ["*.txt is not there"]),
-        (no_tokenizer, [], ["model has no tokenizer", "tokenizer.json"]),
-        (no_weights, [], ["model cannot be loaded"]),
+        (no_tokenizer, [], ["model: has no tokenizer", "tokenizer.json"]),
+        (no_weights, [], ["model: cannot be loaded"]),
         (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
-        (nothing, ["backend=mlm"], ["backend=mlm is not for model, a GPT2LMHeadModel"]),
+        (
+            other_size,
+            [],
+            ["wte.weight is [310, 16]", "(vocab_size 300) [300, 16]", "has 300"],
+        ),
+        (nothing, ["backend=mlm"], ["backend=mlm is not for a GPT2LMHeadModel"]),
         (broken("config.json"), [], ["model/config.json is no JSON"]),
         (broken("run.json"), [], ["model/run.json is no JSON"]),
-        (broken("tokenizer.json"), [], ["model cannot be loaded"]),
+        (broken("tokenizer.json"), [], ["model: cannot be loaded"]),
         (empty_task, [], ["data: no *.jsonl file in", "blimp_fast"]),
         (bad_line, [], ["order.jsonl, line 4: no JSON"]),
+        (nothing, ["pairs=data"], ["pairs: no *.jsonl file in", "data"]),
         (two_folders, [], ["only one folder may be called blimp_fast"]),
         (small_vocabulary, [], ["vocabulary of 50", "entries"]),
+        (
+            cut_results,
+            [],
+            ["scores.json is no record of scores", "delete results/model"],
+        ),
         (foreign_results, [], ["results/model/main holds the scores of another model"]),
     ],
 )
-def test_bad_input_ends_with_a_short_message(work, run_eval, spoil, overrides, told):
+def test_bad_input_ends_with_a_short_message(
+    work, run_eval, caplog, spoil, overrides, told
+):
     spoil()
     message = run_eval("checkpoint=model", "tasks=fast", *overrides)
     assert isinstance(message, str) and message.startswith("error: ")
     assert all(part in message for part in told), message
     assert len(message) < 900 and "evaluation." not in message
+    assert told[-1] not in caplog.text, "told twice"
     assert not list(Path("results").rglob("predictions.json"))
 
 
@@ -513,7 +543,7 @@ def test_of_a_model_that_failed_in_one_task_the_others_are_shown(
     write_rte(4)
     message = run_eval("checkpoint=model", "tasks=[rte,blimp_fast]")
     assert "model, rte: data: rte has 4 training rows, fewer than a" in message
-    assert "error: model, rte: data: rte has 4" in caplog.text
+    assert "model, rte: failed, the reason comes at the end" in caplog.messages
     (shown,) = [text for text in caplog.messages if "task  " in text]
     assert "blimp_fast" in shown and "rte" not in shown
     # What is stored by another protocol is no score by this one.
@@ -531,7 +561,7 @@ def test_too_little_memory_is_told_with_the_key_that_helps(
     monkeypatch.setattr(Suite, "score", score)
     told = "model: out of memory: give a smaller batch_tokens"
     assert told in run_eval("checkpoint=model", "tasks=fast")
-    assert f"error: {told}" in caplog.messages
+    assert "model: failed, the reason comes at the end" in caplog.messages
     path = "error: runs/evaluation.data: evaluation.pairs=x"
     assert without_section(path) == "error: runs/evaluation.data: pairs=x"
 

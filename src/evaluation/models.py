@@ -77,7 +77,7 @@ class Checkpoint:
             is_masked = architecture.endswith(MASKED)
             if is_masked if asked == "causal" else architecture.endswith(CAUSAL):
                 raise UserError(
-                    f"backend={asked} is not for {self.origin}, a {architecture}: say"
+                    f"backend={asked} is not for a {architecture}: say"
                     f" backend={backend_of(architecture)}, or auto"
                 )
         return asked
@@ -275,26 +275,35 @@ def load(
     """The model in float32, on the GPU where there is one, and its tokenizer.
 
     Raises:
-        UserError: no tokenizer; files that cannot be read; weights that are missing.
+        UserError: no tokenizer; files that cannot be read; weights that are missing, or of
+            another size. It does not name the checkpoint.
     """
     where, options = str(checkpoint.directory), checkpoint.options
     if not any(any(checkpoint.directory.glob(name)) for name in TOKENIZER_FILES):
         raise UserError(
-            f"{checkpoint.origin} has no tokenizer ({', '.join(TOKENIZER_FILES)}): save it"
-            " there with tokenizer.save_pretrained"
+            f"has no tokenizer ({', '.join(TOKENIZER_FILES)}): save it there with"
+            " tokenizer.save_pretrained"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         family = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = family.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **options
+            where, dtype=torch.float32, **told, **options
         )
     except UNUSABLE as error:
         first = str(error).strip().split("\n")[0]
-        raise UserError(f"{checkpoint.origin} cannot be loaded: {first}") from error
+        raise UserError(f"cannot be loaded: {first}") from error
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0][:3]
+        raise UserError(
+            f"its weights are not those of its config.json: {name} is {list(found)}, by"
+            f" config.json (vocab_size {model.config.vocab_size:,}) {list(wanted)}; the"
+            f" tokenizer has {len(tokenizer):,} entries"
+        )
     if info["missing_keys"]:
         raise UserError(
-            f"{checkpoint.origin}: {type(model).__name__} finds no weights for"
+            f"{type(model).__name__} finds no weights for"
             f" {', '.join(sorted(info['missing_keys'])[:3])}"
         )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

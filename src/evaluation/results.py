@@ -112,7 +112,10 @@ def read_record(results_dir: Path, subject: Subject) -> dict[str, Any]:
         checksum = record["model"]["checksum"]
         record["scores"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no record of scores: {error!r}") from error
+        raise UserError(
+            f"{file} is no record of scores ({error}): delete {file.parent} to score the"
+            " model again, or choose another folder for the results"
+        ) from error
     if checksum != subject.checksum:
         raise UserError(
             f"{file.parent} holds the scores of another model: {record['model']}, now"

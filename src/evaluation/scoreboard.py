@@ -84,7 +84,7 @@ class Scoreboard:
             if isinstance(error, torch.OutOfMemoryError):
                 error = "out of memory: give a smaller evaluation.batch_tokens"
             self.failures[name] = without_section(str(error))
-            LOGGER.error("error: %s: %s", name, self.failures[name])
+            LOGGER.error("%s: failed, the reason comes at the end", name)
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         """Task → its entry of `scores.json`, of those asked for that are there.

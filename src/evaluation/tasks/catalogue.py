@@ -3,6 +3,7 @@
 Names, folders and sizes are those of the challenge's strict tracks (July 2026; WUG: 2025).
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,9 +138,11 @@ def _named(names: Sequence[str]) -> Iterable[tuple[str, Subset]]:
         members = GROUPS.get(name, (name,))
         if not all(m in TASKS and _folder_name(TASKS[m], subset) for m in members):
             fast = [f"{n}_fast" for n, task in TASKS.items() if task.fast]
-            known = ", ".join([*TASKS, *GROUPS, *fast])
+            known = ["full", "fast", *TASKS, *GROUPS, *fast]
+            close = difflib.get_close_matches(asked, known, n=1)
             raise UserError(
-                f"evaluation.tasks must be of full, fast, {known}; got {asked}"
+                f"evaluation.tasks must be of {', '.join(known)}; got {asked}"
+                + (f": did you mean {close[0]}?" if close else "")
             )
         wanted.update(dict.fromkeys((member, subset) for member in members))
     return wanted
@@ -168,7 +171,7 @@ def load(selected: Selected, protocol: Protocol) -> ChoiceTask:
     """Reads a task that has a format: its rows become choices."""
     task = TASKS[selected.task]
     folder = f"{task.official}/{_folder_name(task, selected.subset)}"
-    loaded = load_pairs(selected.folder, task.format, protocol)
+    loaded = load_pairs(selected.folder, task.format, protocol, "evaluation.data")
     return replace(
         loaded,
         name=selected.name,
@@ -180,22 +183,23 @@ def load(selected: Selected, protocol: Protocol) -> ChoiceTask:
 
 
 def load_pairs(
-    folder: Path, format: Format = formats.PAIRS, protocol: Protocol = 2026
+    folder: Path,
+    format: Format = formats.PAIRS,
+    protocol: Protocol = 2026,
+    key: str = "evaluation.pairs",
 ) -> ChoiceTask:
-    """A folder of minimal pairs in BLiMP's format: pairs_<folder>."""
+    """A folder of minimal pairs in BLiMP's format: pairs_<folder>. Errors name `key`."""
     choices = []
-    for file, number, row in read_rows(folder, format.fields):
+    for file, number, row in read_rows(folder, format.fields, key):
         try:
             choice = format.read(row, file.stem, protocol)
         except UserError as error:
-            place = f"evaluation.data: {file}, line {number}"
+            place = f"{key}: {file}, line {number}"
             raise UserError(f"{place}: {error}") from error
         if choice is not None:
             choices.append(choice)
     if not choices:
-        raise UserError(
-            f"evaluation.data: protocol {protocol} leaves nothing of {folder}"
-        )
+        raise UserError(f"{key}: protocol {protocol} leaves nothing of {folder}")
     return ChoiceTask(
         name=f"{OWN_PAIRS}_{folder.name}",
         folder=f"{OWN_PAIRS}/{folder.name}",

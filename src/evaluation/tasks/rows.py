@@ -28,24 +28,25 @@ def find_folder(root: Path, name: str) -> Path | None:
 
 
 def read_rows(
-    folder: Path, fields: Fields
+    folder: Path, fields: Fields, key: str = "evaluation.data"
 ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """(file, number of the line, row) of every line of every *.jsonl, in order of names.
 
     Raises `UserError` for a folder without such a file, an empty file, a line that is no
-    JSON object, lacks one of `fields` or holds something else in it.
+    JSON object, lacks one of `fields` or holds something else in it. It names `key`, where
+    the folder was given.
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise UserError(f"evaluation.data: no *.jsonl file in {folder}")
+        raise UserError(f"{key}: no *.jsonl file in {folder}")
     for file in files:
         content = file.read_bytes().removesuffix(b"\n")
         if not content.strip():
-            raise UserError(f"evaluation.data: {file} is empty")
+            raise UserError(f"{key}: {file} is empty")
         # Not `splitlines`: a text may hold what it takes for a line's end (U+2028).
         for number, line in enumerate(content.split(b"\n"), start=1):
             if fault := _fault(line, fields):
-                raise UserError(f"evaluation.data: {file}, line {number}: {fault}")
+                raise UserError(f"{key}: {file}, line {number}: {fault}")
             yield file, number, json.loads(line)
 
 
