@@ -172,7 +172,7 @@ class ScoringArguments:
         " architecture",
     )
     batch_tokens: int = knob(
-        16384, "Positions of a forward pass: bounds the memory", changes_result=False
+        16384, "Positions a pass, to bound memory; a longer text goes alone", False
     )
     # Not where the hardware is fast at it, as in training: some choices of a thousand
     # would differ from the protocol's, and from those on another machine.

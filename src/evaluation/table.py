@@ -1,6 +1,6 @@
 """Results on the screen, beside published ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def table(
     mean = overall({task: entry["score"] for task, entry in entries.items()})
     if mean is not None:
         rows.append(["overall", _text(mean)])
-    published = [f"Published: {SOURCES}."] if baselines else []
+    published = [_published(entries)] if baselines else []
     return "\n".join([*_align(rows), rules(entries), *notes(entries), *published])
 
 
@@ -108,7 +108,14 @@ def overview(
     ]
     told = list(dict.fromkeys(rules(own) for own in models.values()))
     told += [f"{name}: {note}" for name, own in models.items() for note in notes(own)]
-    return "\n".join([*_align(rows), *told, f"Published: {SOURCES}."])
+    return "\n".join([*_align(rows), *told, _published(tasks)])
+
+
+def _published(tasks: Iterable[str]) -> str:
+    """Whose the published scores are, and whether they are of other sets than ours."""
+    fast = any(task.endswith("_fast") for task in tasks)
+    of = " (of the full sets, not the fast ones)" if fast else ""
+    return f"Published{of}: {SOURCES}."
 
 
 def _text(score: float | None) -> str:
