@@ -264,6 +264,12 @@ def is_score(name: str) -> bool:
     return own or name.removesuffix("_fast") in TASKS
 
 
+def is_share(name: str) -> bool:
+    """Whether a score is the share of right choices: no correlation, no explained variance."""
+    task = TASKS.get(name.removesuffix("_fast"))
+    return task is None or (task.format is not None and not task.correlated)
+
+
 def of_whole_tasks(names: Iterable[str]) -> list[str]:
     """The scores among the names, without those of parts where the whole is there."""
     found = [name for name in names if is_score(name)]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
-from src.evaluation.suite import is_score, of_whole_tasks
+from src.evaluation.suite import is_score, is_share, of_whole_tasks
 from src.training import model_card
 from src.training.run_record import RunRecord
 from src.training.trainer import LanguageModelTrainer
@@ -47,6 +47,13 @@ def final_scores(
 ) -> dict[str, float]:
     """Everything that is reported of the final model, flat: {"eval_loss": 3.1, …}."""
     scores: dict[str, float] = {}
+    state = trainer.state
+    if args.training.load_best_model_at_end and state.best_global_step is not None:
+        if state.best_global_step != state.global_step:
+            logger.info(
+                "The final model is the best one, that of step %d:",
+                state.best_global_step,
+            )
     if args.training.do_eval:
         scores.update(trainer.evaluate())
         if data.train_stream is not None:
@@ -157,7 +164,9 @@ def table(scores: dict[str, Any]) -> str:
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
             label = name.replace("pairs_", "pairs: ")
-            lines.append(f"{label:<43}{score:>12.1%}")
+            # As `run_eval` has them; what is no share of right choices has no percent sign.
+            figure = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
+            lines.append(f"{label:<43}{figure:>12}")
     if "words_seen" in scores:
         lines.append(
             f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"

@@ -32,7 +32,18 @@ class TaskScores:
         self.seconds = 0.0
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Warn of what in the tokenizer will spoil scores."""
+        """Say what is scored when; warn of what in the tokenizer will spoil scores."""
+        cut = [
+            len(part.choices)
+            for part, whole in zip(self.sample.choices, self.suite.choices)
+            if len(part.choices) < len(whole.choices)
+        ]
+        if cut:
+            logger.info(
+                "While training, the tasks' scores are of a sample of %d choices each; at"
+                " the end, of all",
+                cut[0],
+            )
         for warning in check_tokenizer(tokenizer, self.suite.backend_for(model)):
             logger.warning("warning: %s", warning)
 

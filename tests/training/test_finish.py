@@ -17,6 +17,9 @@ def test_the_table_has_a_row_a_file_and_the_rest_below():
         "eval_unigram_perplexity": 345.678,
         "eval_pairs_word_order": 0.5,
         "eval_pairs": 0.75,
+        "eval_reading": 0.006867,
+        "eval_wug_adj": -0.123,
+        "eval_blimp_fast": 0.6521,
         "steps": 1200,
         "epochs": 9.98765,
         "words_seen": 1234567,
@@ -30,6 +33,9 @@ def test_the_table_has_a_row_a_file_and_the_rest_below():
         "(unigram)                              345.68",
         "pairs: word_order                                 50.0%",
         "pairs                                             75.0%",
+        "reading                                            0.69",
+        "wug_adj                                          -12.30",
+        "blimp_fast                                        65.2%",
         "1,234,567 words seen in 9.988 epochs, 1,200 steps",
     ]
     # fmt: on

@@ -49,12 +49,15 @@ def with_dropout(tiny: list[str]) -> list[str]:
     return [*tiny, "training.eval_steps=4", "training.save_steps=4"]
 
 
-def test_scoring_changes_neither_the_losses_nor_the_weights(tiny, run_clm, pairs):
+def test_scoring_changes_neither_the_losses_nor_the_weights(
+    tiny, run_clm, pairs, caplog
+):
     """Bit for bit, with dropout (GPT-2's own) and scores before, between and after steps."""
     command = with_dropout(tiny)
     assert run_clm(*command, "wandb.tag=without") == 0
     scored = [f"evaluation.pairs={pairs}", "evaluation.items_while_training=6"]
     assert run_clm(*command, *scored, "wandb.tag=with") == 0
+    assert "scores are of a sample of 6 choices each; at the end, of all" in caplog.text
     without, with_scores = only_run("without"), only_run("with")
     weights = [load_file(run / "model.safetensors") for run in (without, with_scores)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -75,7 +78,7 @@ def test_scoring_changes_neither_the_losses_nor_the_weights(tiny, run_clm, pairs
     assert results["eval_scoring_runtime"] > 0
 
 
-def test_a_score_can_pick_the_best_model(tiny, run_clm, pairs):
+def test_a_score_can_pick_the_best_model(tiny, run_clm, pairs, caplog):
     overrides = ["training.metric_for_best_model=eval_pairs", "training.max_steps=40"]
     command = [o for o in with_dropout(tiny) if "max_steps" not in o]
     command += [f"evaluation.pairs={pairs}", "training.learning_rate=0.02"]
@@ -86,6 +89,8 @@ def test_a_score_can_pick_the_best_model(tiny, run_clm, pairs):
     results = json.loads((only_run() / "results.json").read_text())
     assert results["eval_pairs"] == best
     first = next(row["step"] for row in rows if row["eval_pairs"] == best)
+    told = f"The final model is the best one, that of step {first}:" in caplog.messages
+    assert told == (first != 40) and "of a sample" not in caplog.text
     state = json.loads(
         max(
             only_run().glob("checkpoint-*/trainer_state.json"),
