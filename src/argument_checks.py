@@ -15,6 +15,7 @@ from src.arguments import (
 POSITIVE_TRAINING_VALUES = (
     "learning_rate",
     "num_train_epochs",
+    "tokens_per_step",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
@@ -37,6 +38,8 @@ REFUSED_TRAINING_VALUES = {
     "dataloader_in_order": (True, "the order of blocks is a function of the seed"),
     "dataloader_drop_last": (False, "text would be left out"),
     "batch_eval_metrics": (False, "an evaluation keeps three numbers a block as it is"),
+    "torch_compile_mode": (None, "training.torch_compile compiles what trains"),
+    "torch_compile_backend": (None, "training.torch_compile compiles what trains"),
     "prediction_loss_only": (False, "an evaluation reports more than the loss"),
 }
 
@@ -153,10 +156,9 @@ def _is_number(value: Any) -> bool:
 
 def _check_training(training: TrainingArguments) -> None:
     for name in POSITIVE_TRAINING_VALUES:
-        if getattr(training, name) <= 0:
-            raise UserError(
-                f"training.{name} must be above 0, got {getattr(training, name)}"
-            )
+        value = getattr(training, name)
+        if value is not None and value <= 0:
+            raise UserError(f"training.{name} must be above 0, got {value}")
     if training.save_total_limit is not None and training.save_total_limit < 2:
         raise UserError(
             "training.save_total_limit must be at least 2, or the one before a"
@@ -167,12 +169,29 @@ def _check_training(training: TrainingArguments) -> None:
             raise UserError(
                 f"training.{name} must be {only}, got {getattr(training, name)}: {reason}"
             )
+    _check_batch(training)
     loggers = training.report_to
     loggers = [loggers] if isinstance(loggers, str) else loggers or []
     if {"wandb", "all"} & set(loggers):
         raise UserError(
             f"training.report_to={loggers}: W&B is switched with wandb.log; name the"
             " others, as in training.report_to=[tensorboard]"
+        )
+
+
+def _check_batch(training: TrainingArguments) -> None:
+    tokens, size = training.tokens_per_step, training.per_device_train_batch_size
+    number = training.gradient_accumulation_steps
+    if tokens is not None and (size, number) != (None, None):
+        raise UserError(
+            f"training.tokens_per_step={tokens} and per_device_train_batch_size={size},"
+            f" gradient_accumulation_steps={number} both say what a step sees: give one"
+            " (the other as null)"
+        )
+    if tokens is None and size is None:
+        raise UserError(
+            "training.per_device_train_batch_size must be given where tokens_per_step is"
+            f" not, got null beside gradient_accumulation_steps={number}"
         )
 
 

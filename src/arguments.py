@@ -236,6 +236,29 @@ class TrainingArguments(transformers.TrainingArguments):
     bf16: Optional[bool] = knob(
         None, "bfloat16 mixed precision; null: where the hardware is fast at it"
     )
+    use_cpu: Optional[bool] = knob(
+        None, "Train on the processor; null: where there is no GPU", False
+    )
+    # Its own way of compiling would compile evaluation too, and whatever the run's length.
+    torch_compile: Optional[bool] = knob(
+        None,
+        "Compile the training step; null: where the run is long enough to gain by it",
+    )
+    tokens_per_step: Optional[int] = knob(
+        None,
+        "Tokens of the optimizer's batch, over all devices; how it is divided follows from the"
+        " memory. Or give per_device_train_batch_size and gradient_accumulation_steps",
+    )
+    per_device_train_batch_size: Optional[int] = knob(
+        None, "Sequences of a micro-batch, per device; null: see tokens_per_step"
+    )
+    gradient_accumulation_steps: Optional[int] = knob(
+        None, "Micro-batches of a step; null: see tokens_per_step"
+    )
+    logit_chunk: Optional[int] = knob(
+        None,
+        "Tokens whose logits exist at once in training; null: what suits the device, 0: all",
+    )
     max_words: Optional[int] = knob(
         None,
         "Train until the last step that does not exceed this many words seen, or until the"
@@ -247,6 +270,11 @@ class TrainingArguments(transformers.TrainingArguments):
     only_preprocess_dataset: bool = knob(
         False, "Train the tokenizer, pack the text, print what was found, stop", False
     )
+
+    def __post_init__(self) -> None:
+        compiles, self.torch_compile = self.torch_compile, False
+        super().__post_init__()
+        self.torch_compile = compiles
 
 
 @dataclass
@@ -276,35 +304,5 @@ class Arguments:
     wandb: WandbArguments = field(default_factory=WandbArguments)
 
 
-# Fields of Hugging Face's TrainingArguments that leave weights and reported numbers alone.
-# A field that is not named here, such as a new one, counts as changing the result: a run
-# too many directories is a nuisance, two runs in one directory are a wrong number.
-HARMLESS_TRAINING_FIELDS = frozenset(
-    "output_dir do_predict logging_strategy logging_steps"
-    " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
-    " log_level_replica disable_tqdm report_to run_name project trackio_space_id"
-    " trackio_bucket_id trackio_static_space_id include_num_input_tokens_seen"
-    " per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches"
-    " eval_use_gather_object eval_on_start include_for_metrics batch_eval_metrics"
-    " prediction_loss_only save_strategy save_steps save_on_each_node save_total_limit"
-    " save_only_model enable_jit_checkpoint push_to_hub hub_token hub_private_repo"
-    " hub_model_id hub_strategy hub_always_push hub_revision resume_from_checkpoint"
-    " dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers"
-    " dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order"
-    " remove_unused_columns label_names length_column_name ddp_find_unused_parameters"
-    " ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
-    " local_rank debug skip_memory_metrics torch_empty_cache_steps use_cpu".split()
-)
-
-
 # What an evaluation reports of the text, of every dev file and over all.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
-
-
-def changes_result(section: type, name: str) -> bool:
-    """Whether two runs that differ in this field may end with different numbers."""
-    described = section.__dataclass_fields__.get(name)
-    if described is None:
-        return False  # an unknown key, which is refused
-    default = section is not TrainingArguments or name not in HARMLESS_TRAINING_FIELDS
-    return described.metadata.get("changes_result", default)

@@ -17,7 +17,6 @@ import typing
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.argument_checks import check_arguments
 from src.arguments import FIGURES, Arguments, RunEvalArguments, UserError
+from src.hardware import choose_hardware
 
 CONF_DIR = Path(__file__).parent / "conf"
 
@@ -41,7 +41,7 @@ RENAMED = {
     "half_precision_backend": "fp16",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
-    "torchdynamo": "torch_compile_backend",
+    "torchdynamo": "torch_compile",
 }
 
 
@@ -196,12 +196,7 @@ def decide(config: DictConfig) -> None:
         # Written down first: a run's name is what was typed, not what follows from it.
         OmegaConf.update(config, key, OmegaConf.select(config, key))
     training = config.training
-    gpu = torch.cuda.is_available() and not training.use_cpu
-    training.use_cpu = bool(training.use_cpu or not torch.accelerator.is_available())
-    if training.bf16 is None:
-        training.bf16 = not training.fp16 and fast_bfloat16(training.use_cpu)
-    if training.fp16 and not gpu:
-        raise UserError("training.fp16=true needs a CUDA GPU; there is none")
+    choose_hardware(training)
     if not training.do_eval:
         training.eval_strategy = "no"
     if training.eval_strategy.name == "no":
@@ -209,15 +204,6 @@ def decide(config: DictConfig) -> None:
     if training.metric_for_best_model and training.greater_is_better is None:
         lower = tuple(figure for figure in FIGURES if figure != "accuracy")
         training.greater_is_better = not training.metric_for_best_model.endswith(lower)
-
-
-def fast_bfloat16(use_cpu: bool) -> bool:
-    """Whether bfloat16 products are done by the hardware, not emulated."""
-    if not use_cpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def build_arguments(config: DictConfig) -> Arguments:
@@ -294,6 +280,17 @@ def describe_options(config: DictConfig, root: type = Arguments) -> str:
     return "\n".join(lines).replace("$", "$$")
 
 
+def unless_batch_is_given(tokens: int, training: DictConfig) -> Optional[int]:
+    """`tokens`, unless the batch is stated in sequences."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return tokens if all(training[name] is None for name in names) else None
+
+
+OmegaConf.register_new_resolver(
+    "unless_batch_is_given",
+    lambda tokens, *, _root_: unless_batch_is_given(tokens, _root_.training),
+    replace=True,
+)
 OmegaConf.register_new_resolver(
     "describe_options",
     lambda root="base_config", *, _root_: describe_options(_root_, ROOTS[root]),

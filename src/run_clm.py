@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import functools
 import logging
 import shlex
 import sys
@@ -106,15 +107,17 @@ def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
     from src.training.wandb_logging import logging_run
 
     main_process = args.training.process_index == 0
-    # Batches are given per device: their number decides what the optimizer sees.
-    num_devices = args.training.world_size * max(1, args.training.n_gpu)
+    devices = {}
+    if args.training.tokens_per_step is None:
+        # Batches are given per device: their number decides what the optimizer sees.
+        devices["devices"] = args.training.world_size * max(1, args.training.n_gpu)
     corpora = find_corpora(args.data, args.model)
     record = RunRecord(args.training.output_dir)
     with record.held(main_process):
         with args.training.main_process_first():
             if main_process:
                 record.begin(
-                    {**identity(config), "devices": num_devices},
+                    {**identity(config), **devices},
                     resolved(config),
                     recorded_overrides(HydraConfig.get().overrides.task),
                     corpora.checksums,
@@ -162,25 +165,34 @@ def train_and_score(
 ) -> Optional[float]:
     """Data, model, training, final scores. A run that was told to stop ends the process."""
     from src.data.prepare import load_data
-    from src.training.checkpoints import newest_whole
+    from src.training.assembly import build_trainer, train_within_memory
     from src.training.finish import finish
-    from src.training.trainer import build_trainer, train
+    from src.training.throughput import Clock, process_start, summary
 
     main_process = args.training.process_index == 0
-    tokenizer, data = load_data(
-        corpora, args.tokenizer, args.data, args.model, main_process
+    clock = Clock(process_start())
+    with clock.phase("data"):
+        tokenizer, data = load_data(
+            corpora, args.tokenizer, args.data, args.model, main_process
+        )
+    build = functools.partial(
+        build_trainer, args, tokenizer, data, suite, wandb_run, clock=clock
     )
-    trainer = build_trainer(args, tokenizer, data, suite, wandb_run)
-    with args.training.main_process_first():  # it sets damaged checkpoints aside
-        checkpoint = newest_whole(record.directory)
-    if args.training.do_train and not train(trainer, checkpoint):
+    done = True
+    if args.training.do_train:
+        trainer, done = train_within_memory(build, record.directory)
+    else:
+        trainer = build()
+    if not done:
         logger.info(
             "Stopped. The same command continues this run%s.",
             ", without training.overwrite_output_dir"
             * args.training.overwrite_output_dir,
         )
         raise SystemExit(128 + trainer.stop.received)
-    return finish(trainer, args, data, record).get("eval_loss")
+    loss = finish(trainer, args, data, record).get("eval_loss")
+    logger.info(summary(clock, trainer.rates))
+    return loss
 
 
 @contextlib.contextmanager

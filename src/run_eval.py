@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.argument_checks import check_scoring
 from src.arguments import RunEvalArguments, UserError, without_section
-from src.configuration import CONF_DIR, fast_bfloat16, refuse_unknown_keys
+from src.configuration import CONF_DIR, refuse_unknown_keys
 from src.front_door import command_line, set_up_logging
+from src.hardware import fast_bfloat16, keep_freed_memory
 
 # The other rooms are imported where they are used, which takes seconds: a mistyped key is
 # told without them.
@@ -53,6 +54,7 @@ def evaluate(args: RunEvalArguments) -> None:
     from src.evaluation.suite import Suite
 
     check(args)
+    keep_freed_memory()
     quiet_libraries()
     places = (Path(args.cache_dir), args.token, args.trust_remote_code)
     models = find_checkpoints(args.checkpoint, args.revision, *places)

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import FIGURES, UserError, changes_result
+from src.arguments import FIGURES, TrainingArguments, UserError
 from src.configuration import group_choices, sections
 
 SHORT = {
@@ -32,6 +32,37 @@ SHORT_PREFIXES = {"training.": "", "data.": "", "model.config_overrides": "confi
 # scored, only where such a score says which is the best.
 EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
+
+
+# Fields of Hugging Face's TrainingArguments that leave weights and reported numbers alone.
+# A field that is not named here, such as a new one, counts as changing the result: a run
+# too many directories is a nuisance, two runs in one directory are a wrong number.
+HARMLESS_TRAINING_FIELDS = frozenset(
+    "output_dir do_predict logging_strategy logging_steps"
+    " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
+    " log_level_replica disable_tqdm report_to run_name project trackio_space_id"
+    " trackio_bucket_id trackio_static_space_id include_num_input_tokens_seen"
+    " per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches"
+    " eval_use_gather_object eval_on_start include_for_metrics batch_eval_metrics"
+    " prediction_loss_only save_strategy save_steps save_on_each_node save_total_limit"
+    " save_only_model enable_jit_checkpoint push_to_hub hub_token hub_private_repo"
+    " hub_model_id hub_strategy hub_always_push hub_revision resume_from_checkpoint"
+    " dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers"
+    " dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order"
+    " remove_unused_columns label_names length_column_name ddp_find_unused_parameters"
+    " ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+    " local_rank debug skip_memory_metricstorch_empty_cache_steps"
+    " accelerator_config".split()
+)
+
+
+def changes_result(section: type, name: str) -> bool:
+    """Whether two runs that differ in this field may end with different numbers."""
+    described = section.__dataclass_fields__.get(name)
+    if described is None:
+        return False  # an unknown key, which is refused
+    default = section is not TrainingArguments or name not in HARMLESS_TRAINING_FIELDS
+    return described.metadata.get("changes_result", default)
 
 
 def _hash(text: str) -> str:

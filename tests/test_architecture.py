@@ -15,7 +15,8 @@ FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
 MAY_IMPORT = {
     "arguments": set(),
     "argument_checks": {"arguments"},
-    "configuration": {"arguments", "argument_checks"},
+    "hardware": {"arguments"},
+    "configuration": {"arguments", "argument_checks", "hardware"},
     "run_identity": {"arguments", "configuration"},
     "front_door": {"arguments", "configuration"},
     "data": {"arguments", "data"},
@@ -26,6 +27,7 @@ MAY_IMPORT = {
         {
             "arguments",
             "argument_checks",
+            "hardware",
             "configuration",
             "run_identity",
             "front_door",

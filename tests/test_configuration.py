@@ -70,6 +70,17 @@ def test_real_objects_come_out_typed(composed):
         ),
         ("training.save_total_limit=1", ("training.save_total_limit", "at least 2")),
         ("training.fp16=true", ("training.fp16", "GPU")),
+        ("training.tf32=true", ("training.tf32", "GPU")),
+        ("training.use_cpu=false", ("training.use_cpu", "there is none")),
+        ("training.tokens_per_step=0", ("training.tokens_per_step", "above 0", "0")),
+        (
+            "training.gradient_accumulation_steps=2",
+            ("training.per_device_train_batch_size must be given", "tokens_per_step"),
+        ),
+        (
+            "training.torch_compile_mode=default",
+            ("torch_compile_mode", "torch_compile"),
+        ),
         ("training.report_to=[wandb]", ("wandb.log",)),
         ("training.save_only_model=true", ("save_only_model", "continued")),
         ("training.train_sampling_strategy=sequential", ("train_sampling_strategy",)),
@@ -83,6 +94,22 @@ def test_a_bad_override_is_refused_with_what_would_be_right(composed, override, 
     message = refusal(composed, *first, SAMPLE[1], override)
     assert all(part in message for part in told), message
     assert "Traceback" not in message
+
+
+def test_the_batch_is_stated_once(composed):
+    message = refusal(
+        composed,
+        *SAMPLE,
+        "training.tokens_per_step=2048",
+        "training.per_device_train_batch_size=16",
+    )
+    assert "tokens_per_step=2048 and per_device_train_batch_size=16" in message
+
+
+def test_a_batch_in_sequences_replaces_the_one_in_tokens(composed):
+    assert composed(*SAMPLE).training.tokens_per_step == 2048
+    given = composed(*SAMPLE, "training.per_device_train_batch_size=4").training
+    assert given.tokens_per_step is None
 
 
 def test_a_metric_that_nothing_reports_is_refused(composed):

@@ -153,6 +153,13 @@ class Plan(Sampler):
         """(length of a sequence, step at which it ends) of the schedule's stages."""
         return list(zip(self._stage_sizes, self._stage_ends))
 
+    def blocks_of(self, step: int) -> list[int]:
+        """Indices of the blocks that a step, which counts from 0, trains on."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        first = number * self.blocks_per_step
+        blocks = self._filled(epoch)[first : first + self.blocks_per_step].tolist()
+        return [block for block in blocks if block != NO_BLOCK]
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the sampler gives."""
         self.epoch = epoch

@@ -38,6 +38,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self):
         self.received: Optional[int] = None
         self._before: dict[int, Any] = {}
+        self._asked: Optional[tuple[torch.Tensor, Any]] = None
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
@@ -68,12 +69,21 @@ class StopOnSignal(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
 
     def _anywhere(self, args: TrainingArguments) -> bool:
-        """Whether any process was told to stop: they must all stop at the same step."""
-        if args.world_size > 1:
-            flag = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            self.received = int(flag) or None
-        return self.received is not None
+        """Whether any process was told to stop: they must all stop at the same step.
+
+        Of several processes each asks the others at every step and hears the answer at the
+        next: to wait for it would be to wait for the device.
+        """
+        if args.world_size == 1:
+            return self.received is not None
+        flag = torch.tensor(self.received or 0, device=args.device)
+        reduce, most = torch.distributed.all_reduce, torch.distributed.ReduceOp.MAX
+        before, self._asked = self._asked, (flag, reduce(flag, most, async_op=True))
+        if before is None:
+            return False
+        before[1].wait()
+        self.received = int(before[0]) or self.received
+        return bool(before[0])
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -130,12 +140,13 @@ class Console(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            shown = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm")}
+            keys = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
+            shown = {key.replace("_per_second", "/s"): logs.get(key) for key in keys}
         elif "eval_loss" in logs:
             keys = "loss perplexity accuracy bits_per_byte word_perplexity".split()
             shown = {f"eval {key}": logs[f"eval_{key}"] for key in keys}
             names = of_whole_tasks(key.removeprefix("eval_") for key in logs)
-            shown |= {f"eval {name}": logs[f"eval_{name}"] for name in names}
+            shown |= {f"eval {name}": 100 * logs[f"eval_{name}"] for name in names}
         else:
             return
         line = "  ".join(

@@ -54,7 +54,7 @@ def needs_mask(model: PreTrainedModel) -> bool:
         )
     training = model.training
     model.eval()
-    tried = [False] if _has_windows(config) else [False, True]
+    tried = [False] if has_windows(config) else [False, True]
     found = [mask for mask in tried if _keeps_apart(model, mask)]
     model.train(training)
     if not found:
@@ -62,7 +62,7 @@ def needs_mask(model: PreTrainedModel) -> bool:
     return found[0]
 
 
-def _has_windows(config: PretrainedConfig) -> bool:
+def has_windows(config: PretrainedConfig) -> bool:
     """Whether some layers see less than all that is before: our mask would undo that."""
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return bool(getattr(config, "sliding_window", None)) or layers != {"full_attention"}

@@ -1,22 +1,17 @@
 """The Trainer over blocks.
 
-The subclass changes four things: the loss (a mean over the tokens of the optimizer's whole
-batch), the order of the blocks (a function of seed and epoch), what an evaluation keeps of
-a batch (three numbers a block), and the scores made of them. Everything periodic is in
-`callbacks.py`.
+The subclass changes the loss (a mean over the tokens of the optimizer's whole batch), the
+order of the blocks (a function of seed and epoch), what an evaluation keeps of a batch (three
+numbers a block) and the scores made of them; and it measures its own time. Everything periodic
+is in `callbacks.py`, what makes a step fast in `fast_forward.py`.
 """
 
-import logging
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import transformers
-from torch.nn import functional as F
-from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -24,18 +19,14 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainerState,
-    set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
 
-from src.arguments import Arguments, TrainingArguments
+from src.arguments import TrainingArguments, UserError
 from src.data.blocks import IGNORED, Blocks
-from src.data.order import Plan, check_budget, order_of
-from src.data.prepare import Data
+from src.data.order import Plan
 from src.data.tokenizer import save as save_tokenizer
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.evaluation.suite import Suite
 from src.training.callbacks import (
     Console,
     KeepCheckpoints,
@@ -43,11 +34,12 @@ from src.training.callbacks import (
     ProgressBars,
     StopOnSignal,
 )
-from src.training.documents_apart import masked, needs_mask
-from src.training.model import architecture, build
+from src.training.checkpoints import newest_whole
+from src.training.documents_apart import masked
+from src.training.loss_watch import LossWatch
+from src.training.step_layout import StepLayout
 from src.training.task_scores import TaskScores, check_metric
-
-logger = logging.getLogger(__name__)
+from src.training.throughput import Clock, Throughput, peak_flops
 
 
 class LanguageModelTrainer(Trainer):
@@ -62,6 +54,7 @@ class LanguageModelTrainer(Trainer):
         eval_blocks: Optional[Blocks],
         file_names: list[str],
         callbacks: list[TrainerCallback],
+        clock: Optional[Clock] = None,
     ):
         # The Trainer would delete old checkpoints before the new one is sealed.
         save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -70,14 +63,22 @@ class LanguageModelTrainer(Trainer):
             args=args,
             train_dataset=plan.blocks if plan else None,
             eval_dataset=eval_blocks,
-            compute_loss_func=self._mean_token_loss,
             compute_metrics=self._scores,
         )
-        self._loss_shifts_labels = False  # or it would not count the first target
+        self.model_accepts_loss_kwargs = True  # it shall count the targets of a batch
+        self._loss_shifts_labels = False  # or it would not count the first of them
+        self._num_parameters = model.num_parameters()
         self.tokenizer, self.file_names = tokenizer, file_names
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.plan, self.masks_documents = plan, False
+        self.layout, self._sizes_seen = StepLayout(1, 1), set()
+        self.clock = clock or Clock()
+        devices = args.world_size * max(1, args.n_gpu)
+        self.throughput = Throughput(
+            self.clock, 6 * self._num_parameters, peak_flops(args.device, devices)
+        )
+        self.watch = LossWatch(math.log(model.config.get_text_config().vocab_size))
         self.task_scores: Optional[TaskScores] = None
         self.found_scores: dict[str, float] = {}  # of the evaluation in progress
         if plan is not None:
@@ -92,18 +93,22 @@ class LanguageModelTrainer(Trainer):
         for callback in callbacks:
             self.add_callback(callback)
 
-    def _mean_token_loss(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """The micro-batch's share of the mean loss over the whole batch's tokens, in nats."""
-        loss = F.cross_entropy(
-            outputs.logits.flatten(0, 1).float(),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self.args.label_smoothing_factor,
-        )
-        return loss / num_items_in_batch
+        """The micro-batch's share of the mean loss over the whole batch's tokens, in nats.
+
+        Times the number of processes, over which DDP takes the mean of the gradients.
+        """
+        return model(**inputs).loss / num_items_in_batch * self.args.world_size
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """6 for each parameter and token (Kaplan et al. 2020), not counted anew each step."""
+        return 6 * self._num_parameters * inputs["input_ids"].numel()
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
         return self.plan
@@ -116,15 +121,61 @@ class LanguageModelTrainer(Trainer):
         self, model: Any, inputs: dict, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """A micro-batch, in sequences of the length that the schedule has for this step."""
-        inputs = shortened(inputs, self.plan.block_size(self.state.global_step))
-        return super().training_step(model, inputs, num_items_in_batch)
+        step = self.state.global_step
+        size = self.plan.block_size(step)
+        compiles = self.layout.compiled and size not in self._sizes_seen
+        with self.clock.phase("compile" if compiles else "training"):
+            inputs = shortened(inputs, size)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._sizes_seen.add(size)
+        self.watch.add(step, loss)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Every log says how many words were seen."""
+        """Every log says how many words were seen, and how fast."""
         if self.plan is not None:
             words = self.plan.words_seen(self.state.global_step)
+            if "loss" in logs:
+                self._refuse_bad_loss(logs["loss"])
+                logs = {**logs, **self.throughput.since_last(self.tokens_seen, words)}
             logs = {**logs, "words": words}
         super().log(logs, start_time)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Positions of all steps until now; those that fill up a batch are among them."""
+        plan = self.plan
+        return self.state.global_step * plan.blocks_per_step * plan.blocks.block_size
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Tokens and words a second, and utilisation, over all steps of this process."""
+        if self.plan is None:
+            return {}
+        words = self.plan.words_seen(self.state.global_step)
+        return self.throughput.overall(self.tokens_seen, words)
+
+    def _refuse_bad_loss(self, mean: Optional[float] = None) -> None:
+        """Raises `UserError` where a step since the last look has spoilt the weights."""
+        bad = self.watch.bad_step()
+        if bad is None and (mean is None or not self.watch.diverges(mean)):
+            return
+        step, loss = bad or (self.state.global_step - 1, mean)
+        blocks = self.plan.blocks_of(step)
+        names = [file["name"] for file in self.plan.blocks.stream.files]
+        files = sorted({names[i] for i in self.plan.blocks.owners[blocks]})
+        good = newest_whole(Path(self.args.output_dir))
+        raise UserError(
+            f"the loss is {loss:.3g} at step {step + 1}, of blocks {blocks[:8]}… from"
+            f" {', '.join(files)}: training stops. The last good checkpoint:"
+            f" {good or 'none yet'}. A smaller training.learning_rate or a longer"
+            " training.warmup_steps may help"
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse_bad_loss()
+        with self.clock.phase("saving"):
+            super()._save_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         check_metric(self.args.metric_for_best_model, metrics)
@@ -154,6 +205,10 @@ class LanguageModelTrainer(Trainer):
 
         The scores come first, so that the `eval_runtime` is that of the text alone.
         """
+        with self.clock.phase("evaluation"):
+            return self._score_and_evaluate(*args, **kwargs)
+
+    def _score_and_evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.task_scores is not None:
             self.found_scores = self.task_scores.score(
                 self.model, self.tokenizer, final=not self.is_in_train
@@ -184,121 +239,3 @@ def shortened(inputs: dict[str, torch.Tensor], size: int) -> dict[str, torch.Ten
         own = torch.arange(size, device=inputs["position_ids"].device)
         inputs["position_ids"] = inputs["position_ids"].minimum(own)
     return inputs
-
-
-def plan_of(args: Arguments, blocks: Blocks) -> Plan:
-    """What every step trains on; `args.training.max_steps` is set to their number."""
-    training = args.training
-    order = order_of(
-        args.data,
-        blocks,
-        training.seed if training.data_seed is None else training.data_seed,
-    )
-    plan = Plan(
-        blocks,
-        order,
-        training.train_batch_size
-        * training.gradient_accumulation_steps
-        * training.world_size,
-        training.num_train_epochs,
-        training.max_steps if training.max_steps > 0 else None,
-        training.max_words,
-        args.data.block_size_schedule,
-    )
-    check_budget(args.data, plan)
-    training.max_steps = plan.num_steps
-    return plan
-
-
-def build_trainer(
-    args: Arguments,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Data,
-    suite: Optional[Suite] = None,
-    wandb_run: Optional[Any] = None,
-) -> LanguageModelTrainer:
-    """Model, data and callbacks of a run, put together."""
-    plan = plan_of(args, data.train) if args.training.do_train else None
-    set_seed(args.training.seed)  # the weights are drawn from it
-    model = build(args.model, architecture(args.model), tokenizer)
-    callbacks = []
-    if wandb_run is not None:
-        from src.training.wandb_logging import WandbLogging
-
-        callbacks.append(WandbLogging(wandb_run, has_words=plan is not None))
-    trainer = LanguageModelTrainer(
-        model,
-        tokenizer,
-        args.training,
-        plan,
-        data.validation if args.training.do_eval else None,
-        data.validation_names,
-        callbacks,
-    )
-    if suite is not None and suite.checksums:
-        number = args.evaluation.items_while_training
-        trainer.task_scores = TaskScores(suite, number)
-        trainer.task_scores.check(model, tokenizer)
-    if not args.data.attend_across_documents:
-        trainer.masks_documents = needs_mask(trainer.model)
-    _describe(trainer, args)
-    return trainer
-
-
-def _describe(trainer: LanguageModelTrainer, args: Arguments) -> None:
-    """Say what is about to be trained, on what."""
-    model, plan, training = trainer.model, trainer.plan, args.training
-    source = args.model.model_name_or_path
-    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
-    logger.info(
-        "%s with %s parameters, %s, on %s in %s",
-        model.config.model_type,
-        f"{model.num_parameters():,}",
-        f"weights of {source}" if source else "random weights",
-        training.device,
-        precision or "float32",
-    )
-    if plan is not None:
-        logger.info(
-            "%s blocks of %d tokens, %d a step: %s words in %s steps; %d tokens at the end"
-            " fill no block and are not trained on",
-            f"{len(plan.order):,}",
-            plan.blocks.block_size,
-            plan.blocks_per_step,
-            f"{plan.words_seen(plan.num_steps):,}",
-            f"{plan.num_steps:,}",
-            plan.blocks.remainder,
-        )
-        limit = training.max_words
-        if limit and plan.num_steps == math.ceil(
-            training.num_train_epochs * plan.steps_per_epoch
-        ):
-            logger.info("The epochs end before training.max_words=%s", f"{limit:,}")
-        for size, end in plan.stages:
-            logger.info("Sequences of %d tokens until step %s", size, f"{end:,}")
-
-
-def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
-    """Train, from `checkpoint` where there is one. False where a signal stopped it."""
-    transformers.utils.logging.disable_progress_bar()  # one for each saved file
-    # It warns of tied weights as "missing", and of shares of the run written as steps.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if checkpoint:
-        logger.info("Continuing from %s", checkpoint)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps:
-            # Only what comes after training is missing. The Trainer would take one more
-            # step: it looks whether it is at the end only after each.
-            trainer.state = state
-            best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-            use_best = trainer.args.load_best_model_at_end and best.is_dir()
-            trainer._load_from_checkpoint(str(best if use_best else checkpoint))
-            return True
-    trainer.checkpoints.resumed_from = checkpoint
-    began = time.perf_counter()
-    with logging_redirect_tqdm():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.task_scores is not None and trainer.task_scores.seconds:
-        share = trainer.task_scores.seconds / (time.perf_counter() - began)
-        logger.info("Scoring tasks took %.1f %% of the training's time", 100 * share)
-    return trainer.stop.received is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from src.arguments import (
@@ -16,14 +17,15 @@ from src.arguments import (
     DataTrainingArguments,
     ModelArguments,
     TrainingArguments,
+    UserError,
 )
 from src.data.blocks import IGNORED, Blocks, file_spans
 from src.data.corpus import read_corpus
 from src.data.packing import pack
 from src.data.prepare import Data
 from src.data.tokenizer import train as train_tokenizer
+from src.training.assembly import build_trainer, train
 from src.training.checkpoints import newest_whole
-from src.training.trainer import build_trainer, train
 
 LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
 # Documents of all lengths, so that blocks have between 8 and 5 targets.
@@ -445,3 +447,66 @@ def test_tensorboard_writes_its_events_where_its_variable_says(
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     train(trainer_of(report_to=["tensorboard"]), None)
     assert list((tmp_path / "events").rglob("events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(trainer_of):
+    """The step and its blocks are named; the checkpoint from before is the newest."""
+    settings = dict(max_steps=8, save_strategy="steps", save_steps=1, logging_steps=8)
+    trainer = trainer_of(**settings)
+    spoilt = []
+
+    def spoil(module, args, kwargs):
+        spoilt.append(1)
+        if len(spoilt) == 4:
+            with torch.no_grad():
+                next(module.parameters()).fill_(float("nan"))
+
+    trainer.model.register_forward_pre_hook(spoil, with_kwargs=True)
+    blocks = trainer.plan.order.blocks(3).tolist()
+    with pytest.raises(UserError, match="the loss is nan at step 4, of blocks") as told:
+        train(trainer, None)
+    assert str(blocks)[1:-1] in str(told.value) and "checkpoint-3" in str(told.value)
+    assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-3"
+    assert not (run_dir(trainer) / "checkpoint-4").exists()
+
+
+def test_a_loss_that_grows_beyond_reason_stops_the_run(trainer_of):
+    trainer = trainer_of(max_steps=50, learning_rate=1e3, max_grad_norm=0.0)
+    with pytest.raises(UserError, match="the loss is .* at step .*: training stops"):
+        train(trainer, None)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value is read off the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_between_logs_nothing_waits_for_the_device(trainer_of):
+    found = []
+    for steps in (10, 40):
+        trainer = trainer_of(
+            text="\n\n".join([TEXT] * 25), num_blocks=320, max_steps=steps,
+            logging_steps=1000, logging_nan_inf_filter=False, learning_rate=1e-3,
+            optim="adamw_torch_fused", max_grad_norm=1.0, gradient_accumulation_steps=2,
+            per_device_train_batch_size=4,
+        )  # fmt: skip
+        with Reads() as reads:
+            train(trainer, None)
+        found.append(reads.number)
+    assert found[0] == found[1]
+
+
+def test_every_log_says_how_fast_it_was(trainer_of):
+    trainer = trainer_of(max_steps=4, logging_steps=2)
+    train(trainer, None)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert all(row["tokens_per_second"] > row["words_per_second"] > 0 for row in rows)
+    seconds = trainer.clock.seconds()["training"]
+    assert trainer.rates["tokens_per_second"] == pytest.approx(4 * 64 / seconds)

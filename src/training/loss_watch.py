@@ -1,0 +1,47 @@
+"""Stops a run whose loss is no number any more, or that only gets worse.
+
+The losses of steps stay on the device until a log, an evaluation or a checkpoint waits for it
+anyway: looking at each would cost more than a run ever loses by being stopped late.
+"""
+
+import math
+from typing import Optional
+
+import torch
+
+
+class LossWatch:
+    """The losses since the last look.
+
+    Args:
+        uniform_loss: nats per token of a model that has not learnt anything.
+    """
+
+    def __init__(self, uniform_loss: float):
+        self._limit = uniform_loss + 10
+        self._losses: list[tuple[int, torch.Tensor]] = []
+        self._first: Optional[float] = None
+
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """A micro-batch's part of the loss of a step (from 0)."""
+        self._losses.append((step, loss))
+
+    def bad_step(self) -> Optional[tuple[int, float]]:
+        """(step, loss) of the first loss since the last look that is not finite.
+
+        A micro-batch's part, where a step has several.
+        """
+        if not self._losses:
+            return None
+        steps = [step for step, _ in self._losses]
+        losses = torch.stack([loss for _, loss in self._losses])
+        self._losses = []
+        if torch.distributed.is_initialized():  # all processes must stop, at one step
+            torch.distributed.all_reduce(losses)
+        pairs = zip(steps, losses.tolist())
+        return next((pair for pair in pairs if not math.isfinite(pair[1])), None)
+
+    def diverges(self, loss: float) -> bool:
+        """Whether a mean loss is far beyond where the run, or any model, begins."""
+        self._first = loss if self._first is None else self._first
+        return loss > max(self._limit, self._first)
