@@ -38,6 +38,7 @@ REFUSED_TRAINING_VALUES = {
     "dataloader_in_order": (True, "the order of blocks is a function of the seed"),
     "dataloader_drop_last": (False, "text would be left out"),
     "batch_eval_metrics": (False, "an evaluation keeps three numbers a block as it is"),
+    "average_tokens_across_devices": (True, "the loss is the mean over all tokens"),
     "torch_compile_mode": (None, "training.torch_compile compiles what trains"),
     "torch_compile_backend": (None, "training.torch_compile compiles what trains"),
     "prediction_loss_only": (False, "an evaluation reports more than the loss"),

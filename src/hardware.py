@@ -4,6 +4,7 @@ import ctypes
 from typing import Any
 
 import torch
+from transformers.utils import is_torch_tf32_available
 
 from src.arguments import UserError
 
@@ -22,21 +23,20 @@ def choose_hardware(training: Any) -> None:
     gpu = torch.cuda.is_available() and not training.use_cpu
     if training.fp16 and not gpu:
         raise UserError("training.fp16=true needs a CUDA GPU; there is none")
-    if training.tf32 and not (gpu and torch.cuda.get_device_capability() >= (8, 0)):
+    tf32 = gpu and is_torch_tf32_available()
+    if training.tf32 and not tf32:
         raise UserError(
             "training.tf32=true needs an NVIDIA GPU of 2020 (Ampere) or later"
         )
-    if training.bf16 and gpu and not torch.cuda.is_bf16_supported():
+    if training.bf16 and gpu and not fast_bfloat16(use_cpu=False):
         raise UserError(
             f"training.bf16=true: {torch.cuda.get_device_name()} has no bfloat16; null"
             " takes what there is"
         )
     if training.bf16 is None:
         training.bf16 = not training.fp16 and fast_bfloat16(training.use_cpu)
-    if training.use_cpu:
-        keep_freed_memory()
     if gpu and training.tf32 is None:
-        training.tf32 = torch.cuda.get_device_capability() >= (8, 0)
+        training.tf32 = tf32
     if gpu and training.accelerator_config is None:
         # Copies to the device must not wait for it.
         training.accelerator_config = {"non_blocking": True}

@@ -31,6 +31,7 @@ from src.configuration import (
     resolved,
 )
 from src.front_door import command_line, from_machine, set_up_logging
+from src.hardware import keep_freed_memory
 from src.run_identity import defaults, identity, refuse_missing_choice
 
 # The other rooms are imported where they are used: --help and --cfg start without them.
@@ -104,13 +105,18 @@ def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
     from src.data.prepare import find_corpora
     from src.training.finish import table
     from src.training.run_record import RunRecord
+    from src.training.step_layout import sequences_per_step
     from src.training.wandb_logging import logging_run
 
+    if args.training.do_train:
+        sequences_per_step(
+            args.training, args.data.block_size
+        )  # refused before any work
     main_process = args.training.process_index == 0
     devices = {}
     if args.training.tokens_per_step is None:
         # Batches are given per device: their number decides what the optimizer sees.
-        devices["devices"] = args.training.world_size * max(1, args.training.n_gpu)
+        devices["devices"] = args.training.world_size
     corpora = find_corpora(args.data, args.model)
     record = RunRecord(args.training.output_dir)
     with record.held(main_process):
@@ -170,6 +176,8 @@ def train_and_score(
     from src.training.throughput import Clock, process_start, summary
 
     main_process = args.training.process_index == 0
+    if args.training.use_cpu:
+        keep_freed_memory()
     clock = Clock(process_start())
     with clock.phase("data"):
         tokenizer, data = load_data(

@@ -51,7 +51,7 @@ HARMLESS_TRAINING_FIELDS = frozenset(
     " dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order"
     " remove_unused_columns label_names length_column_name ddp_find_unused_parameters"
     " ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
-    " local_rank debug skip_memory_metricstorch_empty_cache_steps"
+    " local_rank debug skip_memory_metrics torch_empty_cache_steps"
     " accelerator_config".split()
 )
 

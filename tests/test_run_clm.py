@@ -480,3 +480,20 @@ def test_a_run_that_saved_nothing_yet_may_be_begun_with_other_settings(tiny, run
     assert "does not hold the tokenizer's" in run_clm(*command)
     group.write_text(text % 500)
     assert run_clm(*command) == 0
+
+
+def test_a_step_that_blocks_do_not_fill_is_refused_before_any_work(tiny, run_clm):
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    command = [o for o in tiny if not any(name in o for name in batch)]
+    message = run_clm(*command, "training.tokens_per_step=100")
+    assert "tokens_per_step=100 must be a multiple of data.block_size=16" in message
+    assert "the nearest is 96" in message
+    assert not list(Path("exp").rglob("*")) and not Path(".cache").exists()
+
+
+def test_the_division_of_a_step_is_kept_with_the_run(tiny, run_clm):
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    command = [o for o in tiny if not any(name in o for name in batch)]
+    assert run_clm(*command, "training.tokens_per_step=128") == 0
+    layout = json.loads((only_run() / "step_layout.json").read_text())
+    assert layout == {"sequences": 8, "micro_batches": 1, "compiled": False}

@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from src.arguments import Arguments, UserError
+from src.arguments import Arguments, TrainingArguments, UserError
 from src.data.blocks import Blocks
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
@@ -35,7 +35,7 @@ from src.training.model import architecture, build
 from src.training.step_layout import (
     StepLayout,
     find_layout,
-    num_devices,
+    logit_chunk,
     sequences_per_step,
 )
 from src.training.task_scores import TaskScores
@@ -83,6 +83,7 @@ def build_trainer(
         clock: of the whole process; None: a new one.
     """
     training = args.training
+    _use_one_gpu(training)
     plan = plan_of(args, data.train) if training.do_train else None
     set_seed(training.seed)  # the weights are drawn from it
     model = build(args.model, architecture(args.model), tokenizer).to(training.device)
@@ -90,9 +91,7 @@ def build_trainer(
     fast = FastForward()
     if plan is not None:
         size = args.data.block_size
-        if layout is None or not layout.fits(
-            plan.blocks_per_step, num_devices(training)
-        ):
+        if layout is None or not layout.fits(plan.blocks_per_step, training.world_size):
             layout = find_layout(training, model, size, plan.num_steps)
         fast = _speed_up(model, args, layout, masks)
     # An evaluation alone has no batches of training, but the Trainer wants a number.
@@ -118,6 +117,14 @@ def build_trainer(
     return trainer
 
 
+def _use_one_gpu(args: TrainingArguments) -> None:
+    """Each process: on several, the Trainer would choose DataParallel, the slowest way."""
+    if args.n_gpu > 1:
+        every = f"torchrun --nproc_per_node={args.n_gpu} -m src.run_clm"
+        logger.info("One of %d GPUs is used; all of them by %s …", args.n_gpu, every)
+        args._n_gpu = 1
+
+
 def _logging(wandb_run: Optional[Any], has_words: bool) -> list[TrainerCallback]:
     if wandb_run is None:
         return []
@@ -130,12 +137,13 @@ def _speed_up(
     model: PreTrainedModel, args: Arguments, layout: StepLayout, masks: bool
 ) -> FastForward:
     """Installs the fast forward pass in the model, as far as it fits."""
-    smoothing = args.training.label_smoothing_factor
-    chunk = 0 if smoothing else args.training.logit_chunk
-    fast = find_fast_forward(model, layout.compiled, chunk)
+    training = args.training
+    fast = find_fast_forward(model, layout.compiled, logit_chunk(training))
     if not (args.data.attend_across_documents or masks):
         fast.attention = None  # the model's own sees where positions restart
-    install(model, fast, smoothing)
+    if fast.attention == WRITTEN_OUT and training.gradient_checkpointing:
+        fast.attention = None  # what is computed again must be the same operations
+    install(model, fast, training.label_smoothing_factor)
     return fast
 
 
@@ -193,7 +201,7 @@ def _choices(trainer: LanguageModelTrainer, fast: FastForward) -> list[str]:
         compiled += " (a long run)" if layout.compiled else " (a short run)"
     return [
         f"{layout.micro_batches} x {layout.sequences} sequences on each of"
-        f" {num_devices(training)} device(s)",
+        f" {training.world_size} device(s)",
         precision,
         compiled,
         f"attention {attention}",
@@ -266,8 +274,12 @@ def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
     tokens = plan.blocks_per_step * plan.blocks.block_size
     trainer.throughput.begin(done * tokens, plan.words_seen(done))
     began = time.perf_counter()
-    with logging_redirect_tqdm():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    resumed = str(checkpoint) if checkpoint else None
+    try:
+        with trainer.clock.phase("training"), logging_redirect_tqdm():
+            trainer.train(resume_from_checkpoint=resumed)
+    finally:
+        trainer.stop.restore()
     if trainer.task_scores is not None and trainer.task_scores.seconds:
         share = trainer.task_scores.seconds / (time.perf_counter() - began)
         logger.info("Scoring tasks took %.1f %% of the training's time", 100 * share)

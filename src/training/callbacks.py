@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from src.data.order import Plan
 from src.evaluation.suite import of_whole_tasks
@@ -36,31 +36,34 @@ class StopOnSignal(TrainerCallback):
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self):
-        self.received: Optional[int] = None
+        self.received: Optional[int] = None  # by any process: all know it at one step
+        self._own: Optional[int] = None  # by this one
         self._before: dict[int, Any] = {}
-        self._asked: Optional[tuple[torch.Tensor, Any]] = None
+        self._group: Optional[Any] = None
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = number
-        self._restore()
+        self._own = number
+        self.restore()
         logger.warning(
             "%s: saving after this step, then stopping (once more: stop at once)",
             signal.Signals(number).name,
         )
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Signals do again what they did before training."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._before = {n: signal.signal(n, self._receive) for n in self.SIGNALS}
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+        if args.world_size > 1:
+            # Not the devices' own: to ask them would be to wait for them at every step.
+            self._group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._anywhere(args):
+        self.received = self._of_any_process()
+        if self.received is not None:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -68,22 +71,14 @@ class StopOnSignal(TrainerCallback):
         if self.received and state.epoch != int(state.epoch):
             control.should_log = control.should_evaluate = control.should_save = False
 
-    def _anywhere(self, args: TrainingArguments) -> bool:
-        """Whether any process was told to stop: they must all stop at the same step.
-
-        Of several processes each asks the others at every step and hears the answer at the
-        next: to wait for it would be to wait for the device.
-        """
-        if args.world_size == 1:
-            return self.received is not None
-        flag = torch.tensor(self.received or 0, device=args.device)
-        reduce, most = torch.distributed.all_reduce, torch.distributed.ReduceOp.MAX
-        before, self._asked = self._asked, (flag, reduce(flag, most, async_op=True))
-        if before is None:
-            return False
-        before[1].wait()
-        self.received = int(before[0]) or self.received
-        return bool(before[0])
+    def _of_any_process(self) -> Optional[int]:
+        """The signal that a process received: they must all stop at the same step."""
+        if self._group is None:
+            return self._own
+        flag = torch.tensor(self._own or 0)
+        most = torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(flag, most, group=self._group)
+        return int(flag) or None
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -150,7 +145,9 @@ class Console(TrainerCallback):
         else:
             return
         line = "  ".join(
-            f"{key} {value:.4g}" for key, value in shown.items() if value is not None
+            f"{key} {value:,.0f}" if value >= 10_000 else f"{key} {value:.4g}"
+            for key, value in shown.items()
+            if value is not None
         )
         words = f"  {logs['words']:,} words" if "words" in logs else ""
         logger.info("step %d/%d%s  %s", state.global_step, state.max_steps, words, line)

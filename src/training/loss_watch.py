@@ -42,6 +42,6 @@ class LossWatch:
         return next((pair for pair in pairs if not math.isfinite(pair[1])), None)
 
     def diverges(self, loss: float) -> bool:
-        """Whether a mean loss is far beyond where the run, or any model, begins."""
+        """Whether a mean loss is no number, or far beyond where any model begins."""
         self._first = loss if self._first is None else self._first
-        return loss > max(self._limit, self._first)
+        return not loss <= max(self._limit, self._first)

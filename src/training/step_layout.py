@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from src.arguments import TrainingArguments, UserError
 from src.training.fast_forward import find_fast_forward, install
-from src.training.fused_loss import NUM_LOGITS
 
 FILE = "step_layout.json"
 # A processor is no faster with more; a GPU is busy with these.
@@ -26,7 +25,7 @@ MEMORY_SHARE = 0.8  # of what is free: kernels need room, and memory gets fragme
 # What a step takes before it is compiled, and what compiling must save. Measured on two
 # cores (150 GFLOP/s, 10 to 25 s to compile); for a GPU, a third of an A100.
 FLOPS = {"cpu": 1.5e11, "other": 1e14}
-LOGIT_BYTES = 12  # of a chunk: bfloat16 and float32, and their gradients
+LOGIT_BYTES = 20  # of a logit: bfloat16 and float32, its gradient, and what is between
 MIN_SECONDS = {"cpu": 180, "other": 120}
 
 
@@ -39,7 +38,7 @@ class StepLayout:
     compiled: bool = False
 
     def save(self, run_dir: Path) -> None:
-        temporary = run_dir / f".{FILE}.tmp"
+        temporary = run_dir / f".{FILE}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
         os.replace(temporary, run_dir / FILE)
 
@@ -72,14 +71,17 @@ def divided(sequences: int, limit: int, compiled: bool = False) -> StepLayout:
     return StepLayout(most, sequences // most, compiled)
 
 
-def num_devices(args: TrainingArguments) -> int:
-    """Devices that share a step."""
-    return args.world_size * max(1, args.n_gpu)
+def logit_chunk(args: TrainingArguments) -> Optional[int]:
+    """`logit_chunk` as given; 0 for what the fused loss does not do.
+
+    In float16 its gradients, made before the scaler scales them, would vanish.
+    """
+    return 0 if args.label_smoothing_factor or args.fp16 else args.logit_chunk
 
 
 def sequences_per_step(args: TrainingArguments, block_size: int) -> int:
     """Blocks of a step over all devices. Raises `UserError` where they are no whole number."""
-    devices = num_devices(args)
+    devices = args.world_size
     if args.tokens_per_step is None:
         size, number = (
             args.per_device_train_batch_size,
@@ -101,7 +103,7 @@ def find_layout(
     args: TrainingArguments, model: PreTrainedModel, block_size: int, num_steps: int
 ) -> StepLayout:
     """The layout of a run that has none yet, the same in every process."""
-    sequences = sequences_per_step(args, block_size) // num_devices(args)
+    sequences = sequences_per_step(args, block_size) // args.world_size
     compiled = args.torch_compile
     if compiled is None:
         tokens = num_steps * sequences * block_size
@@ -134,19 +136,25 @@ def sequences_in_memory(
 ) -> int:
     """Sequences a GPU has room for, beside weights, gradients, AdamW's moments and logits."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    fast = find_fast_forward(model, False, args.logit_chunk)
-    own_forward = model.forward
+    fast = find_fast_forward(model, False, logit_chunk(args))
     install(model, fast, args.label_smoothing_factor)
-    with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
-        two, one = (activation_bytes(model, n, block_size) for n in (2, 1))
-    model.forward = own_forward
+    try:
+        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+            two, one = (activation_bytes(model, n, block_size) for n in (2, 1))
+    except torch.OutOfMemoryError:
+        return 1
+    finally:
+        del model.forward
     free, _ = torch.cuda.mem_get_info(model.device)
     free += torch.cuda.memory_reserved(model.device)
     free -= torch.cuda.memory_allocated(model.device)
     # DDP has a second copy of the gradients.
     free -= 4 * sum(p.numel() * p.element_size() for p in model.parameters())
-    free -= LOGIT_BYTES * NUM_LOGITS["other"]
-    return math.floor(MEMORY_SHARE * free / (two - one))
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    logits_of = LOGIT_BYTES * vocab_size
+    if fast.chunk is None:  # those of a sequence are there at once
+        return math.floor(MEMORY_SHARE * free / (two - one + logits_of * block_size))
+    return math.floor(MEMORY_SHARE * (free - logits_of * fast.chunk) / (two - one))
 
 
 def activation_bytes(model: PreTrainedModel, sequences: int, block_size: int) -> int:

@@ -6,6 +6,8 @@ numbers a block) and the scores made of them; and it measures its own time. Ever
 is in `callbacks.py`, what makes a step fast in `fast_forward.py`.
 """
 
+import contextlib
+import copy
 import math
 import sys
 from pathlib import Path
@@ -57,7 +59,8 @@ class LanguageModelTrainer(Trainer):
         clock: Optional[Clock] = None,
     ):
         # The Trainer would delete old checkpoints before the new one is sealed.
-        save_total_limit, args.save_total_limit = args.save_total_limit, None
+        save_total_limit, args = args.save_total_limit, copy.copy(args)
+        args.save_total_limit = None
         super().__init__(
             model=model,
             args=args,
@@ -74,9 +77,10 @@ class LanguageModelTrainer(Trainer):
         self.plan, self.masks_documents = plan, False
         self.layout, self._sizes_seen = StepLayout(1, 1), set()
         self.clock = clock or Clock()
-        devices = args.world_size * max(1, args.n_gpu)
         self.throughput = Throughput(
-            self.clock, 6 * self._num_parameters, peak_flops(args.device, devices)
+            self.clock,
+            6 * self._num_parameters,
+            peak_flops(args.device, args.world_size),
         )
         self.watch = LossWatch(math.log(model.config.get_text_config().vocab_size))
         self.task_scores: Optional[TaskScores] = None
@@ -124,7 +128,7 @@ class LanguageModelTrainer(Trainer):
         step = self.state.global_step
         size = self.plan.block_size(step)
         compiles = self.layout.compiled and size not in self._sizes_seen
-        with self.clock.phase("compile" if compiles else "training"):
+        with self.clock.phase("compile") if compiles else contextlib.nullcontext():
             inputs = shortened(inputs, size)
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._sizes_seen.add(size)
@@ -173,7 +177,9 @@ class LanguageModelTrainer(Trainer):
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._refuse_bad_loss()
+        """Saves weights that are numbers: a bad step's loss is from before it."""
+        finite = [p.detach().isfinite().all() for p in self.model.parameters()]
+        self._refuse_bad_loss(None if torch.stack(finite).all() else math.nan)
         with self.clock.phase("saving"):
             super()._save_checkpoint(model, trial)
 

@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from src.data.tokenizer import load, save, train
 from src.evaluation import aoa, reading
 from src.evaluation.scoring import Item, queries, score
+from src.hardware import keep_freed_memory
 
 DATA = Path("babylm_data")
 FULL = DATA / "evaluation_data" / "full_eval"
@@ -224,6 +225,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as run_eval does; the reference has the good of it too
     tokenizer, model = bpe(), gpt2_small()
     result: dict[str, Optional[float]] = {}
     tasks = {

@@ -155,6 +155,7 @@ def _random_batch(tokens: np.ndarray) -> list[torch.Tensor]:
 def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
     """The steps of src/run_clm.py, from the configuration to the training."""
     from src.front_door import set_up_logging
+    from src.hardware import keep_freed_memory
     from src.training.assembly import build_trainer, train
 
     set_up_logging()
@@ -167,6 +168,8 @@ def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
         f"training.max_steps={num_steps}",
         f"training.output_dir={folder / 'ours'}",
     )
+    if DEVICE == "cpu":
+        keep_freed_memory()
     trainer = build_trainer(args, tokenizer, data)
     trainer.add_callback(turns)
     train(trainer, None)

@@ -16,6 +16,7 @@ from src.training.step_layout import (
     divided,
     find_layout,
     is_long,
+    logit_chunk,
     sequences_per_step,
 )
 from tests.training.test_trainer import losses, stream_of, trainer_of  # noqa: F401
@@ -76,6 +77,15 @@ def test_a_processor_takes_4096_tokens_at_a_time(tmp_path):
     assert find_layout(args, gpt2(), 8192, 1) == StepLayout(1, 2)
     given = arguments(tmp_path, per_device_train_batch_size=32, torch_compile=True)
     assert find_layout(given, gpt2(), 512, 1) == StepLayout(32, 1, True)
+
+
+def test_the_fused_loss_is_left_out_where_it_would_be_wrong(tmp_path):
+    args = arguments(tmp_path, label_smoothing_factor=0.1, logit_chunk=64)
+    assert logit_chunk(args) == 0
+    args.label_smoothing_factor = 0.0
+    assert logit_chunk(args) == 64
+    args.fp16 = True
+    assert logit_chunk(args) == 0
 
 
 def test_only_long_runs_are_compiled():

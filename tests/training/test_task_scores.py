@@ -172,7 +172,7 @@ def test_several_folders_are_shown_each(tiny, run_clm, pairs, caplog):
     folders = f"evaluation.pairs=[{pairs},{pairs.with_name('other')}]"
     assert run_clm(*tiny, folders) == 0
     lines = [row for row in caplog.text.split("\n") if "eval loss" in row]
-    assert all("eval pairs_agreement 0." in line for line in lines) and lines
+    assert all("eval pairs_agreement " in line for line in lines) and lines
     assert not any("pairs_other_" in line for line in lines)
     card = (only_run() / "README.md").read_text()
     assert "| pairs_other | " in card and "pairs_other_cats" not in card
@@ -225,6 +225,8 @@ except UserError as error:
     found["error"] = str(error)
 with open(f"{out}/{rank}.json", "w") as file:
     json.dump(found, file)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

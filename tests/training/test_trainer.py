@@ -470,6 +470,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(trainer_of):
     assert not (run_dir(trainer) / "checkpoint-4").exists()
 
 
+class Spoil(TrainerCallback):
+    """What a gradient that is no number does: the loss before it was one."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            with torch.no_grad():
+                next(model.parameters())[0] = float("inf")
+
+
+def test_weights_that_are_no_numbers_are_not_saved(trainer_of):
+    trainer = trainer_of(max_steps=8, save_strategy="steps", save_steps=1)
+    trainer.add_callback(Spoil())
+    with pytest.raises(UserError, match="the loss is nan at step 3, of blocks"):
+        train(trainer, None)
+    assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-2"
+
+
 def test_a_loss_that_grows_beyond_reason_stops_the_run(trainer_of):
     trainer = trainer_of(max_steps=50, learning_rate=1e3, max_grad_norm=0.0)
     with pytest.raises(UserError, match="the loss is .* at step .*: training stops"):
