@@ -139,6 +139,8 @@ def _speed_up(
     """Installs the fast forward pass in the model, as far as it fits."""
     training = args.training
     fast = find_fast_forward(model, layout.compiled, logit_chunk(training))
+    if args.model.attn_implementation:
+        fast.attention = None
     if not (args.data.attend_across_documents or masks):
         fast.attention = None  # the model's own sees where positions restart
     if fast.attention == WRITTEN_OUT and training.gradient_checkpointing:
@@ -190,15 +192,17 @@ def _choices(trainer: LanguageModelTrainer, fast: FastForward) -> list[str]:
         precision = f"bfloat16 (the {fast_device} is fast at it)"
     elif training.tf32:
         precision += " with TF32"
-    own = f"{trainer.model.config._attn_implementation}, the architecture's own"
     attention = {
-        None: own,
+        None: f"{trainer.model.config._attn_implementation}, the architecture's own",
         CAUSAL: "causal, without a mask",
         WRITTEN_OUT: "written out for the compiler",
     }[fast.attention]
     compiled = "compiled" if layout.compiled else "not compiled"
     if training.torch_compile is None:
         compiled += " (a long run)" if layout.compiled else " (a short run)"
+    logits = "all logits at once"
+    if logit_chunk(training) != 0:
+        logits += " (another loss does not fit the architecture)"
     return [
         f"{layout.micro_batches} x {layout.sequences} sequences on each of"
         f" {training.world_size} device(s)",

@@ -527,3 +527,12 @@ def test_every_log_says_how_fast_it_was(trainer_of):
     assert all(row["tokens_per_second"] > row["words_per_second"] > 0 for row in rows)
     seconds = trainer.clock.seconds()["training"]
     assert trainer.rates["tokens_per_second"] == pytest.approx(4 * 64 / seconds)
+
+
+def test_attention_that_was_asked_for_is_the_one(trainer_of, caplog):
+    caplog.set_level("INFO")
+    trainer_of(model={**GPT2, "attn_implementation": "sdpa"})
+    assert "attention sdpa, the architecture's own" in caplog.text
+    caplog.clear()
+    trainer_of()
+    assert "attention causal, without a mask" in caplog.text
