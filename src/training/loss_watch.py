@@ -18,7 +18,7 @@ class LossWatch:
     """
 
     def __init__(self, uniform_loss: float):
-        self._limit = uniform_loss + 10
+        self._limit = 10 * uniform_loss
         self._losses: list[tuple[int, torch.Tensor]] = []
         self._first: Optional[float] = None
 
