@@ -384,7 +384,7 @@ def test_documents_of_a_block_can_be_kept_apart(trainer_of, model, schedule):
 
 
 OVERFITTING = dict(
-    text="\n\n".join(["a dog sees"] * 30), max_steps=6, learning_rate=2.0,
+    text="\n\n".join(["a dog sees"] * 30), max_steps=6, learning_rate=1.5,
     eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
     save_strategy="steps", save_steps=5, save_total_limit=2,
     metric_for_best_model="loss", greater_is_better=False,
