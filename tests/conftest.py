@@ -1,5 +1,6 @@
 """What all tests share: a tiny corpus, a tiny model, a clean place to run in."""
 
+import gc
 import logging
 import os
 import random
@@ -26,6 +27,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 NOUNS = "dog cat child teacher bird king mother horse boy girl".split()
 VERBS = "sees likes finds calls helps hears follows knows".split()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What all libraries brought along is garbage never: each training run begins by
+    looking for garbage, and would look through all of that."""
+    gc.collect()
+    gc.freeze()
 
 
 def sentences(number: int, seed: int) -> list[str]:
