@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -24,6 +26,8 @@ os.environ.update(
 os.environ.pop("WANDB_API_KEY", None)
 
 REPOSITORY = Path(__file__).parents[1]
+# What the processes that tests start import.
+ROOMS = ["src.run_clm", "src.training.assembly", "src.training.finish"]
 
 NOUNS = "dog cat child teacher bird king mother horse boy girl".split()
 VERBS = "sees likes finds calls helps hears follows knows".split()
@@ -34,6 +38,25 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     looking for garbage, and would look through all of that."""
     gc.collect()
     gc.freeze()
+
+
+def is_wanted(fixture: str, request: pytest.FixtureRequest) -> bool:
+    """Whether a test of this session uses the fixture: only then is it worth an early start."""
+    return any(fixture in item.fixturenames for item in request.session.items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_done(request: pytest.FixtureRequest) -> None:
+    """The process that `processes` are forked from, which imports while the first tests run."""
+    if is_wanted("processes", request):
+        multiprocessing.set_forkserver_preload(ROOMS)
+        multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that start at once, since what they import is imported already."""
+    return multiprocessing.get_context("forkserver")
 
 
 def sentences(number: int, seed: int) -> list[str]:

@@ -5,9 +5,8 @@ import gzip
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from src.data.corpus import (
     find_files,
     read_corpus,
 )
-from tests.conftest import REPOSITORY
 
 
 def read(path: Path, column: str = "text", cache: str = "cache") -> Source:
@@ -137,7 +135,16 @@ def test_an_empty_file_is_refused(tmp_path: Path):
         find_files(f"{tmp_path}/*", "data.train_file")
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path):
+def find_as_nobody(pattern: str, told: Any) -> None:
+    os.setuid(65534)
+    try:
+        find_files(pattern, "data.train_file")
+        told.put("found")
+    except UserError as error:
+        told.put(str(error))
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, processes: Any):
     """As a user who is not root, whom no permission stops."""
     secret = tmp_path / "a.train"
     secret.write_text("The dog.\n")
@@ -150,19 +157,13 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path):
     for parent in (tmp_path, *tmp_path.parents):
         if parent.owner() == "root" and "pytest" in str(parent):
             parent.chmod(0o755)
-    script = (
-        "import os, sys\n"
-        "from src.data.corpus import find_files\n"
-        "os.setuid(65534)\n"
-        "try: find_files(sys.argv[1], 'data.train_file')\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(secret)],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    expected = f"UserError data.train_file: {secret} cannot be read: Permission denied"
-    assert done.stdout.strip() == expected, done.stderr
+    told = processes.SimpleQueue()
+    process = processes.Process(target=find_as_nobody, args=(str(secret), told))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    expected = f"data.train_file: {secret} cannot be read: Permission denied"
+    assert told.get() == expected
 
 
 def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -589,13 +588,6 @@ def pack_elsewhere(
         note(str(len(pack(sources, loaded, "file", folder / "cache"))))
     except UserError as error:
         note(str(error))
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.data.test_packing"])
-    return context
 
 
 @pytest.fixture

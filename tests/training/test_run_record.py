@@ -1,8 +1,6 @@
 """The record of a run: begun, compared, refused, moved aside, finished."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -10,7 +8,6 @@ import yaml
 from src.arguments import UserError
 from src.configuration import resolved
 from src.training.run_record import RunRecord, differences
-from tests.conftest import REPOSITORY
 
 TEXT = {"train/childes": "abc"}
 
@@ -112,22 +109,28 @@ def test_an_empty_directory_is_not_moved_aside(record):
     assert not (record.directory.parent / ".old").exists()
 
 
-def test_a_second_process_is_refused_while_the_first_is_at_work(record):
-    code = (
-        "import sys\n"
-        "from src.training.run_record import RunRecord\n"
-        "with RunRecord(sys.argv[1]).held(): print('held')"
-    )
-    command = [sys.executable, "-c", code, str(record.directory)]
+def try_to_hold(directory, told):
+    try:
+        with RunRecord(directory).held():
+            told.put("held")
+    except UserError as error:
+        told.put(str(error))
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_work(record, processes):
+    told = processes.SimpleQueue()
 
     def second():
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        process = processes.Process(target=try_to_hold, args=(record.directory, told))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        return told.get()
 
     with record.held():
         refused = second()
-    assert refused.returncode == 1 and refused.stdout == ""
-    assert "seed-1: another process is at work on this run" in refused.stderr
-    assert second().stdout == "held\n"
+    assert "seed-1: another process is at work on this run" in refused
+    assert second() == "held"
 
 
 def test_a_damaged_record_gets_a_message(record):

@@ -2,8 +2,8 @@
 
 import json
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import processors
-from transformers import AutoTokenizer
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.arguments import ScoringArguments, UserError
+from src.data.tokenizer import load
 from src.evaluation.suite import Suite
 from src.training.task_scores import TaskScores, resolve_metric
-from tests.conftest import REPOSITORY
 from tests.test_run_clm import history, only_run
 
 
@@ -202,43 +205,48 @@ def test_a_finished_run_says_which_scores_it_has_not(tiny, run_clm, pairs, caplo
     assert run_clm(*tiny) == 0 and "They do not have" not in caplog.text
 
 
-IN_TWO_PROCESSES = """
-import json, sys, torch
-from src.arguments import ScoringArguments, UserError
-from src.data.tokenizer import load
-from src.evaluation.suite import Suite
-from src.training.task_scores import TaskScores
-from transformers import AutoModelForCausalLM
+@pytest.fixture
+def in_two_processes(processes, tmp_path):
+    """`in_two_processes(function, *arguments)`, started as torchrun starts them.
 
-run, pairs, out = sys.argv[1:]
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-model = AutoModelForCausalLM.from_pretrained(run)
-scores = TaskScores(Suite.load(ScoringArguments(pairs=pairs)), None)
-found = scores.score(model, load(run), final=True)
-del found["scoring_runtime"]
-if rank == 0:
-    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
-try:
-    scores.score(model, load(run), final=True)
-except UserError as error:
-    found["error"] = str(error)
-with open(f"{out}/{rank}.json", "w") as file:
-    json.dump(found, file)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+    Where one fails, the other is ended and ChildFailedError raised; logs/ has what they show.
+    """
+
+    def call(function, *arguments):
+        config = LaunchConfig(
+            1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+            start_method=processes.get_start_method(),
+            logs_specs=DefaultLogsSpecs(str(tmp_path / "logs"), redirects=Std.ALL),
+        )  # fmt: skip
+        elastic_launch(config, function)(*arguments)
+
+    return call
+
+
+def score_twice(run: Path, pairs: Path, out: Path) -> None:
+    """One of two processes: scores a model, and once more as the first has NaN in it."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    model = AutoModelForCausalLM.from_pretrained(run)
+    scores = TaskScores(Suite.load(ScoringArguments(pairs=str(pairs))), None)
+    found = scores.score(model, load(str(run)), final=True)
+    del found["scoring_runtime"]
+    if rank == 0:
+        torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    try:
+        scores.score(model, load(str(run)), final=True)
+    except UserError as error:
+        found["error"] = str(error)
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_all_processes_have_the_scores_or_the_error_of_the_first(
-    tiny, run_clm, pairs, tmp_path
+    tiny, run_clm, pairs, tmp_path, in_two_processes
 ):
     assert run_clm(*tiny) == 0
-    (tmp_path / "two.py").write_text(IN_TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["two.py", str(only_run()), str(pairs), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, check=True, env=environment, timeout=120)
+    in_two_processes(score_twice, only_run().absolute(), pairs, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     assert set(found[0]) == {"pairs", "pairs_dogs", "pairs_cats", "error"}
@@ -246,14 +254,25 @@ def test_all_processes_have_the_scores_or_the_error_of_the_first(
     assert "(pairs_agreement)" in found[0]["error"]
 
 
-def test_a_run_that_cannot_be_scored_ends_in_all_processes(tiny, pairs):
+def python_m(module: str, arguments: list[str], folder: Path) -> None:
+    """This process as `python -m module …`."""
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:  # as Python shows it
+        print(stop.code, file=sys.stderr)
+        sys.exit(1)
+
+
+def test_a_run_that_cannot_be_scored_ends_in_all_processes(
+    tiny, pairs, tmp_path, in_two_processes
+):
     """The message comes; nobody is killed for waiting."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["-m", "src.run_clm", *tiny, f"evaluation.pairs={pairs}"]
-    command += ["training.learning_rate=1e30", "training.max_grad_norm=1e30"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(
-        command, env=environment, timeout=120, capture_output=True, text=True
-    )
-    assert ended.returncode
-    assert ended.stderr.count("error: the model gives NaN for") == 2
+    rates = ["training.learning_rate=1e30", "training.max_grad_norm=1e30"]
+    command = [*tiny, f"evaluation.pairs={pairs}", *rates]
+    with pytest.raises(ChildFailedError):
+        in_two_processes(python_m, "src.run_clm", command, tmp_path)
+    shown = [file.read_text() for file in (tmp_path / "logs").rglob("stderr.log")]
+    assert len(shown) == 2
+    assert all(text.count("error: the model gives NaN for") == 1 for text in shown)
