@@ -70,10 +70,8 @@ def sentences(number: int, seed: int) -> list[str]:
     ]
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """A folder with two training files (one with blank lines) and two dev files."""
-    folder = tmp_path / "text"
+def write_corpus(folder: Path) -> Path:
+    """Two training files (one with blank lines) and two dev files."""
     folder.mkdir()
     first, second = sentences(240, 1), sentences(160, 2)
     (folder / "childes.train").write_text("\n".join(first) + "\n", encoding="utf-8")
@@ -86,9 +84,13 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides of a run that takes a second; the working directory is `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
+def corpus(tmp_path: Path) -> Path:
+    """A folder with two training files and two dev files."""
+    return write_corpus(tmp_path / "text")
+
+
+def tiny_run(corpus: Path) -> list[str]:
+    """Overrides of a run that takes a second."""
     return [
         "model.model_type=gpt2",
         "model.config_overrides={n_layer:1,n_embd:16,n_head:2,n_positions:32}",
@@ -104,6 +106,13 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
         "evaluation.num_generated_texts=0",
         "wandb.log=false",
     ]
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a run that takes a second; the working directory is `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    return tiny_run(corpus)
 
 
 @pytest.fixture

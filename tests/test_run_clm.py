@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from src.run_clm import run
+from src.run_clm import main, run
 from src.training import callbacks
 from src.training import trainer as trainer_module
 from src.training.checkpoints import seal
-from tests.conftest import REPOSITORY, sentences
+from tests.conftest import REPOSITORY, is_wanted, sentences, tiny_run, write_corpus
 
 
 def only_run(tag: str = "run") -> Path:
@@ -38,6 +38,42 @@ def same_weights(first: Path, second: Path) -> bool:
         second / "model.safetensors"
     )
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+WITHOUT_DROPOUT = ["training.max_words=5500"] + [
+    f"++model.config_overrides.{name}=0.0"
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchrun(request, tmp_path_factory):
+    """A run of two processes, begun before the tests here: they import while those run."""
+    if not is_wanted("run_of_two", request):
+        yield
+        return
+    folder = tmp_path_factory.mktemp("two")
+    tiny = [o for o in tiny_run(write_corpus(folder / "text")) if "max_steps" not in o]
+    tiny = [o.replace("train_batch_size=8", "train_batch_size=4") for o in tiny]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["-m", "src.run_clm", *tiny, *WITHOUT_DROPOUT, "wandb.tag=two"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with (folder / "shown").open("w") as shown:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=shown, stderr=shown
+        )
+    yield folder, process
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def run_of_two(torchrun):
+    """Its directory, when it has ended."""
+    folder, process = torchrun
+    assert process.wait(120) == 0, (folder / "shown").read_text()
+    (directory,) = (folder / "exp/two-custom-custom").glob("seed-*")
+    return directory
 
 
 def test_a_run_leaves_a_model_that_loads_its_scores_and_its_record(
@@ -135,16 +171,31 @@ LONGER = ("training.eval_steps=5", "training.save_steps=5", "training.logging_st
           "model.config_overrides.resid_pdrop=0.1")  # fmt: skip
 
 
-@pytest.fixture
-def longer(tiny):
-    """A run over several epochs, with dropout, accumulation, evaluations and saves."""
+def longer_run(tiny):
     return [o for o in tiny if "_steps=" not in o] + [
         o.replace("model.config", "++model.config") for o in LONGER
     ]
 
 
-def test_a_stopped_run_continues_bit_for_bit(longer, run_clm, at_step):
-    run_clm(*longer, "wandb.tag=whole")
+@pytest.fixture
+def longer(tiny):
+    """A run over several epochs, with dropout, accumulation, evaluations and saves."""
+    return longer_run(tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The directory of that run, which nothing interrupted; the same text elsewhere."""
+    folder = tmp_path_factory.mktemp("whole")
+    overrides = longer_run(tiny_run(write_corpus(folder / "text")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["run_clm", *overrides])
+        main()
+        return only_run().absolute()
+
+
+def test_a_stopped_run_continues_bit_for_bit(longer, whole, run_clm, at_step):
     for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 23)):
         patch = at_step(step, lambda: os.kill(os.getpid(), number))
         assert run_clm(*longer, "wandb.tag=stopped") == 128 + number
@@ -154,8 +205,8 @@ def test_a_stopped_run_continues_bit_for_bit(longer, run_clm, at_step):
             only_run("stopped") / f"checkpoint-{step + 1}" / "manifest.json"
         ).exists()
     assert run_clm(*longer, "wandb.tag=stopped") == 0
-    assert same_weights(only_run("whole"), only_run("stopped"))
-    assert history(only_run("whole")) == history(only_run("stopped"))
+    assert same_weights(whole, only_run("stopped"))
+    assert history(whole) == history(only_run("stopped"))
 
 
 class Killed(BaseException):
@@ -167,9 +218,8 @@ def killed(*args):
 
 
 def test_a_kill_during_a_save_costs_the_steps_since_the_one_before(
-    longer, run_clm, at_step, monkeypatch, caplog
+    longer, whole, run_clm, at_step, monkeypatch, caplog
 ):
-    run_clm(*longer, "wandb.tag=whole")
     patch = at_step(19, lambda: monkeypatch.setattr(callbacks, "seal", killed))
     with pytest.raises(Killed):
         run_clm(*longer, "wandb.tag=killed")
@@ -179,12 +229,11 @@ def test_a_kill_during_a_save_costs_the_steps_since_the_one_before(
     assert run_clm(*longer, "wandb.tag=killed") == 0
     assert "checkpoint-20 was not finished" in caplog.text
     assert "checkpoint-15" in caplog.text
-    assert same_weights(only_run("whole"), only_run("killed"))
-    assert history(only_run("whole")) == history(only_run("killed"))
+    assert same_weights(whole, only_run("killed"))
+    assert history(whole) == history(only_run("killed"))
 
 
-def test_a_damaged_checkpoint_is_passed_over(longer, run_clm, at_step, caplog):
-    run_clm(*longer, "wandb.tag=whole")
+def test_a_damaged_checkpoint_is_passed_over(longer, whole, run_clm, at_step, caplog):
     patch = at_step(22, lambda: os.kill(os.getpid(), signal.SIGTERM))
     run_clm(*longer, "wandb.tag=damaged")
     patch.undo()
@@ -199,7 +248,7 @@ def test_a_damaged_checkpoint_is_passed_over(longer, run_clm, at_step, caplog):
     assert "checkpoint-23 is damaged (model.safetensors)" in shown
     assert "Continuing from" in shown and "checkpoint-20" in shown
     assert (run / "damaged-checkpoint-23").is_dir()
-    assert same_weights(only_run("whole"), run)
+    assert same_weights(whole, run)
 
 
 def test_a_run_whose_yaml_was_edited_is_refused_with_the_differences(tiny, run_clm):
@@ -280,19 +329,13 @@ def test_curricula_and_mixtures_train(tiny, run_clm):
     assert run_clm(*tiny, *overrides) == 0
 
 
-def test_two_processes_see_the_words_and_reach_the_losses_of_one(tiny, run_clm):
+def test_two_processes_see_the_words_and_reach_the_losses_of_one(
+    tiny, run_clm, run_of_two
+):
     """Two devices with four blocks each: also where the last batch of an epoch is short."""
-    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-    settings = [f"++model.config_overrides.{name}=0.0" for name in names]
-    settings.append("training.max_words=5500")
     tiny = [o for o in tiny if "max_steps" not in o]
-    assert run_clm(*tiny, *settings, "wandb.tag=one") == 0
-    tiny = [o.replace("train_batch_size=8", "train_batch_size=4") for o in tiny]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["-m", "src.run_clm", *tiny, *settings, "wandb.tag=two"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, check=True, env=environment)
-    one, two = history(only_run("one")), history(only_run("two"))
+    assert run_clm(*tiny, *WITHOUT_DROPOUT) == 0
+    one, two = history(only_run()), history(run_of_two)
     assert len(one) == len(two) > 40
     for a, b in zip(one, two):
         assert a["words"] == b["words"] and a["epoch"] == b["epoch"]
@@ -430,19 +473,18 @@ def test_a_sweeper_is_given_the_evaluation_loss(tiny, composed):
 
 
 def test_a_run_killed_after_its_last_step_takes_no_other_step(
-    longer, run_clm, monkeypatch
+    longer, whole, run_clm, monkeypatch
 ):
-    run_clm(*longer, "wandb.tag=whole")
     with monkeypatch.context() as patch:
         patch.setattr("src.training.finish.final_scores", killed)
         with pytest.raises(Killed):
             run_clm(*longer, "wandb.tag=killed")
     assert run_clm(*longer, "wandb.tag=killed") == 0
     assert not (only_run("killed") / "checkpoint-41").exists()
-    assert same_weights(only_run("whole"), only_run("killed"))
+    assert same_weights(whole, only_run("killed"))
     first, second = (
-        json.loads((only_run(tag) / "results.json").read_text())
-        for tag in ("whole", "killed")
+        json.loads((run / "results.json").read_text())
+        for run in (whole, only_run("killed"))
     )
     assert first["steps"] == second["steps"] == 40
     assert first["eval_loss"] == pytest.approx(second["eval_loss"], rel=1e-6)
