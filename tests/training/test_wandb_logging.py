@@ -11,7 +11,6 @@ from transformers import TrainerControl, TrainerState
 
 from src.arguments import TrainingArguments, WandbArguments
 from src.training.wandb_logging import WandbLogging, logging_run
-from tests.conftest import REPOSITORY
 
 CONFIGURATION = {
     "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
@@ -111,68 +110,19 @@ def test_runs_of_one_process_are_runs_of_their_own(sweep, first):
 
 def test_a_continued_run_keeps_its_id_and_a_failed_one_says_so(sweep, first):
     before, after = folders(sweep / "first")
-    (again,) = of_type(records(after), "run")
+    continued = records(after)
+    (again,) = of_type(continued, "run")
     assert again["run_id"] == of_type(first, "run")[0]["run_id"]
     assert before != after
     assert of_type(first, "exit")[0].get("exit_code", 0) == 0
-    assert of_type(records(after), "exit")[0]["exit_code"] == 1
-
-
-SCRIPT = """
-import logging, sys, time
-from pathlib import Path
-from src.arguments import UserError, WandbArguments
-from src.training import finish, trainer, wandb_logging
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-run_dir, *modes = sys.argv[1:]
-with wandb_logging.logging_run(WandbArguments(log=False), {}, Path(run_dir)) as run:
-    print("log=false:", run, "wandb" in sys.modules)
-wandb_logging.INIT_TIMEOUT = 1
-for mode in modes:
-    began = time.monotonic()
-    args = WandbArguments(mode=mode, group="g", name="n")
-    try:
-        with wandb_logging.logging_run(args, {}, Path(run_dir)) as run:
-            print(mode, "runs; offline:", run.settings._offline)
-    except UserError as error:
-        print("UserError:", str(error).splitlines()[0])
-    print("seconds:", time.monotonic() - began)
-"""
-
-
-def started(run_dir: Path, *modes: str, **environment: str) -> subprocess.Popen:
-    """A process of a user with an empty home, whose W&B nothing is decided about."""
-    run_dir.mkdir()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    env |= {"HOME": str(run_dir), "NETRC": str(run_dir / ".netrc"), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(run_dir), *modes], cwd=REPOSITORY, env=env,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def processes(tmp_path_factory) -> dict[str, subprocess.Popen]:
-    """A user without a key, and one with a key but no network. They start at once: to find
-    that a network is dead takes W&B 15 seconds, in which the other tests are done."""
-    folder = tmp_path_factory.mktemp("homes")
-    dead = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    found = {
-        "no network": started(folder / "b", "auto", **dead),
-        "no key": started(folder / "a", "online", "auto"),
-    }
-    yield found
-    for process in found.values():
-        process.kill()
-        process.communicate()
+    assert of_type(continued, "exit")[0]["exit_code"] == 1
 
 
 @pytest.fixture(scope="module")
-def shown(processes) -> dict[str, str]:
-    """What these users are shown."""
+def shown(wandb_users) -> dict[str, str]:
+    """What the users of tests/training/conftest.py are shown."""
     found = {}
-    for name, process in processes.items():
+    for name, process in wandb_users.items():
         found[name], errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
     return found
