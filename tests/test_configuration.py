@@ -205,26 +205,29 @@ def test_option_names_are_told_apart():
     assert set(sections) == {f.name for f in dataclasses.fields(Arguments)}
 
 
-@pytest.mark.parametrize(
-    "flags, shown",
-    [
-        (["--cfg", "job"], "learning_rate: 0.003"),
-        (["--cfg", "job", "--resolve"], "output_dir: exp/run-gpt2-tiny-sample/seed-42"),
-        (["--help"], "data.block_size=128"),
-    ],
-)
-def test_cfg_and_help_load_nothing_but_the_schema(flags, shown):
+def test_cfg_and_help_load_nothing_but_the_schema():
+    """One after the other in a process of their own."""
+    commands = {
+        "--cfg job": "learning_rate: 0.003",
+        "--cfg job --resolve": "output_dir: exp/run-gpt2-tiny-sample/seed-42",
+        "--help": "data.block_size=128",
+    }
     code = (
-        "import sys; from src.run_clm import main; sys.argv = ['run_clm', *%r];\n"
-        "try:\n    main()\nfinally:\n"
+        "import sys; from src.run_clm import main\n"
+        "for flags in %r:\n"
+        "    sys.argv = ['run_clm', *%r, *flags.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code\n"
         "    print('LOADED', [m for m in ('datasets', 'evaluate', 'wandb',"
         " 'transformers.trainer') if m in sys.modules])"
-    ) % ([*SAMPLE, *flags],)
+    ) % ([*commands], SAMPLE)
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert shown in out.stdout, out.stderr
-    assert out.stdout.rstrip().endswith("LOADED []")
+    *found, rest = out.stdout.split("LOADED []\n")
+    assert len(found) == len(commands) and not rest, out.stderr
+    for shown, expected in zip(found, commands.values()):
+        assert expected in shown
 
 
 @pytest.mark.parametrize(

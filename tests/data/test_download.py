@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -203,33 +204,40 @@ def test_a_second_call_downloads_nothing_and_says_what_it_keeps(
     assert "6 files complete and kept, 0 to fetch" in result.stdout
 
 
-@pytest.mark.parametrize("no_ranges", [False, True])
 def test_a_download_broken_in_the_middle_of_a_file_is_continued_by_the_next_call(
-    hub: Hub, texts: dict[str, bytes], tmp_path: Path, no_ranges: bool
+    hub: Hub, texts: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """Also where the hub sends the whole file again."""
     # The client hands bytes on in pieces of 10 MiB, so that less would not be kept.
     content = random.Random(0).randbytes(6 << 20).hex().encode()
     hub.datasets[SMALL]["childes.train.txt"] = content
     hub.break_after = 11 << 20
-    broken = download(hub.url, tmp_path, "10M")
+    broken = download(hub.url, tmp_path, "10M")  # the client tries five times
     folder = tmp_path / "data" / "babylm_10M"
     assert broken.returncode == 1
     assert "begun files are continued" in broken.stderr
     assert "Traceback" not in broken.stderr
     assert not (folder / "childes.train").exists()
     hub.break_after = None
-    hub.no_ranges = no_ranges
-    hub.requests.clear()
+    shutil.copytree(tmp_path / "data", tmp_path / "begun")
 
-    result = download(hub.url, tmp_path, "10M")
-    if no_ranges and result.returncode:  # the first clients of version 1 need a third
+    for no_ranges in (False, True):
+        shutil.rmtree(tmp_path / "data")
+        shutil.copytree(tmp_path / "begun", tmp_path / "data")
+        hub.no_ranges = no_ranges
+        hub.requests.clear()
+
         result = download(hub.url, tmp_path, "10M")
+        if (
+            no_ranges and result.returncode
+        ):  # the client's first versions 1 need a third
+            result = download(hub.url, tmp_path, "10M")
 
-    assert result.returncode == 0, result.stderr
-    ranges = [range_ for path, range_ in hub.downloads() if "childes" in path]
-    assert ranges[0] == f"bytes={10 << 20}-"
-    assert (folder / "childes.train").read_bytes() == content
-    assert names(tmp_path / "data" / ".download") == []
+        assert result.returncode == 0, result.stderr
+        ranges = [range_ for path, range_ in hub.downloads() if "childes" in path]
+        assert ranges[0] == f"bytes={10 << 20}-"
+        assert (folder / "childes.train").read_bytes() == content
+        assert names(tmp_path / "data" / ".download") == []
 
 
 @pytest.mark.parametrize("source", ["bnc_spoken", "switchboard"])
