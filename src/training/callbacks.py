@@ -84,8 +84,9 @@ class StopOnSignal(TrainerCallback):
 class KeepCheckpoints(TrainerCallback):
     """Seals what was saved, deletes what is over the limit.
 
-    It also saves the loss summed up since the last log, which the Trainer forgets, so that
-    the losses a continued run logs are those of one that did not stop.
+    It also saves the loss summed up since the last log and the first that was logged, which
+    the Trainer forgets, so that a continued run logs the losses of one that did not stop, and
+    refuses the same ones.
     """
 
     def __init__(self, trainer: Trainer, limit: Optional[int]):
@@ -98,6 +99,7 @@ class KeepCheckpoints(TrainerCallback):
             rank = str(args.process_index)
             self.trainer._tr_loss += window["loss"].get(rank, 0.0)
             self.trainer._globalstep_last_logged = window["last_logged_step"]
+            self.trainer.watch.first_mean = window.get("first_mean")
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
             state.best_model_checkpoint = str(best) if best.is_dir() else None
             if not best.is_dir():  # lost: the best of what follows is the best there is
@@ -115,6 +117,7 @@ class KeepCheckpoints(TrainerCallback):
         window = {
             "loss": losses,
             "last_logged_step": self.trainer._globalstep_last_logged,
+            "first_mean": self.trainer.watch.first_mean,
         }
         (checkpoint / "loss_window.json").write_text(json.dumps(window))
         seal(checkpoint)

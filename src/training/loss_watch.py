@@ -11,7 +11,8 @@ import torch
 
 
 class LossWatch:
-    """The losses since the last look.
+    """The losses since the last look, and the first mean, which every checkpoint keeps: a
+    continued run must not take for its beginning what it was stopped for.
 
     Args:
         uniform_loss: nats per token of a model that has not learnt anything.
@@ -20,7 +21,7 @@ class LossWatch:
     def __init__(self, uniform_loss: float):
         self._limit = 10 * uniform_loss
         self._losses: list[tuple[int, torch.Tensor]] = []
-        self._first: Optional[float] = None
+        self.first_mean: Optional[float] = None
 
     def add(self, step: int, loss: torch.Tensor) -> None:
         """A micro-batch's part of the loss of a step (from 0)."""
@@ -43,5 +44,5 @@ class LossWatch:
 
     def diverges(self, loss: float) -> bool:
         """Whether a mean loss is no number, or far beyond where any model begins."""
-        self._first = loss if self._first is None else self._first
-        return not loss <= max(self._limit, self._first)
+        self.first_mean = loss if self.first_mean is None else self.first_mean
+        return not loss <= max(self._limit, self.first_mean)

@@ -11,7 +11,7 @@ import copy
 import math
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import torch
 from transformers import (
@@ -160,26 +160,52 @@ class LanguageModelTrainer(Trainer):
         return self.throughput.overall(self.tokens_seen, words)
 
     def _refuse_bad_loss(self, mean: Optional[float] = None) -> None:
-        """Raises `UserError` where a step since the last look has spoilt the weights."""
-        bad = self.watch.bad_step()
-        if bad is None and (mean is None or not self.watch.diverges(mean)):
-            return
-        step, loss = bad or (self.state.global_step - 1, mean)
-        blocks = self.plan.blocks_of(step)
-        names = [file["name"] for file in self.plan.blocks.stream.files]
-        files = sorted({names[i] for i in self.plan.blocks.owners[blocks]})
-        good = newest_whole(Path(self.args.output_dir))
+        """Raises `UserError` where a step since the last look has spoilt the weights.
+
+        Args:
+            mean: the loss of the steps since the last log.
+        """
+        bad, last = self.watch.bad_step(), self.state.global_step
+        if bad is None and mean is not None and self.watch.diverges(mean):
+            logged = [row["step"] for row in self.state.log_history if "loss" in row]
+            first = max(logged, default=0) + 1
+            if first < last:
+                self._refuse(f"the mean loss of steps {first}–{last} is {mean:.3g}")
+            bad = last - 1, mean
+        if bad is not None:
+            step, loss = bad
+            blocks = self.plan.blocks_of(step)
+            names = [file["name"] for file in self.plan.blocks.stream.files]
+            files = sorted({names[i] for i in self.plan.blocks.owners[blocks]})
+            self._refuse(
+                f"the loss is {loss:.3g} at step {step + 1}, of blocks {blocks[:8]}… from"
+                f" {', '.join(files)}"
+            )
+
+    def _refuse_spoilt_weights(self) -> None:
+        """Before they are evaluated or saved: the last step's loss is from before it."""
+        self._refuse_bad_loss()
+        finite = [p.detach().isfinite().all() for p in self.model.parameters()]
+        if not torch.stack(finite).all():
+            self._refuse(
+                f"weights are infinite or no numbers after step {self.state.global_step}"
+            )
+
+    def _refuse(self, fault: str) -> NoReturn:
+        """Raises `UserError`, with what is left on disk."""
+        newest = newest_whole(Path(self.args.output_dir))
+        best = self.state.best_model_checkpoint
+        has_best = best is not None and Path(best).is_dir()
         raise UserError(
-            f"the loss is {loss:.3g} at step {step + 1}, of blocks {blocks[:8]}… from"
-            f" {', '.join(files)}: training stops. The last good checkpoint:"
-            f" {good or 'none yet'}. A smaller training.learning_rate or a longer"
-            " training.warmup_steps may help"
+            f"{fault}: training stops. The newest checkpoint: {newest or 'none yet'}"
+            + (f"; the best by evaluation: {best}" if has_best else "")
+            + ". A smaller training.learning_rate or a longer training.warmup_steps may"
+            " help"
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves weights that are numbers: a bad step's loss is from before it."""
-        finite = [p.detach().isfinite().all() for p in self.model.parameters()]
-        self._refuse_bad_loss(None if torch.stack(finite).all() else math.nan)
+        """Saves weights that are numbers."""
+        self._refuse_spoilt_weights()
         with self.clock.phase("saving"):
             super()._save_checkpoint(model, trial)
 
@@ -211,6 +237,8 @@ class LanguageModelTrainer(Trainer):
 
         The scores come first, so that the `eval_runtime` is that of the text alone.
         """
+        if self.is_in_train:
+            self._refuse_spoilt_weights()
         with self.clock.phase("evaluation"):
             return self._score_and_evaluate(*args, **kwargs)
 

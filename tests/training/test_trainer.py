@@ -482,7 +482,7 @@ class Spoil(TrainerCallback):
 def test_weights_that_are_no_numbers_are_not_saved(trainer_of):
     trainer = trainer_of(max_steps=8, save_strategy="steps", save_steps=1)
     trainer.add_callback(Spoil())
-    with pytest.raises(UserError, match="the loss is nan at step 3, of blocks"):
+    with pytest.raises(UserError, match="weights are .* no numbers after step 3"):
         train(trainer, None)
     assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-2"
 
@@ -490,6 +490,46 @@ def test_weights_that_are_no_numbers_are_not_saved(trainer_of):
 def test_a_loss_that_grows_beyond_reason_stops_the_run(trainer_of):
     trainer = trainer_of(max_steps=50, learning_rate=1e3, max_grad_norm=0.0)
     with pytest.raises(UserError, match="the loss is .* at step .*: training stops"):
+        train(trainer, None)
+
+
+class Explode(TrainerCallback):
+    """Weights so large that the loss is, too."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(model.parameters()).mul_(1e6)
+
+
+def test_a_continued_run_refuses_the_loss_that_it_was_stopped_for(trainer_of):
+    """The mean of several steps is not blamed on one; the best model is named."""
+    settings = dict(
+        max_steps=8, logging_steps=2, learning_rate=1e-3, eval_strategy="steps",
+        eval_steps=4, save_strategy="steps", save_steps=4, load_best_model_at_end=True,
+    )  # fmt: skip
+    for _ in range(2):
+        trainer = trainer_of(**settings)
+        trainer.add_callback(Explode(4))
+        newest = newest_whole(run_dir(trainer))
+        with pytest.raises(UserError, match="the mean loss of steps 5–6 is ") as told:
+            train(trainer, newest)
+        assert "blocks" not in str(told.value)
+        left = run_dir(trainer) / "checkpoint-4"
+        kept = f"The newest checkpoint: {left}; the best by evaluation: {left}."
+        assert kept in str(told.value)
+
+
+def test_weights_that_are_no_numbers_are_not_evaluated(trainer_of, monkeypatch):
+    trainer = trainer_of(
+        max_steps=8, logging_steps=8, eval_strategy="steps", eval_steps=3
+    )
+    trainer.add_callback(Spoil())
+    monkeypatch.setattr(trainer, "prediction_step", None)
+    with pytest.raises(UserError, match="no numbers after step 3: .*: none yet"):
         train(trainer, None)
 
 
