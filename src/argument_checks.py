@@ -42,6 +42,14 @@ REFUSED_TRAINING_VALUES = {
     "torch_compile_mode": (None, "training.torch_compile compiles what trains"),
     "torch_compile_backend": (None, "training.torch_compile compiles what trains"),
     "prediction_loss_only": (False, "an evaluation reports more than the loss"),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"),
+        (
+            False,
+            "it would cast the final model; training.bf16 gives evaluations mixed precision"
+            " as well",
+        ),
+    ),
 }
 
 

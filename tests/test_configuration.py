@@ -81,6 +81,8 @@ def test_real_objects_come_out_typed(composed):
             "training.torch_compile_mode=default",
             ("torch_compile_mode", "torch_compile"),
         ),
+        ("training.bf16_full_eval=true", ("bf16_full_eval", "cast", "training.bf16 ")),
+        ("training.fp16_full_eval=true", ("fp16_full_eval", "cast", "training.bf16 ")),
         ("training.report_to=[wandb]", ("wandb.log",)),
         ("training.save_only_model=true", ("save_only_model", "continued")),
         ("training.train_sampling_strategy=sequential", ("train_sampling_strategy",)),
