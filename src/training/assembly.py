@@ -271,6 +271,8 @@ def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
             trainer.state = state
             best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
             use_best = trainer.args.load_best_model_at_end and best.is_dir()
+            if not use_best:
+                state.best_global_step = None  # the final model is the last
             trainer._load_from_checkpoint(str(best if use_best else checkpoint))
             return True
     trainer.checkpoints.resumed_from = checkpoint

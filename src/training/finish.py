@@ -54,6 +54,8 @@ def final_scores(
                 "The final model is the best one, that of step %d:",
                 state.best_global_step,
             )
+            words = trainer.plan.words_seen(state.best_global_step)
+            scores.update(best_step=state.best_global_step, best_words_seen=words)
     if args.training.do_eval:
         scores.update(trainer.evaluate())
         if data.train_stream is not None:
@@ -121,6 +123,7 @@ def save(
         "words_seen": scores["words_seen"],
         "epochs": scores["epochs"],
         "steps": scores["steps"],
+        "chosen": chosen(scores),
         "vocab_size": len(trainer.tokenizer),
         "tokenizer": args.tokenizer.name_or_path
         or weights
@@ -135,6 +138,16 @@ def save(
         for file in staging.iterdir():
             os.replace(file, run_dir / file.name)
         staging.rmdir()
+
+
+def chosen(scores: dict[str, Any]) -> str:
+    """Which model of the run it is, where it is not the last."""
+    if "best_step" not in scores:
+        return ""
+    return (
+        f"; the model is that of step {scores['best_step']:,}, after"
+        f" {scores['best_words_seen']:,} words"
+    )
 
 
 def table(scores: dict[str, Any]) -> str:
@@ -170,6 +183,6 @@ def table(scores: dict[str, Any]) -> str:
     if "words_seen" in scores:
         lines.append(
             f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"
-            f" {scores['steps']:,} steps"
+            f" {scores['steps']:,} steps{chosen(scores)}"
         )
     return "\n".join(lines)

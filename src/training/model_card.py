@@ -20,7 +20,7 @@ CARD = """\
 
 * Architecture: {model_type}, {parameters:,} parameters, sequences of {block_size} tokens.
 * Training text: {files} ({corpus_words:,} whitespace words, {corpus_tokens:,} tokens);
-  {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps).
+  {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps){chosen}.
 * Tokenizer: {vocab_size:,} entries, {tokenizer}.
 
 | measured on {eval_files} | |

@@ -51,3 +51,12 @@ def test_a_run_that_was_not_evaluated_has_no_scores_to_show():
         "7 words seen in 1 epochs, 3 steps"
     )
     assert table({}) == ""
+
+
+def test_the_table_says_which_model_it_is():
+    counts = {"steps": 1300, "epochs": 1.0, "words_seen": 70_000}
+    line = table({**counts, "best_step": 1200, "best_words_seen": 64_000})
+    assert line == (
+        "70,000 words seen in 1 epochs, 1,300 steps; the model is that of step 1,200, after"
+        " 64,000 words"
+    )

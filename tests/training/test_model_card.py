@@ -18,6 +18,7 @@ FACTS = {
     "words_seen": 99_999_999,
     "epochs": 9.98765,
     "steps": 4321,
+    "chosen": "; the model is that of step 4,000, after 92,000,000 words",
     "vocab_size": 16384,
     "tokenizer": "trained on the same text",
     "eval_files": "childes",
@@ -49,7 +50,10 @@ def test_the_card_says_what_the_model_is_and_how_good(card):
     )
     assert "gpt2, 1,234,567 parameters, sequences of 512 tokens" in text
     assert "childes, gutenberg (10,000,000 whitespace words, 13,000,000 tokens)" in text
-    assert "99,999,999 words were seen in 9.988 epochs (4,321 steps)" in text
+    assert (
+        "99,999,999 words were seen in 9.988 epochs (4,321 steps); the model is that of step"
+        " 4,000, after 92,000,000 words.\n" in text
+    )
     assert "| loss | 3.142 |\n| perplexity | 23.14 |\n| pairs | 0.75 |\n" in text
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from src.data.prepare import Data
 from src.data.tokenizer import train as train_tokenizer
 from src.training.assembly import build_trainer, train
 from src.training.checkpoints import newest_whole
+from src.training.finish import final_scores
 
 LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
 # Documents of all lengths, so that blocks have between 8 and 5 targets.
@@ -404,10 +407,22 @@ def test_the_best_model_is_kept_between_two_saves_and_loaded_at_the_end(trainer_
     assert 0 < best < 5  # neither saved by the cadence nor the last
     kept = sorted(path.name for path in run_dir(trainer).glob("checkpoint-*"))
     assert kept == sorted([f"checkpoint-{best}", "checkpoint-6"])
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(found[best], rel=1e-6)
+    scores = final_scores(
+        trainer,
+        SimpleNamespace(training=trainer.args),
+        SimpleNamespace(train_stream=None),
+    )
+    assert scores["eval_loss"] == pytest.approx(found[best], rel=1e-6)
+    assert (scores["steps"], scores["best_step"]) == (6, best)
+    words = [trainer.plan.words_seen(step) for step in (6, best)]
+    assert [scores["words_seen"], scores["best_words_seen"]] == words
     saved = load_file(run_dir(trainer) / f"checkpoint-{best}" / "model.safetensors")
     name = "transformer.wte.weight"
     assert torch.equal(saved[name], trainer.model.state_dict()[name])
+    shutil.rmtree(run_dir(trainer) / f"checkpoint-{best}")
+    again = trainer_of(**OVERFITTING)
+    train(again, newest_whole(run_dir(again)))
+    assert again.state.best_global_step is None  # it ends with the last
 
 
 def test_a_run_whose_best_checkpoint_was_lost_ends_with_the_best_of_the_rest(
