@@ -1,7 +1,6 @@
 """A run put together: plan, model, step, data, callbacks; and trained."""
 
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -23,9 +22,9 @@ from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
 from src.evaluation.suite import Suite
 from src.training.checkpoints import newest_whole, step
+from src.training.description import describe
 from src.training.documents_apart import needs_mask
 from src.training.fast_forward import (
-    CAUSAL,
     WRITTEN_OUT,
     FastForward,
     find_fast_forward,
@@ -113,7 +112,7 @@ def build_trainer(
         number = args.evaluation.items_while_training
         trainer.task_scores = TaskScores(suite, number)
         trainer.task_scores.check(model, tokenizer)
-    _describe(trainer, args, fast)
+    describe(trainer, args, fast)
     return trainer
 
 
@@ -147,74 +146,6 @@ def _speed_up(
         fast.attention = None  # what is computed again must be the same operations
     install(model, fast, training.label_smoothing_factor)
     return fast
-
-
-def _describe(
-    trainer: LanguageModelTrainer, args: Arguments, fast: FastForward
-) -> None:
-    """Say what is about to be trained, on what."""
-    model, plan, training = trainer.model, trainer.plan, args.training
-    source = args.model.model_name_or_path
-    logger.info(
-        "%s with %s parameters, %s, on %s",
-        model.config.model_type,
-        f"{model.num_parameters():,}",
-        f"weights of {source}" if source else "random weights",
-        training.device,
-    )
-    if plan is not None:
-        logger.info("Step: %s", "; ".join(_choices(trainer, fast)))
-        logger.info(
-            "%s blocks of %d tokens, %d a step: %s words in %s steps; %d tokens at the end"
-            " fill no block and are not trained on",
-            f"{len(plan.order):,}",
-            plan.blocks.block_size,
-            plan.blocks_per_step,
-            f"{plan.words_seen(plan.num_steps):,}",
-            f"{plan.num_steps:,}",
-            plan.blocks.remainder,
-        )
-        limit = training.max_words
-        if limit and plan.num_steps == math.ceil(
-            training.num_train_epochs * plan.steps_per_epoch
-        ):
-            logger.info("The epochs end before training.max_words=%s", f"{limit:,}")
-        for size, end in plan.stages:
-            logger.info("Sequences of %d tokens until step %s", size, f"{end:,}")
-
-
-def _choices(trainer: LanguageModelTrainer, fast: FastForward) -> list[str]:
-    """How a step is computed, and why."""
-    training, layout, kind = trainer.args, trainer.layout, trainer.args.device.type
-    precision = "float16" if training.fp16 else "float32"
-    if training.bf16:
-        fast_device = "processor" if kind == "cpu" else "GPU"
-        precision = f"bfloat16 (the {fast_device} is fast at it)"
-    elif training.tf32:
-        precision += " with TF32"
-    attention = {
-        None: f"{trainer.model.config._attn_implementation}, the architecture's own",
-        CAUSAL: "causal, without a mask",
-        WRITTEN_OUT: "written out for the compiler",
-    }[fast.attention]
-    compiled = "compiled" if layout.compiled else "not compiled"
-    if training.torch_compile is None:
-        compiled += " (a long run)" if layout.compiled else " (a short run)"
-    logits = "all logits at once"
-    if logit_chunk(training) != 0:
-        logits += " (another loss does not fit the architecture)"
-    return [
-        f"{layout.micro_batches} x {layout.sequences} sequences on each of"
-        f" {training.world_size} device(s)",
-        precision,
-        compiled,
-        f"attention {attention}",
-        (
-            f"logits of {fast.chunk} tokens at a time"
-            if fast.chunk
-            else "all logits at once"
-        ),
-    ]
 
 
 def train_within_memory(

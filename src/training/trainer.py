@@ -160,11 +160,7 @@ class LanguageModelTrainer(Trainer):
         return self.throughput.overall(self.tokens_seen, words)
 
     def _refuse_bad_loss(self, mean: Optional[float] = None) -> None:
-        """Raises `UserError` where a step since the last look has spoilt the weights.
-
-        Args:
-            mean: the loss of the steps since the last log.
-        """
+        """Raises `UserError` where a step, or the mean since the last log, is beyond reason."""
         bad, last = self.watch.bad_step(), self.state.global_step
         if bad is None and mean is not None and self.watch.diverges(mean):
             logged = [row["step"] for row in self.state.log_history if "loss" in row]

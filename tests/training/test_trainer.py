@@ -584,6 +584,41 @@ def test_every_log_says_how_fast_it_was(trainer_of):
     assert trainer.rates["tokens_per_second"] == pytest.approx(4 * 64 / seconds)
 
 
+CAPPED = dict(
+    model_type="gemma2",
+    config_overrides=dict(
+        num_hidden_layers=1, hidden_size=16, intermediate_size=32, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (
+            {},
+            "logits of 64 tokens at a time",
+        ),  # a micro-batch, not what a chunk may have
+        (dict(logit_chunk=7), "logits of 7 tokens at a time"),
+        (dict(logit_chunk=0), "(training.logit_chunk=0)"),
+        (dict(label_smoothing_factor=0.1), "(the fused loss knows no label smoothing)"),
+        (dict(model=CAPPED), "(the fused loss does not fit the architecture)"),
+        (dict(data=dict(attend_across_documents=False)), "; documents apart"),
+        (dict(gradient_checkpointing=True), "; gradient checkpointing"),
+    ],
+)
+def test_the_line_says_how_a_step_is_computed(trainer_of, caplog, settings, told):
+    caplog.set_level("INFO")
+    trainer_of(**settings)
+    (line,) = [text for text in caplog.messages if text.startswith("Step: ")]
+    assert told in line
+    assert ("; documents apart" in line) == ("data" in settings)
+    assert ("; gradient checkpointing" in line) == (
+        "gradient_checkpointing" in settings
+    )
+
+
 def test_attention_that_was_asked_for_is_the_one(trainer_of, caplog):
     caplog.set_level("INFO")
     trainer_of(model={**GPT2, "attn_implementation": "sdpa"})
