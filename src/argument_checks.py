@@ -189,18 +189,22 @@ def _check_training(training: TrainingArguments) -> None:
 
 
 def _check_batch(training: TrainingArguments) -> None:
-    tokens, size = training.tokens_per_step, training.per_device_train_batch_size
-    number = training.gradient_accumulation_steps
-    if tokens is not None and (size, number) != (None, None):
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    values = {name: getattr(training, name) for name in names}
+    given = [
+        f"training.{n}={value}" for n, value in values.items() if value is not None
+    ]
+    tokens = training.tokens_per_step
+    if tokens is not None and given:
         raise UserError(
-            f"training.tokens_per_step={tokens} and per_device_train_batch_size={size},"
-            f" gradient_accumulation_steps={number} both say what a step sees: give one"
-            " (the other as null)"
+            f"training.tokens_per_step={tokens} and {', '.join(given)} both say what a step"
+            " sees: give one (the other as null)"
         )
-    if tokens is None and size is None:
+    if tokens is None and training.per_device_train_batch_size is None:
         raise UserError(
-            "training.per_device_train_batch_size must be given where tokens_per_step is"
-            f" not, got null beside gradient_accumulation_steps={number}"
+            "training.per_device_train_batch_size must be given where"
+            " training.tokens_per_step is not, got null"
+            + (f" beside {given[0]}" if given else "")
         )
 
 

@@ -99,13 +99,15 @@ def test_a_bad_override_is_refused_with_what_would_be_right(composed, override, 
 
 
 def test_the_batch_is_stated_once(composed):
-    message = refusal(
-        composed,
-        *SAMPLE,
-        "training.tokens_per_step=2048",
-        "training.per_device_train_batch_size=16",
-    )
-    assert "tokens_per_step=2048 and per_device_train_batch_size=16" in message
+    """What was given is named as it was typed; what was not, not at all."""
+    tokens, size = "training.tokens_per_step", "training.per_device_train_batch_size"
+    number = "training.gradient_accumulation_steps"
+    message = refusal(composed, *SAMPLE, f"{tokens}=2048", f"{size}=16")
+    assert message.startswith(f"{tokens}=2048 and {size}=16 both say what a step sees")
+    message = refusal(composed, *SAMPLE, f"{tokens}=2048", f"{size}=8", f"{number}=2")
+    assert message.startswith(f"{tokens}=2048 and {size}=8, {number}=2 both say")
+    message = refusal(composed, *SAMPLE, f"{tokens}=null")
+    assert message == f"{size} must be given where {tokens} is not, got null"
 
 
 def test_a_batch_in_sequences_replaces_the_one_in_tokens(composed):

@@ -148,9 +148,15 @@ class Console(TrainerCallback):
         else:
             return
         line = "  ".join(
-            f"{key} {value:,.0f}" if value >= 10_000 else f"{key} {value:.4g}"
+            f"{key} {_figure(key, value)}"
             for key, value in shown.items()
             if value is not None
         )
         words = f"  {logs['words']:,} words" if "words" in logs else ""
         logger.info("step %d/%d%s  %s", state.global_step, state.max_steps, words, line)
+
+
+def _figure(key: str, value: float) -> str:
+    """Rates in full; of a perplexity that no model worth its name has, the size."""
+    has_digits = value >= 10_000 and not ("perplexity" in key and value >= 1e6)
+    return f"{value:,.0f}" if has_digits else f"{value:.4g}"

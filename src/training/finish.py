@@ -140,6 +140,11 @@ def save(
         staging.rmdir()
 
 
+def _short(perplexity: float, digits: int) -> str:
+    """With so many digits behind the point; a huge one would be wider than its column."""
+    return f"{perplexity:.{'2e' if perplexity >= 1e6 else f'{digits}f'}}"
+
+
 def chosen(scores: dict[str, Any]) -> str:
     """Which model of the run it is, where it is not the last."""
     if "best_step" not in scores:
@@ -167,8 +172,8 @@ def table(scores: dict[str, Any]) -> str:
                 scores[prefix + f] for f in FIGURES
             )
             lines.append(
-                f"{row or 'all':<24}{loss:>9.3f}{perplexity:>12.2f}{accuracy:>10.1%}"
-                f"{bits:>11.3f}{word:>17.1f}"
+                f"{row or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
+                f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
             )
     if "eval_unigram_perplexity" in scores:
         lines.append(

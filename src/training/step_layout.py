@@ -91,10 +91,12 @@ def sequences_per_step(args: TrainingArguments, block_size: int) -> int:
     unit = block_size * devices
     if args.tokens_per_step % unit:
         nearest = max(1, round(args.tokens_per_step / unit)) * unit
-        shared = f" on {devices} devices" if devices > 1 else ""
+        smallest = f"data.block_size={block_size}"
+        if devices > 1:
+            smallest = f"{unit} = {block_size} x {devices} (data.block_size x devices)"
         raise UserError(
             f"training.tokens_per_step={args.tokens_per_step} must be a multiple of"
-            f" data.block_size={block_size}{shared}; the nearest is {nearest}"
+            f" {smallest}; the nearest is {nearest}"
         )
     return args.tokens_per_step // block_size
 

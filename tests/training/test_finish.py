@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+import math
+
 from src.training.finish import table
 
 
@@ -44,6 +46,11 @@ def test_the_table_has_a_row_a_file_and_the_rest_below():
 def test_a_single_file_is_one_row():
     lines = table(figures("eval", 2.5, 12.18249, 0.45, 1.25, 80.0)).split("\n")
     assert [line.split()[0] for line in lines] == ["loss", "all"]
+
+
+def test_a_huge_perplexity_keeps_the_columns():
+    head, row = table(figures("eval", 80.0, 5.54e34, 0.0, 40.0, math.inf)).split("\n")
+    assert len(row) == len(head) and "  5.54e+34  " in row and row.endswith("  inf")
 
 
 def test_a_run_that_was_not_evaluated_has_no_scores_to_show():

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,9 @@ def test_a_step_is_stated_in_tokens_or_in_sequences(tmp_path):
         sequences_per_step(arguments(tmp_path, tokens_per_step=100), 16)
     with pytest.raises(UserError, match="the nearest is 16"):
         sequences_per_step(arguments(tmp_path, tokens_per_step=3), 16)
+    two = SimpleNamespace(tokens_per_step=100, world_size=2)
+    with pytest.raises(UserError, match="a multiple of 32 = 16 x 2 "):
+        sequences_per_step(two, 16)
 
 
 def test_a_processor_takes_4096_tokens_at_a_time(tmp_path):

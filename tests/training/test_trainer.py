@@ -27,6 +27,7 @@ from src.data.packing import pack
 from src.data.prepare import Data
 from src.data.tokenizer import train as train_tokenizer
 from src.training.assembly import build_trainer, train
+from src.training.callbacks import Console
 from src.training.checkpoints import newest_whole
 from src.training.finish import final_scores
 
@@ -626,3 +627,16 @@ def test_attention_that_was_asked_for_is_the_one(trainer_of, caplog):
     caplog.clear()
     trainer_of()
     assert "attention causal, without a mask" in caplog.text
+
+
+def test_the_console_has_rates_in_full_and_of_a_huge_perplexity_the_size(caplog):
+    caplog.set_level("INFO")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1, max_steps=2)
+    Console().on_log(None, state, None, {"loss": 2.5, "tokens_per_second": 1_234_567.8})
+    figures = dict(loss=30.0, perplexity=1.07e13, accuracy=0.1, bits_per_byte=12.0)
+    logs = {f"eval_{name}": value for name, value in figures.items()}
+    Console().on_log(None, state, None, {**logs, "eval_word_perplexity": 54_321.0})
+    step, evaluation = caplog.messages
+    assert step.endswith("loss 2.5  tokens/s 1,234,568")
+    assert "eval perplexity 1.07e+13  " in evaluation
+    assert evaluation.endswith("eval word_perplexity 54,321")
