@@ -146,7 +146,7 @@ def install(
     run: Callable[..., Any] = original if fast.chunk is None else model.base_model
     of_chunk: Chunk = loss_of_chunk
     if fast.compiled:
-        run, of_chunk = compiled(run), compiled(of_chunk)
+        run, of_chunk = compiled(run, of_chunk)
 
     @functools.wraps(original)
     def forward(
@@ -171,26 +171,32 @@ def install(
         return CausalLMOutput(loss=loss)
 
     model.forward = forward
-    # It looks for padding, of which blocks have none, and waits for the device to do so.
-    model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled; itself where this machine cannot compile, said once."""
+def compiled(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The functions, compiled; themselves where this machine cannot, said once for all."""
     from torch._dynamo.exc import TorchDynamoException  # a second of a start
 
-    fast = torch.compile(function, dynamic=False)
+    is_told = False
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal fast
-        try:
-            return fast(*args, **kwargs)
-        except TorchDynamoException as error:
-            if fast is function:
-                raise
-            first = str(error).strip().split("\n")[0]
-            logger.warning("torch.compile fails here, going on without: %s", first)
-            fast = function
-            return fast(*args, **kwargs)
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        fast = torch.compile(function, dynamic=False)
 
-    return run
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal fast, is_told
+            try:
+                return fast(*args, **kwargs)
+            except TorchDynamoException as error:
+                if fast is function:
+                    raise
+                first = str(error).strip().split("\n")[0]
+                if not is_told:
+                    logger.warning(
+                        "torch.compile fails here, going on without: %s", first
+                    )
+                fast, is_told = function, True
+                return fast(*args, **kwargs)
+
+        return run
+
+    return [guarded(function) for function in functions]

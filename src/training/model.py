@@ -119,10 +119,14 @@ def build(
         options["attn_implementation"] = args.attn_implementation
     try:
         if args.model_name_or_path:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 args.model_name_or_path, config=config, **options, **_hub(args)
             )
-        return AutoModelForCausalLM.from_config(config, **options)
+        else:
+            model = AutoModelForCausalLM.from_config(config, **options)
     except (ValueError, ImportError, OSError, TypeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"model: cannot build {config.model_type}: {first}") from error
+    # It looks for padding, of which blocks have none, and waits for the device to do so.
+    model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
+    return model

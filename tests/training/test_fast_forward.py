@@ -207,5 +207,5 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch, caplog):
             loss = model(input_ids=ids, labels=labels).loss
             loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    # Once for the model, once for the loss.
-    assert caplog.text.count("torch.compile fails here, going on without") == 2
+    # Of the model and of the loss: once is enough.
+    assert caplog.text.count("torch.compile fails here, going on without") == 1

@@ -387,6 +387,15 @@ def test_documents_of_a_block_can_be_kept_apart(trainer_of, model, schedule):
     assert losses(trainer) == [pytest.approx(expected, abs=1e-5)]
 
 
+def test_blocks_are_not_taken_for_padded(trainer_of, monkeypatch):
+    """What finds out how documents are kept apart starts with token 0, which pads."""
+    told = []
+    logger = "transformers.modeling_utils.logger.warning_once"
+    monkeypatch.setattr(logger, told.append)
+    trainer_of(data=dict(attend_across_documents=False), do_train=False).evaluate()
+    assert not told
+
+
 OVERFITTING = dict(
     text="\n\n".join(["a dog sees"] * 30), max_steps=6, learning_rate=1.5,
     eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
