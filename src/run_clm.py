@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from src.data.prepare import Corpora
     from src.evaluation.suite import Suite
     from src.training.run_record import RunRecord
+    from src.training.throughput import Clock
 
 logger = logging.getLogger("src.run_clm")
 
@@ -46,12 +47,15 @@ logger = logging.getLogger("src.run_clm")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
     """One run, from composed configuration to final scores. Returns the evaluation loss."""
+    from src.training.throughput import Clock, job_start
+
     set_up_logging()
+    clock = Clock(job_start())
     with job(Path(config.training.output_dir)):
         args = checked_arguments(config)
         if args.training.only_preprocess_dataset:
             return preprocess(args)
-        return fit(config, args, evaluation_suite(args))
+        return fit(config, args, evaluation_suite(args), clock)
 
 
 def checked_arguments(config: DictConfig) -> Arguments:
@@ -100,7 +104,9 @@ def preprocess(args: Arguments) -> None:
         logger.info("%s\n", describe(stream, own, budget))
 
 
-def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
+def fit(
+    config: DictConfig, args: Arguments, suite: "Suite", clock: "Clock"
+) -> Optional[float]:
     """A run from its beginning, or from where it stopped; or the results it already has."""
     from src.data.prepare import find_corpora
     from src.training.finish import table
@@ -140,7 +146,7 @@ def fit(config: DictConfig, args: Arguments, suite: "Suite") -> Optional[float]:
             with logging_run(
                 wandb_args, resolved(config), record.directory
             ) as wandb_run:
-                return train_and_score(args, suite, corpora, record, wandb_run)
+                return train_and_score(args, suite, corpora, record, wandb_run, clock)
 
 
 def tell_what_is_lacking(args: Arguments, suite: "Suite", record: "RunRecord") -> None:
@@ -168,17 +174,17 @@ def train_and_score(
     corpora: "Corpora",
     record: "RunRecord",
     wandb_run: Optional[Any],
+    clock: "Clock",
 ) -> Optional[float]:
     """Data, model, training, final scores. A run that was told to stop ends the process."""
     from src.data.prepare import load_data
     from src.training.assembly import build_trainer, train_within_memory
     from src.training.finish import finish
-    from src.training.throughput import Clock, process_start, summary
+    from src.training.throughput import summary
 
     main_process = args.training.process_index == 0
     if args.training.use_cpu:
         keep_freed_memory()
-    clock = Clock(process_start())
     with clock.phase("data"):
         tokenizer, data = load_data(
             corpora, args.tokenizer, args.data, args.model, main_process

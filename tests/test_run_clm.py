@@ -1,7 +1,9 @@
 """The front door, as a user calls it: commands in, files and messages out."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from src.run_clm import main, run
-from src.training import callbacks
+from src.training import callbacks, throughput
 from src.training import trainer as trainer_module
 from src.training.checkpoints import seal
 from tests.conftest import REPOSITORY, is_wanted, sentences, tiny_run, write_corpus
@@ -277,14 +279,17 @@ def test_a_run_whose_text_changed_is_refused(tiny, run_clm, corpus):
     assert "text: train/childes is not the same" in run_clm(*tiny)
 
 
-def test_the_jobs_of_a_sweep_are_runs_of_their_own(tiny, run_clm):
+def test_the_jobs_of_a_sweep_are_runs_of_their_own(tiny, run_clm, caplog, monkeypatch):
     sweep = (
         "training.seed=1,2",
         "training.learning_rate=1e-3,3e-3",
         "training.max_steps=2",
     )
     tiny = [o for o in tiny if "max_steps" not in o]
+    monkeypatch.setattr(throughput, "_jobs_before", itertools.count())  # a new process
     assert run_clm("-m", *tiny, *sweep) == 0
+    first, *others = map(float, re.findall(r"Time: start-up ([\d.]+) s", caplog.text))
+    assert len(others) == 3 and max(others) < first
     runs = sorted(Path("exp/run-custom-custom").glob("seed-*/results.json"))
     assert len(runs) == 4
     losses = {json.loads(file.read_text())["eval_loss"] for file in runs}

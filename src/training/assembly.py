@@ -79,7 +79,7 @@ def build_trainer(
 
     Args:
         layout: how a step is divided, where the run has recorded it; None: it is found.
-        clock: of the whole process; None: a new one.
+        clock: of the whole job; None: a new one.
     """
     training = args.training
     _use_one_gpu(training)

@@ -1,6 +1,7 @@
 """Where a run's time goes, and how much of the hardware its steps use."""
 
 import contextlib
+import itertools
 import time
 from collections import defaultdict
 from typing import Iterator, Optional
@@ -17,16 +18,22 @@ PEAK_FLOPS = {
 }  # fmt: skip
 
 
-def process_start() -> float:
-    """When this process began, in seconds since the epoch."""
-    return psutil.Process().create_time()
+_jobs_before = itertools.count()
+
+
+def job_start() -> float:
+    """When the job that begins here did, in seconds since the epoch.
+
+    A process's first began with the process; of a sweep, the others begin now.
+    """
+    return time.time() if next(_jobs_before) else psutil.Process().create_time()
 
 
 class Clock:
     """Seconds in each phase of a run; a phase within another stops that one's clock.
 
     Args:
-        began: when the process did, in seconds since the epoch; None: now.
+        began: when the job did, in seconds since the epoch; None: now.
     """
 
     BASE = "start-up"

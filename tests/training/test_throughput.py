@@ -1,15 +1,17 @@
 """Where a run's time goes."""
 
+import itertools
 import time
 
 import pytest
 import torch
 
+from src.training import throughput
 from src.training.throughput import (
     Clock,
     Throughput,
+    job_start,
     peak_flops,
-    process_start,
     summary,
 )
 
@@ -27,10 +29,14 @@ def test_a_phase_within_another_stops_its_clock():
     )
 
 
-def test_the_clock_begins_with_the_process():
-    began = process_start()
-    assert 0 < time.time() - began < 3600
+def test_the_first_jobs_clock_begins_with_the_process_and_others_with_themselves(
+    monkeypatch,
+):
+    monkeypatch.setattr(throughput, "_jobs_before", itertools.count())
+    began = job_start()
+    assert 1 < time.time() - began < 36000
     assert Clock(began).seconds()["start-up"] >= time.time() - began - 0.1
+    assert Clock(job_start()).seconds()["start-up"] < 0.1
 
 
 class Steady(Clock):
@@ -44,21 +50,21 @@ class Steady(Clock):
 
 
 def test_rates_are_of_the_time_spent_on_steps():
-    throughput = Throughput(Steady(), flops_per_token=6, peak=1200.0)
-    throughput.begin(tokens=100, words=50)
-    first = throughput.since_last(600, 450)
+    rates = Throughput(Steady(), flops_per_token=6, peak=1200.0)
+    rates.begin(tokens=100, words=50)
+    first = rates.since_last(600, 450)
     assert first == {
         "tokens_per_second": 50, "words_per_second": 40, "utilisation": 0.25,
     }  # fmt: skip
-    assert throughput.since_last(1600, 450)["tokens_per_second"] == 100
-    assert throughput.overall(1300, 50)["tokens_per_second"] == 40
+    assert rates.since_last(1600, 450)["tokens_per_second"] == 100
+    assert rates.overall(1300, 50)["tokens_per_second"] == 40
 
 
 def test_an_unknown_device_has_no_peak():
     assert peak_flops(torch.device("cpu"), 1) is None
-    throughput = Throughput(Steady(), 6, None)
-    throughput.begin(0, 0)
-    assert "utilisation" not in throughput.since_last(10, 10)
+    rates = Throughput(Steady(), 6, None)
+    rates.begin(0, 0)
+    assert "utilisation" not in rates.since_last(10, 10)
 
 
 def test_the_summary_is_one_line():
