@@ -19,6 +19,8 @@ POSITIVE_TRAINING_VALUES = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "cooldown_steps",
+    "averaging_steps",
 )
 
 # Fields of Hugging Face's TrainingArguments that would break what this package promises.
@@ -95,6 +97,13 @@ def _check_data(args: Arguments) -> None:
             raise UserError(f"{key} must be at least {minimum}, got {value}")
     _check_schedule(data)
     _check_files(data)
+    if None not in (data.recipe_budget, data.word_budget):
+        if data.recipe_budget != data.word_budget:
+            raise UserError(
+                f"the recipe was made for {data.recipe_budget:,} words"
+                f" (data.recipe_budget), the data has a budget of {data.word_budget:,}"
+                " (data.word_budget): choose another recipe, or data.recipe_budget=null"
+            )
     if not 0 < data.validation_split_percentage < 100:
         raise UserError(
             "data.validation_split_percentage must be between 0 and 100, got"
@@ -179,6 +188,16 @@ def _check_training(training: TrainingArguments) -> None:
                 f"training.{name} must be {only}, got {getattr(training, name)}: {reason}"
             )
     _check_batch(training)
+    if training.optimizer == "muon" and not training.optim.startswith("adamw_torch"):
+        raise UserError(
+            f"training.optimizer=muon has AdamW beside it, training.optim={training.optim}"
+            " cannot be there too: give one of them"
+        )
+    if training.averaging is not None and not training.do_eval:
+        raise UserError(
+            f"training.averaging={training.averaging} is kept where it scores better, which"
+            " needs training.do_eval=true"
+        )
     loggers = training.report_to
     loggers = [loggers] if isinstance(loggers, str) else loggers or []
     if {"wandb", "all"} & set(loggers):

@@ -129,6 +129,12 @@ class DataTrainingArguments:
         "Unique words the training text may have; ten times as many may be seen",
         changes_result=False,
     )
+    recipe_budget: Optional[int] = knob(
+        None,
+        "The word_budget that a recipe was made for: beside data with another it is refused;"
+        " null: any",
+        changes_result=False,
+    )
     strict_rules: bool = knob(
         True, "Refuse a run beyond data.word_budget", changes_result=False
     )
@@ -254,6 +260,26 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     gradient_accumulation_steps: Optional[int] = knob(
         None, "Micro-batches of a step; null: see tokens_per_step"
+    )
+    optimizer: Literal["adamw", "muon"] = knob(
+        "adamw",
+        "muon: for the matrices inside the layers, at AdamW's learning rate and weight decay,"
+        " and AdamW for the rest; adamw: for all, or what training.optim names",
+    )
+    cooldown_steps: float = knob(
+        0.2,
+        "Last steps, in which lr_scheduler_type=warmup_stable_decay falls linearly to 0;"
+        " below 1: a share of the run",
+    )
+    averaging: Optional[Literal["ema", "tail"]] = knob(
+        None,
+        "Average the weights: tail, evenly over the last averaging_steps; ema, exponentially"
+        " over the run. The average is the final model where it is better",
+    )
+    averaging_steps: float = knob(
+        0.2,
+        "Steps of the tail, or the span N of the ema (decay 1 - 2 / (N + 1)); below 1: a"
+        " share of the run",
     )
     logit_chunk: Optional[int] = knob(
         None,

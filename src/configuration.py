@@ -250,6 +250,14 @@ def explain(error: Exception, root: type = Arguments) -> str:
     if not isinstance(cause, OmegaConfBaseException):
         if "no viable alternative" in str(error):
             return f"{error}\n(values with spaces, braces or brackets need quotes: 'key={{a: 1}}')"
+        twice = re.match(r"Multiple values for (\w+)\..* '\w+: (.*)'", str(error))
+        if twice:
+            group, option = twice.groups()
+            return (
+                f"+{group}={option}: the {group} is chosen already. A recipe brings the model"
+                f" along that its values were found for: leave +{group} away. (To try its"
+                f" values on another: {group}={option}, without the +.)"
+            )
         return str(error)
     file = re.match(r"In '([^']*)'", str(error))
     where = f"In {file.group(1)}: " if file else ""

@@ -61,12 +61,14 @@ def run(config: DictConfig) -> Optional[float]:
 def checked_arguments(config: DictConfig) -> Arguments:
     """The typed arguments; raises `UserError` for whatever is wrong with them."""
     from src.training.model import architecture, check_block_size
+    from src.training.optimizer import check_optimizer
 
     refuse_unknown_keys(config)
     refuse_missing_choice(config)
     decide(config)
     args = build_arguments(config)
     check_block_size(args.data.block_size, architecture(args.model))
+    check_optimizer(args.training, architecture(args.model))
     return args
 
 

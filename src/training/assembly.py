@@ -21,6 +21,7 @@ from src.data.blocks import Blocks
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
 from src.evaluation.suite import Suite
+from src.training.averaging import keep_better
 from src.training.checkpoints import newest_whole, step
 from src.training.description import describe
 from src.training.documents_apart import needs_mask
@@ -31,6 +32,7 @@ from src.training.fast_forward import (
     install,
 )
 from src.training.model import architecture, build
+from src.training.schedule import check_lengths, schedule_kwargs
 from src.training.step_layout import (
     StepLayout,
     find_layout,
@@ -62,7 +64,9 @@ def plan_of(args: Arguments, blocks: Blocks) -> Plan:
         args.data.block_size_schedule,
     )
     check_budget(args.data, plan)
+    check_lengths(training, plan.num_steps)
     training.max_steps = plan.num_steps
+    training.lr_scheduler_kwargs = schedule_kwargs(training, plan.num_steps)
     return plan
 
 
@@ -190,6 +194,15 @@ def train_within_memory(
 
 def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
     """Train, from `checkpoint` where there is one. False where a signal stopped it."""
+    if trainer.weight_average is not None and checkpoint:
+        trainer.weight_average.load(checkpoint)
+    done = _train(trainer, checkpoint)
+    if trainer.weight_average is not None and done:
+        keep_better(trainer)
+    return done
+
+
+def _train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
     transformers.utils.logging.disable_progress_bar()  # one for each saved file
     # It warns of tied weights as "missing", and of shares of the run written as steps.
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -48,7 +48,9 @@ def final_scores(
     """Everything that is reported of the final model, flat: {"eval_loss": 3.1, …}."""
     scores: dict[str, float] = {}
     state = trainer.state
-    if args.training.load_best_model_at_end and state.best_global_step is not None:
+    if trainer.average_kept:
+        scores["averaged_steps"] = trainer.weight_average.steps
+    elif args.training.load_best_model_at_end and state.best_global_step is not None:
         if state.best_global_step != state.global_step:
             logger.info(
                 "The final model is the best one, that of step %d:",

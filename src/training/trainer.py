@@ -29,6 +29,7 @@ from src.data.blocks import IGNORED, Blocks
 from src.data.order import Plan
 from src.data.tokenizer import save as save_tokenizer
 from src.evaluation.language_modeling import block_statistics, summarize
+from src.training.averaging import WeightAverage
 from src.training.callbacks import (
     Console,
     KeepCheckpoints,
@@ -39,6 +40,7 @@ from src.training.callbacks import (
 from src.training.checkpoints import newest_whole
 from src.training.documents_apart import masked
 from src.training.loss_watch import LossWatch
+from src.training.optimizer import muon_with_adamw
 from src.training.step_layout import StepLayout
 from src.training.task_scores import TaskScores, check_metric
 from src.training.throughput import Clock, Throughput, peak_flops
@@ -85,8 +87,15 @@ class LanguageModelTrainer(Trainer):
         self.watch = LossWatch(math.log(model.config.get_text_config().vocab_size))
         self.task_scores: Optional[TaskScores] = None
         self.found_scores: dict[str, float] = {}  # of the evaluation in progress
+        self.weight_average: Optional[WeightAverage] = None
+        self.average_kept = False  # whether it is the final model
         if plan is not None:
             self.add_callback(OrderEpochs(plan))
+            if args.averaging is not None:
+                self.weight_average = WeightAverage(
+                    model, args.averaging, args.averaging_steps, plan.num_steps
+                )
+                self.add_callback(self.weight_average)
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         self.checkpoints = KeepCheckpoints(self, save_total_limit)
@@ -113,6 +122,17 @@ class LanguageModelTrainer(Trainer):
     def floating_point_ops(self, inputs: dict) -> int:
         """6 for each parameter and token (Kaplan et al. 2020), not counted anew each step."""
         return 6 * self._num_parameters * inputs["input_ids"].numel()
+
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        """The library's, or Muon with it."""
+        if self.optimizer is None and self.args.optimizer == "muon":
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = muon_with_adamw(
+                self.model,
+                self.get_decay_parameter_names(self.model),
+                {**adamw, "weight_decay": self.args.weight_decay},
+            )
+        return super().create_optimizer(*args)
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
         return self.plan
@@ -204,6 +224,9 @@ class LanguageModelTrainer(Trainer):
         self._refuse_spoilt_weights()
         with self.clock.phase("saving"):
             super()._save_checkpoint(model, trial)
+            if self.weight_average is not None and self.args.should_save:
+                name = f"checkpoint-{self.state.global_step}"
+                self.weight_average.save(Path(self.args.output_dir) / name)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         check_metric(self.args.metric_for_best_model, metrics)
@@ -237,6 +260,14 @@ class LanguageModelTrainer(Trainer):
             self._refuse_spoilt_weights()
         with self.clock.phase("evaluation"):
             return self._score_and_evaluate(*args, **kwargs)
+
+    def evaluate_as_in_training(self) -> dict[str, float]:
+        """After training, what an evaluation during it would have found."""
+        self.is_in_train = True
+        try:
+            return self.evaluate()
+        finally:
+            self.is_in_train = False
 
     def _score_and_evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.task_scores is not None:
