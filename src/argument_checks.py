@@ -190,8 +190,8 @@ def _check_training(training: TrainingArguments) -> None:
     _check_batch(training)
     if training.optimizer == "muon" and not training.optim.startswith("adamw_torch"):
         raise UserError(
-            f"training.optimizer=muon has AdamW beside it, training.optim={training.optim}"
-            " cannot be there too: give one of them"
+            "training.optimizer=muon has AdamW beside it,"
+            f" training.optim={training.optim.value} cannot be there too: give one of them"
         )
     if training.averaging is not None and not training.do_eval:
         raise UserError(

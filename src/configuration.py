@@ -242,6 +242,16 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return values
 
 
+def _chosen_twice(group: str, option: str) -> str:
+    advice = (
+        ". A recipe brings the model along that its values were found for: leave +model away"
+        f" (to try its values on another model: model={option}, without the +)"
+    )
+    return f"+{group}={option}: a {group} is chosen already" + advice * (
+        group == "model"
+    )
+
+
 def explain(error: Exception, root: type = Arguments) -> str:
     """One short message for an error of composition: the key, the value, what is right."""
     cause: Optional[BaseException] = error
@@ -250,14 +260,8 @@ def explain(error: Exception, root: type = Arguments) -> str:
     if not isinstance(cause, OmegaConfBaseException):
         if "no viable alternative" in str(error):
             return f"{error}\n(values with spaces, braces or brackets need quotes: 'key={{a: 1}}')"
-        twice = re.match(r"Multiple values for (\w+)\..* '\w+: (.*)'", str(error))
-        if twice:
-            group, option = twice.groups()
-            return (
-                f"+{group}={option}: the {group} is chosen already. A recipe brings the model"
-                f" along that its values were found for: leave +{group} away. (To try its"
-                f" values on another: {group}={option}, without the +.)"
-            )
+        if twice := re.match(r"Multiple values for (\w+).* (.*)'", str(error)):
+            return _chosen_twice(*twice.groups())
         return str(error)
     file = re.match(r"In '([^']*)'", str(error))
     where = f"In {file.group(1)}: " if file else ""

@@ -242,3 +242,56 @@ def test_what_is_better_follows_from_the_metric(composed, metric, greater):
     config = composed(*SAMPLE, f"training.metric_for_best_model={metric}")
     decide(config)
     assert build_arguments(config).training.greater_is_better is greater
+
+
+def test_a_recipe_brings_its_model_along(composed):
+    config = composed("+recipe=gpt2_2025", "+dataset=babylm_10M")
+    assert config.model.config_overrides.n_layer == 12
+    assert config.training.learning_rate == 5e-5  # the recipe's, not the model file's
+    told = refusal(composed, "+recipe=gpt2_2025", "+model=gpt2-tiny", SAMPLE[1])
+    assert "+model=gpt2-tiny" in told and "A recipe brings the model" in told
+    told = refusal(composed, *SAMPLE, "+dataset=babylm_10M")
+    assert "+dataset=babylm_10M" in told and "recipe" not in told
+    other = composed("+recipe=gpt2_2025", "model=gpt2-tiny", SAMPLE[1])
+    assert other.model.config_overrides.n_layer == 4
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (
+            ["+recipe=gpt2_2025", "+dataset=babylm_100M"],
+            ["10,000,000 words", "100,000,000", "data.recipe_budget=null"],
+        ),
+        (
+            [*SAMPLE, "training.optimizer=muon", "training.optim=adafactor"],
+            ["training.optimizer=muon", "training.optim=adafactor"],
+        ),
+        (
+            [*SAMPLE, "training.averaging=ema", "training.do_eval=false"],
+            ["training.averaging=ema", "training.do_eval=true"],
+        ),
+        ([*SAMPLE, "training.averaging=swa"], ["ema, tail"]),
+        ([*SAMPLE, "training.averaging_steps=0"], ["training.averaging_steps", "0"]),
+        ([*SAMPLE, "training.cooldown_steps=-1"], ["training.cooldown_steps", "-1"]),
+    ],
+)
+def test_recipes_and_values_that_do_not_go_together_are_refused(
+    composed, overrides, told
+):
+    message = refusal(composed, *overrides)
+    assert all(part in message for part in told), message
+
+
+def test_every_recipe_composes_with_its_track(composed):
+    tracks = {
+        10_000_000: "babylm_10M",
+        100_000_000: "babylm_100M",
+        300_000: "babylm_300k",
+    }
+    for recipe in configuration.group_choices()["recipe"]:
+        budget = composed(f"+recipe={recipe}").data.recipe_budget
+        config = composed(f"+recipe={recipe}", f"+dataset={tracks[budget]}")
+        refuse_unknown_keys(config)
+        decide(config)
+        assert build_arguments(config).model.model_type

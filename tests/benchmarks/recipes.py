@@ -1,0 +1,156 @@
+"""Recipes compared on the same 300,000 words: trains them, and writes down what came out.
+
+    python -m tests.benchmarks.recipes                       the table of what is there
+    python -m tests.benchmarks.recipes floor gpt2 --seeds 42,1,2
+
+A named row is trained for each seed (what is finished is not trained again, what was stopped
+goes on), ten epochs, and scored on the fast subsets of BLiMP and its supplement. Then
+`src/conf/recipe/results.json` is written from all runs that are finished, the table is printed
+as Markdown, and `curves.svg` beside it shows BLiMP against words seen for the floor and the
+best recipe; its points are a sample of 2,000 pairs. Seconds are of the whole command,
+start-up and scoring included.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECIPES = Path(__file__).parents[2] / "src/conf/recipe"
+DATASET = "babylm_300k"
+COMMON = [
+    f"+dataset={DATASET}",
+    "evaluation.tasks=[blimp_fast,supplement_fast]",
+    "evaluation.items_while_training=2000",
+    "evaluation.num_generated_texts=0",
+    "training.torch_compile=true",
+    "training.logging_steps=100",
+    "wandb.log=false",
+]
+# Row → what is typed for it. One thing changes from a row to the one it is compared with.
+ROWS = {
+    "floor": ["+recipe=mini_gpt2_2025"],
+}
+CURVES = {"floor": "2025 GPT-2 recipe", "babylm": "mini_babylm"}
+
+
+def train(row: str, seed: int) -> None:
+    """One run, in a process of its own; its messages go to the screen."""
+    command = [sys.executable, "-m", "src.run_clm", *ROWS[row], *COMMON]
+    subprocess.run([*command, f"wandb.tag={row}", f"training.seed={seed}"], check=True)
+
+
+def finished(row: str) -> list[Path]:
+    """Directories of the row's finished runs, one a seed."""
+    return sorted(
+        file.parent for file in Path("exp").glob(f"{row}-*-{DATASET}/*/results.json")
+    )
+
+
+def seconds(run: Path) -> float:
+    """What the run's last line adds up to."""
+    line = re.findall(r"Time: (.*?)\.(?: |$)", (run / "train.log").read_text(), re.M)
+    return sum(float(x.replace(",", "")) for x in re.findall(r"([\d,.]+) s", line[-1]))
+
+
+def summary(row: str) -> dict[str, Any]:
+    """The row of the table: means over its seeds."""
+    runs = finished(row)
+    results = [json.loads((run / "results.json").read_text()) for run in runs]
+    records = [json.loads((run / "run.json").read_text()) for run in runs]
+
+    def mean(key: str, digits: int, factor: float = 1.0) -> float:
+        return round(factor * statistics.fmean(r[key] for r in results), digits)
+
+    blimp = [100 * r["eval_blimp_fast"] for r in results]
+    return {
+        "name": row,
+        "recipe": " ".join(ROWS[row]),
+        "data": DATASET,
+        "words": results[0]["words_seen"],
+        "seeds": [int(re.match(r"seed-(\d+)", run.name).group(1)) for run in runs],
+        "blimp": round(statistics.fmean(blimp), 1),
+        "blimp_by_seed": [round(score, 1) for score in blimp],
+        "supplement": mean("eval_supplement_fast", 1, 100),
+        "perplexity_per_word": mean("eval_word_perplexity", 0),
+        "seconds": round(statistics.median(map(seconds, runs))),
+        "hardware": hardware(),
+        "commit": ", ".join(sorted({str(record["code"])[:8] for record in records})),
+        "command": f"python -m tests.benchmarks.recipes {row} --seeds "
+        + ",".join(re.match(r"seed-(\d+)", run.name).group(1) for run in runs),
+    }
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    number = torch.get_num_threads()
+    return f"{number} CPU thread" + "s" * (number > 1)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    head = "| | recipe | seeds | BLiMP | supplement | perplexity per word | minutes |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        scores = ", ".join(map(str, row["blimp_by_seed"]))
+        lines.append(
+            f"| {row['name']} | `{row['recipe']}` | {len(row['seeds'])} | {row['blimp']}"
+            f" ({scores}) | {row['supplement']} | {row['perplexity_per_word']:,.0f}"
+            f" | {row['seconds'] / 60:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def points(run: Path) -> list[tuple[int, float]]:
+    """(words seen, BLiMP in %) of every evaluation during training."""
+    newest = max(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    rows = [row for row in log if "eval_blimp_fast" in row]
+    return [(row["words"], 100 * row["eval_blimp_fast"]) for row in rows]
+
+
+def draw(file: Path) -> None:
+    """Mean over seeds, and each seed as a thin line."""
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "recipes"  # the same file from the same runs
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for number, (row, label) in enumerate(CURVES.items()):
+        curves = [points(run) for run in finished(row)]
+        if not curves:
+            continue
+        words = [x / 1e6 for x, _ in curves[0]]
+        for curve in curves:
+            axes.plot(words, [y for _, y in curve], color=f"C{number}", alpha=0.25)
+        means = [statistics.fmean(y for _, y in column) for column in zip(*curves)]
+        axes.plot(words, means, color=f"C{number}", marker="o", label=label)
+    axes.axhline(50, color="gray", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="million words seen", ylabel="BLiMP (2,000 pairs), %")
+    axes.legend(loc="upper left")
+    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="what to train")
+    parser.add_argument("--seeds", default="42", help="such as 42,1,2")
+    options = parser.parse_args()
+    for row in options.rows:
+        for seed in map(int, options.seeds.split(",")):
+            train(row, seed)
+    rows = [summary(row) for row in ROWS if finished(row)]
+    (RECIPES / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    if all(finished(row) for row in CURVES):
+        draw(RECIPES / "curves.svg")
+
+
+if __name__ == "__main__":
+    main()
