@@ -87,23 +87,30 @@ class LanguageModelTrainer(Trainer):
         self.watch = LossWatch(math.log(model.config.get_text_config().vocab_size))
         self.task_scores: Optional[TaskScores] = None
         self.found_scores: dict[str, float] = {}  # of the evaluation in progress
+        self.stop = StopOnSignal()
+        self.checkpoints = KeepCheckpoints(self, save_total_limit)
         self.weight_average: Optional[WeightAverage] = None
         self.average_kept = False  # whether it is the final model
-        if plan is not None:
-            self.add_callback(OrderEpochs(plan))
+        self._add_callbacks(callbacks)
+
+    def _add_callbacks(self, others: list[TrainerCallback]) -> None:
+        args = self.args
+        if self.plan is not None:
+            self.add_callback(OrderEpochs(self.plan))
             if args.averaging is not None:
                 self.weight_average = WeightAverage(
-                    model, args.averaging, args.averaging_steps, plan.num_steps
+                    self.model,
+                    args.averaging,
+                    args.averaging_steps,
+                    self.plan.num_steps,
                 )
                 self.add_callback(self.weight_average)
-        self.stop = StopOnSignal()
         self.add_callback(self.stop)
-        self.checkpoints = KeepCheckpoints(self, save_total_limit)
         self.add_callback(self.checkpoints)
         self.add_callback(Console())
         if sys.stderr.isatty() and not args.disable_tqdm:  # a log file wants no bars
             self.add_callback(ProgressBars())
-        for callback in callbacks:
+        for callback in others:
             self.add_callback(callback)
 
     def compute_loss(
