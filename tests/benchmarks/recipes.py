@@ -49,8 +49,11 @@ ROWS = {
         "+model=babylm-mini", *SHORT, *MUON, *REGULARISED,
         "data.attend_across_documents=false",
     ],
-    "weight_decay_1": ["+recipe=mini_babylm", "training.weight_decay=1.0"],
-    "batch_2048": ["+recipe=mini_babylm", "training.tokens_per_step=2048"],
+    "weight_decay_05": ["+recipe=mini_babylm", *REGULARISED],
+    "batch_2048": [
+        "+recipe=mini_babylm", *REGULARISED, "training.tokens_per_step=2048",
+    ],
+    "gpt2_weight_decay_05": ["+recipe=mini_gpt2", *REGULARISED],
     "babylm": ["+recipe=mini_babylm"],
 }  # fmt: skip
 CURVES = {"floor": "mini_gpt2_2025, the floor", "babylm": "mini_babylm"}
