@@ -193,11 +193,6 @@ def _check_training(training: TrainingArguments) -> None:
             "training.optimizer=muon has AdamW beside it,"
             f" training.optim={training.optim.value} cannot be there too: give one of them"
         )
-    if training.averaging is not None and not training.do_eval:
-        raise UserError(
-            f"training.averaging={training.averaging} is kept where it scores better, which"
-            " needs training.do_eval=true"
-        )
     loggers = training.report_to
     loggers = [loggers] if isinstance(loggers, str) else loggers or []
     if {"wandb", "all"} & set(loggers):

@@ -274,7 +274,8 @@ class TrainingArguments(transformers.TrainingArguments):
     averaging: Optional[Literal["ema", "tail"]] = knob(
         None,
         "Average the weights: tail, evenly over the last averaging_steps; ema, exponentially"
-        " over the run. The average is the final model where it is better",
+        " over the run. The average is the final model where it scores better, or where nothing"
+        " is evaluated",
     )
     averaging_steps: float = knob(
         0.2,

@@ -267,10 +267,6 @@ def test_a_recipe_brings_its_model_along(composed):
             [*SAMPLE, "training.optimizer=muon", "training.optim=adafactor"],
             ["training.optimizer=muon", "training.optim=adafactor"],
         ),
-        (
-            [*SAMPLE, "training.averaging=ema", "training.do_eval=false"],
-            ["training.averaging=ema", "training.do_eval=true"],
-        ),
         ([*SAMPLE, "training.averaging=swa"], ["ema, tail"]),
         ([*SAMPLE, "training.averaging_steps=0"], ["training.averaging_steps", "0"]),
         ([*SAMPLE, "training.cooldown_steps=-1"], ["training.cooldown_steps", "-1"]),

@@ -70,9 +70,16 @@ class WeightAverage(TrainerCallback):
 def keep_better(trainer: Any) -> None:
     """Leave the averaged weights in the trainer's model where they score better than its own.
 
-    What decides is `training.metric_for_best_model`, measured as during training.
+    What decides is `training.metric_for_best_model`, measured as during training; without
+    evaluation they are kept unseen.
     """
     average, args = trainer.weight_average, trainer.args
+    what = f"The average of the weights ({average.kind} of {average.steps} steps)"
+    if not args.do_eval:
+        average.swap()
+        trainer.average_kept = True
+        logger.info("%s is the final model", what)
+        return
     name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     own = trainer.state.best_metric if args.load_best_model_at_end else None
     if own is None:
@@ -82,14 +89,6 @@ def keep_better(trainer: Any) -> None:
     better = averaged > own if args.greater_is_better else averaged < own
     if not better:
         average.swap()
-    logger.info(
-        "The average of the weights (%s of %d steps) has %s %.5g, the best without %.5g:"
-        " %s",
-        average.kind,
-        average.steps,
-        name,
-        averaged,
-        own,
-        "it is the final model" if better else "it is not kept",
-    )
+    verdict = "it is the final model" if better else "it is not kept"
+    logger.info("%s has %s %.5g, without %.5g: %s", what, name, averaged, own, verdict)
     trainer.average_kept = better

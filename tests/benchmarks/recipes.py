@@ -6,9 +6,8 @@
 A named row is trained for each seed (what is finished is not trained again, what was stopped
 goes on), ten epochs, and scored on the fast subsets of BLiMP and its supplement. Then
 `src/conf/recipe/results.json` is written from all runs that are finished, the table is printed
-as Markdown, and `curves.svg` beside it shows BLiMP against words seen for the floor and the
-best recipe; its points are of a sample of 1,000 pairs. Seconds are of the whole command,
-start-up and scoring included.
+as Markdown, and `curves.svg` beside it shows the floor and the best recipe against words seen.
+Seconds are of the whole command, start-up and scoring included.
 """
 
 import argparse
@@ -75,7 +74,9 @@ def finished(row: str) -> list[Path]:
 def seconds(run: Path) -> float:
     """What the run's last line adds up to."""
     line = re.findall(r"Time: (.*?)\.(?: |$)", (run / "train.log").read_text(), re.M)
-    return sum(float(x.replace(",", "")) for x in re.findall(r"([\d,.]+) s", line[-1]))
+    return sum(
+        float(x.replace(",", "")) for x in re.findall(r"(\d[\d,.]*) s\b", line[-1])
+    )
 
 
 def summary(row: str) -> dict[str, Any]:
@@ -127,32 +128,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def points(run: Path) -> list[tuple[int, float]]:
-    """(words seen, BLiMP in %) of every evaluation during training."""
+def points(run: Path, key: str) -> list[tuple[float, float]]:
+    """(million words seen, score) of every evaluation during training."""
     newest = max(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    rows = [row for row in log if "eval_blimp_fast" in row]
-    return [(row["words"], 100 * row["eval_blimp_fast"]) for row in rows]
+    return [(row["words"] / 1e6, row[key]) for row in log if key in row]
 
 
 def draw(file: Path) -> None:
-    """Mean over seeds, and each seed as a thin line."""
+    """BLiMP and perplexity against words seen: means over seeds, each seed a thin line."""
     from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
 
     pyplot.rcParams["svg.hashsalt"] = "recipes"  # the same file from the same runs
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for number, (row, label) in enumerate(CURVES.items()):
-        curves = [points(run) for run in finished(row)]
-        if not curves:
-            continue
-        words = [x / 1e6 for x, _ in curves[0]]
-        for curve in curves:
-            axes.plot(words, [y for _, y in curve], color=f"C{number}", alpha=0.25)
-        means = [statistics.fmean(y for _, y in column) for column in zip(*curves)]
-        axes.plot(words, means, color=f"C{number}", marker="o", label=label)
-    axes.axhline(50, color="gray", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="million words seen", ylabel="BLiMP (sample of 1,000 pairs), %")
-    axes.legend(loc="upper left")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    for axes, key in ((left, "eval_blimp_fast"), (right, "eval_word_perplexity")):
+        for number, (row, label) in enumerate(CURVES.items()):
+            curves = [points(run, key) for run in finished(row)]
+            for curve in curves:
+                axes.plot(*zip(*curve), color=f"C{number}", alpha=0.25)
+            words = [x for x, _ in curves[0]]
+            means = [statistics.fmean(y for _, y in column) for column in zip(*curves)]
+            axes.plot(words, means, color=f"C{number}", marker="o", label=label)
+        axes.set_xlabel("million words seen")
+    left.yaxis.set_major_formatter(PercentFormatter(1.0))
+    left.set_title("BLiMP (a sample of the fast subset; chance is 50 %)")
+    right.legend()
+    right.set_yscale("log")
+    right.set_title("dev text, perplexity per word")
     figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
 
 

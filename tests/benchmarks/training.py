@@ -188,6 +188,7 @@ def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
     own = ["+model=gpt2-small", "+dataset=babylm_10M", "wandb.log=false"]
     own += [f"data.block_size={BLOCK_SIZE}", f"tokenizer.name_or_path={TOKENIZER}"]
     own += ["training.do_eval=false", "training.save_strategy='no'"]
+    own += ["training.optimizer=adamw", "training.averaging=null"]  # as the references
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("config", [*own, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)

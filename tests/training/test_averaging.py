@@ -132,3 +132,15 @@ def test_the_end_of_a_run_that_was_lost_is_made_up(tiny, run_clm):
     after = load_file(run / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert json.loads((run / "results.json").read_text())["averaged_steps"] == 2
+
+
+def test_without_an_evaluation_the_average_is_kept_unseen(tiny, run_clm, caplog):
+    assert not run_clm(*tiny, "training.do_eval=false", "training.averaging=tail",
+                       "training.save_steps=1", "training.save_total_limit=99",
+                       "training.averaging_steps=2")  # fmt: skip
+    (run,) = Path("exp").glob("*/*/")
+    assert "(tail of 2 steps) is the final model" in caplog.text
+    steps = [load_file(run / f"checkpoint-{n}/model.safetensors") for n in (11, 12)]
+    for name, weight in load_file(run / "model.safetensors").items():
+        mean = (steps[0][name] + steps[1][name]) / 2
+        assert torch.allclose(weight, mean, atol=1e-6), name
