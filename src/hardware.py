@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import is_torch_tf32_available
 
-from src.arguments import UserError
+from src.foundation import UserError
 
 
 def choose_hardware(training: Any) -> None:

@@ -21,8 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from src.arguments import FIGURES, Arguments, UserError
-from src.configuration import (
+from src.arguments import FIGURES, Arguments
+from src.configuration.command_line import command_line, from_machine, set_up_logging
+from src.configuration.identity import defaults, identity, refuse_missing_choice
+from src.configuration.schema import (
     CONF_DIR,
     build_arguments,
     decide,
@@ -30,16 +32,15 @@ from src.configuration import (
     refuse_unknown_keys,
     resolved,
 )
-from src.front_door import command_line, from_machine, set_up_logging
+from src.foundation import UserError
 from src.hardware import keep_freed_memory
-from src.run_identity import defaults, identity, refuse_missing_choice
 
 # The other rooms are imported where they are used: --help and --cfg start without them.
 if TYPE_CHECKING:
     from src.data.prepare import Corpora
     from src.evaluation.suite import Suite
-    from src.training.run_record import RunRecord
-    from src.training.throughput import Clock
+    from src.training.record.run_record import RunRecord
+    from src.training.record.throughput import Clock
 
 logger = logging.getLogger("src.run_clm")
 
@@ -47,7 +48,7 @@ logger = logging.getLogger("src.run_clm")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
     """One run, from composed configuration to final scores. Returns the evaluation loss."""
-    from src.training.throughput import Clock, job_start
+    from src.training.record.throughput import Clock, job_start
 
     set_up_logging()
     clock = Clock(job_start())
@@ -61,7 +62,7 @@ def run(config: DictConfig) -> Optional[float]:
 def checked_arguments(config: DictConfig) -> Arguments:
     """The typed arguments; raises `UserError` for whatever is wrong with them."""
     from src.training.model import architecture, check_block_size
-    from src.training.optimizer import check_optimizer
+    from src.training.optimization.optimizer import check_optimizer
 
     refuse_unknown_keys(config)
     refuse_missing_choice(config)
@@ -111,10 +112,10 @@ def fit(
 ) -> Optional[float]:
     """A run from its beginning, or from where it stopped; or the results it already has."""
     from src.data.prepare import find_corpora
-    from src.training.finish import table
-    from src.training.run_record import RunRecord
-    from src.training.step_layout import sequences_per_step
-    from src.training.wandb_logging import logging_run
+    from src.training.final_model import table
+    from src.training.record.run_record import RunRecord
+    from src.training.record.wandb_logging import logging_run
+    from src.training.step.micro_batching import sequences_per_step
 
     if args.training.do_train:
         sequences_per_step(
@@ -180,9 +181,9 @@ def train_and_score(
 ) -> Optional[float]:
     """Data, model, training, final scores. A run that was told to stop ends the process."""
     from src.data.prepare import load_data
-    from src.training.assembly import build_trainer, train_within_memory
-    from src.training.finish import finish
-    from src.training.throughput import summary
+    from src.training.final_model import finish
+    from src.training.record.throughput import summary
+    from src.training.setup import build_trainer, train_within_memory
 
     main_process = args.training.process_index == 0
     if args.training.use_cpu:

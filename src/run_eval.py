@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.argument_checks import check_scoring
-from src.arguments import RunEvalArguments, UserError, without_section
-from src.configuration import CONF_DIR, refuse_unknown_keys
-from src.front_door import command_line, set_up_logging
+from src.arguments import RunEvalArguments, without_section
+from src.configuration.checks import check_scoring
+from src.configuration.command_line import command_line, set_up_logging
+from src.configuration.schema import CONF_DIR, refuse_unknown_keys
+from src.foundation import UserError
 from src.hardware import fast_bfloat16, keep_freed_memory
 
 # The other rooms are imported where they are used, which takes seconds: a mistyped key is
 # told without them.
 if TYPE_CHECKING:
-    from src.evaluation.glue import GlueTask
+    from src.evaluation.evaluator import Scoreboard
+    from src.evaluation.glue.data import GlueTask
     from src.evaluation.models import Checkpoint
-    from src.evaluation.scoreboard import Scoreboard
 
 logger = logging.getLogger("src.run_eval")
 
@@ -49,8 +50,8 @@ def run(config: DictConfig) -> None:
 
 def evaluate(args: RunEvalArguments) -> None:
     """Find models and data, score, show. `UserError` at the end for what failed."""
+    from src.evaluation.evaluator import Scoreboard, find_series
     from src.evaluation.models import find_checkpoints
-    from src.evaluation.scoreboard import Scoreboard, find_series
     from src.evaluation.suite import Suite
 
     check(args)
@@ -95,7 +96,7 @@ def check(args: RunEvalArguments) -> None:
 
 def split_tasks(tasks: Any) -> tuple[Any, list[str]]:
     """The zero-shot tasks, and those of fine-tuning; `glue` is all seven."""
-    from src.evaluation.glue import FORMATS
+    from src.evaluation.glue.data import FORMATS
 
     names = [tasks] if isinstance(tasks, str) else tasks or []
     tuned = [name for name in names if name in ("glue", *FORMATS)]
@@ -107,7 +108,7 @@ def split_tasks(tasks: Any) -> tuple[Any, list[str]]:
 
 def glue_tasks(data_dir: Path, names: list[str]) -> list["GlueTask"]:
     """Fine-tuning's data; what is named must be there, and `glue` names all."""
-    from src.evaluation.glue import load
+    from src.evaluation.glue.data import load
     from src.evaluation.tasks.rows import find_folder
 
     folder = find_folder(data_dir / "full_eval", "glue_filtered")
@@ -145,7 +146,7 @@ def quiet_libraries() -> None:
 
 def describe_tasks() -> str:
     """What `tasks` may be."""
-    from src.evaluation.glue import FORMATS
+    from src.evaluation.glue.data import FORMATS
     from src.evaluation.tasks.catalogue import GROUPS, TASKS
 
     fast = [f"{name}_fast" for name, t in TASKS.items() if t.fast not in (None, t.full)]

@@ -27,7 +27,7 @@ os.environ.pop("WANDB_API_KEY", None)
 
 REPOSITORY = Path(__file__).parents[1]
 # What the processes that tests start import.
-ROOMS = ["src.run_clm", "src.training.assembly", "src.training.finish"]
+ROOMS = ["src.run_clm", "src.training.setup", "src.training.final_model"]
 
 NOUNS = "dog cat child teacher bird king mother horse boy girl".split()
 VERBS = "sees likes finds calls helps hears follows knows".split()
@@ -143,8 +143,8 @@ def composed():
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    import src.run_identity  # noqa: F401  (registers what the configuration refers to)
-    from src import configuration
+    import src.configuration.identity  # noqa: F401  (registers what the configuration refers to)
+    from src.configuration import schema as configuration
 
     def call(*overrides: str):
         with initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"):
@@ -160,7 +160,7 @@ def composed():
 @pytest.fixture
 def own_group(tmp_path, monkeypatch):
     """A copy of src/conf to which a test adds files."""
-    from src import configuration
+    from src.configuration import schema as configuration
 
     shutil.copytree(configuration.CONF_DIR, tmp_path / "conf")
     monkeypatch.setattr(configuration, "CONF_DIR", tmp_path / "conf")

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from src.run_clm import main, run
-from src.training import callbacks, throughput
+from src.training import callbacks
 from src.training import trainer as trainer_module
-from src.training.checkpoints import seal
+from src.training.record import throughput
+from src.training.record.checkpoints import seal
 from tests.conftest import REPOSITORY, is_wanted, sentences, tiny_run, write_corpus
 
 
@@ -481,7 +482,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other_step(
     longer, whole, run_clm, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("src.training.finish.final_scores", killed)
+        patch.setattr("src.training.final_model.final_scores", killed)
         with pytest.raises(Killed):
             run_clm(*longer, "wandb.tag=killed")
     assert run_clm(*longer, "wandb.tag=killed") == 0

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from src.arguments import without_section
-from src.data.tokenizer import save, train
-from src.evaluation import aoa, glue, scoreboard
-from src.evaluation.aoa import AGES
+from src.data.packing.tokenizer import save, train
+from src.evaluation import evaluator as scoreboard
+from src.evaluation.glue import data as glue
 from src.evaluation.models import Checkpoint, backend_of, find_checkpoints
 from src.evaluation.results import Result, write_result
 from src.evaluation.suite import Suite
+from src.evaluation.tasks import aoa
+from src.evaluation.tasks.aoa import AGES
 from src.run_eval import main, split_tasks
 from tests.conftest import sentences
 

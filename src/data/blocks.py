@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from src.data.stream import Stream
+from src.data.packing.stream import Stream
 
-IGNORED = -100  # a target that counts neither in the loss nor in a metric
+IGNORE_INDEX = -100  # a target that counts neither in the loss nor in a metric
 NO_BLOCK = -1  # the index of a block without targets, which fills up a batch
 
 
@@ -70,19 +70,19 @@ class Blocks(Dataset):
         """
         if index == NO_BLOCK:
             block = {key: value.clone() for key, value in self[0].items()}
-            block["labels"].fill_(IGNORED)
+            block["labels"].fill_(IGNORE_INDEX)
             return block
         start, end = int(self.starts[index]), int(self.ends[index])
         tokens = self.stream.tokens[start : end + 1].astype(np.int64)
         inputs = np.full(self.block_size, tokens[0])  # padding that no loss sees
-        labels = np.full(self.block_size, IGNORED, np.int64)
+        labels = np.full(self.block_size, IGNORE_INDEX, np.int64)
         inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
         documents = self.stream.documents
         # Of the same type: else NumPy converts, and so reads, all documents.
         edges = np.array([start + 1, end + 1], documents.dtype)
         first, last = np.searchsorted(documents, edges)
         begins = documents[first:last].astype(np.int64) - start  # of BOS, from 1 to T
-        labels[begins - 1] = IGNORED
+        labels[begins - 1] = IGNORE_INDEX
         block = {"input_ids": inputs, "labels": labels}
         if self.restart_positions:
             begun = np.zeros(self.block_size, np.int64)

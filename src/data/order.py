@@ -13,8 +13,9 @@ from typing import Iterator, Optional
 import numpy as np
 from torch.utils.data import Sampler
 
-from src.arguments import DataTrainingArguments, UserError
+from src.arguments import DataTrainingArguments
 from src.data.blocks import NO_BLOCK, Blocks
+from src.foundation import UserError
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,14 @@ from typing import Optional
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from src.arguments import (
-    DataTrainingArguments,
-    ModelArguments,
-    TokenizerArguments,
-    UserError,
-)
-from src.data.blocks import IGNORED, Blocks, file_spans, split
-from src.data.corpus import Source, read_corpus, read_hub
+from src.arguments import DataTrainingArguments, ModelArguments, TokenizerArguments
+from src.data.blocks import IGNORE_INDEX, Blocks, file_spans, split
 from src.data.order import check_names
-from src.data.packing import pack
-from src.data.stream import Stream
-from src.data.tokenizer import load, load_or_train
+from src.data.packing.pack import pack
+from src.data.packing.stream import Stream
+from src.data.packing.tokenizer import load, load_or_train
+from src.data.text.corpus import Source, read_corpus, read_hub
+from src.foundation import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +188,7 @@ def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> fl
     total = number = 0
     for block in range(len(validation)):
         labels = validation[block]["labels"].numpy()
-        targets = labels[labels != IGNORED]
+        targets = labels[labels != IGNORE_INDEX]
         total += log_probabilities[targets].sum()
         number += len(targets)
     return float(np.exp(-total / number))

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import numpy as np
 
 from src.data.blocks import Blocks
-from src.data.stream import Stream
+from src.data.packing.stream import Stream
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from src.arguments import UserError
 from src.evaluation.results import model_folder
-from src.evaluation.scoring import Backend
+from src.evaluation.scoring.texts import Backend
 from src.evaluation.tasks.rows import checksum
+from src.foundation import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 # What decides the tokens of a text.

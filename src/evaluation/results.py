@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.arguments import UserError
+from src.foundation import UserError
 
 STANDARD_PROTOCOL = 2026
 STANDARD_SEED = 42  # of the protocol's fine-tuning

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import ScoringArguments, UserError
-from src.evaluation import aoa, reading
+from src.arguments import ScoringArguments
 from src.evaluation.models import backend_of
-from src.evaluation.prefix_tree import Query
 from src.evaluation.results import Result
-from src.evaluation.scoring import Backend, check_vocabulary, queries, score
+from src.evaluation.scoring.prefix_tree import Query
+from src.evaluation.scoring.texts import Backend, check_vocabulary, queries, score
+from src.evaluation.tasks import aoa, reading
 from src.evaluation.tasks.catalogue import (
     OWN_PAIRS,
     TASKS,
@@ -33,6 +33,7 @@ from src.evaluation.tasks.catalogue import (
     select,
 )
 from src.evaluation.tasks.choice import ChoiceTask, Protocol
+from src.foundation import UserError
 
 
 class Tokenized:

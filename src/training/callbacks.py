@@ -11,7 +11,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from src.data.order import Plan
 from src.evaluation.suite import of_whole_tasks
-from src.training.checkpoints import prune, seal
+from src.training.record.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 import math
 
 from src.arguments import Arguments
-from src.training.fast_forward import CAUSAL, WRITTEN_OUT, FastForward
+from src.training.step.forward import CAUSAL, WRITTEN_OUT, FastForward
 from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from src.arguments import ModelArguments, UserError
-from src.data.tokenizer import boundary_tokens
+from src.arguments import ModelArguments
+from src.data.packing.tokenizer import boundary_tokens
+from src.foundation import UserError
 
 
 def architecture(args: ModelArguments) -> PretrainedConfig:

@@ -7,10 +7,11 @@ from typing import Optional
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import FIGURES, UserError
+from src.arguments import FIGURES
 from src.evaluation.results import Result
 from src.evaluation.suite import Suite, scores
 from src.evaluation.tokenizer_checks import check_tokenizer
+from src.foundation import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from src.arguments import TrainingArguments, UserError
-from src.data.blocks import IGNORED, Blocks
+from src.arguments import TrainingArguments
+from src.data.blocks import IGNORE_INDEX, Blocks
 from src.data.order import Plan
-from src.data.tokenizer import save as save_tokenizer
+from src.data.packing.tokenizer import save as save_tokenizer
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.training.averaging import WeightAverage
+from src.foundation import UserError
 from src.training.callbacks import (
     Console,
     KeepCheckpoints,
@@ -37,13 +37,14 @@ from src.training.callbacks import (
     ProgressBars,
     StopOnSignal,
 )
-from src.training.checkpoints import newest_whole
-from src.training.documents_apart import masked
-from src.training.loss_watch import LossWatch
-from src.training.optimizer import muon_with_adamw
-from src.training.step_layout import StepLayout
+from src.training.optimization.averaging import WeightAverage
+from src.training.optimization.divergence import LossWatch
+from src.training.optimization.optimizer import muon_with_adamw
+from src.training.record.checkpoints import newest_whole
+from src.training.record.throughput import Clock, Throughput, peak_flops
+from src.training.step.document_masking import masked
+from src.training.step.micro_batching import StepLayout
 from src.training.task_scores import TaskScores, check_metric
-from src.training.throughput import Clock, Throughput, peak_flops
 
 
 class LanguageModelTrainer(Trainer):
@@ -255,7 +256,7 @@ class LanguageModelTrainer(Trainer):
         labels = inputs.pop("labels")
         with self.compute_loss_context_manager():
             logits = model(**inputs).logits
-        statistics = block_statistics(logits, labels, IGNORED)
+        statistics = block_statistics(logits, labels, IGNORE_INDEX)
         return None, statistics, statistics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from src.data.tokenizer import load, save, train
-from src.evaluation import aoa, reading
-from src.evaluation.scoring import Item, queries, score
+from src.data.packing.tokenizer import load, save, train
+from src.evaluation.scoring.texts import Item, queries, score
+from src.evaluation.tasks import aoa, reading
 from src.hardware import keep_freed_memory
 
 DATA = Path("babylm_data")

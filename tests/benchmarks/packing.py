@@ -55,8 +55,8 @@ def train_tokenizer(text: str, cache: str, tokenizers: str) -> dict:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from src.data.encoding import Encoder
-    from src.data.tokenizer import load_or_train, save
+    from src.data.packing.encoding import Encoder
+    from src.data.packing.tokenizer import load_or_train, save
 
     trained = load_or_train(_sources(text, cache), VOCAB_SIZE, Path(cache))
     bare = PreTrainedTokenizerFast(
@@ -115,9 +115,9 @@ def reference(text: str, cache: str, tokenizers: str, num_proc: Optional[int]) -
 
 def pack_text(text: str, cache: str, tokenizers: str) -> dict:
     """Ours, from files to a finished cache, with a tokenizer that is there."""
-    from src.data.packing import pack
+    from src.data.packing.pack import pack
+    from src.data.packing.tokenizer import load
     from src.data.prepare import find_corpora  # noqa: F401: `_sources` does
-    from src.data.tokenizer import load
 
     imported = _memory("VmRSS")
     _forget_peak()
@@ -135,9 +135,9 @@ def pack_text(text: str, cache: str, tokenizers: str) -> dict:
 
 def train_and_pack(text: str, cache: str) -> dict:
     """Ours, from files to a finished cache, the tokenizer's training included."""
-    from src.data.packing import pack
+    from src.data.packing.pack import pack
+    from src.data.packing.tokenizer import load_or_train
     from src.data.prepare import find_corpora  # noqa: F401: `_sources` does
-    from src.data.tokenizer import load_or_train
 
     clock = Clock()
     sources = _sources(text, cache)
@@ -154,7 +154,7 @@ def compare_ids(stream: str, lines: list[str], tokens: list[str]) -> dict:
     import pyarrow.compute as pc
     from datasets import Dataset, concatenate_datasets
 
-    from src.data.stream import Stream
+    from src.data.packing.stream import Stream
 
     def column(files: list[str], name: str) -> Any:
         return concatenate_datasets(list(map(Dataset.from_file, files))).data[name]

@@ -5,7 +5,7 @@
 
 A named row is trained for each seed (what is finished is not trained again, what was stopped
 goes on), ten epochs, and scored on the fast subsets of BLiMP and its supplement. Then
-`src/conf/recipe/results.json` is written from all runs that are finished, the table is printed
+`tests/benchmarks/recipe_results/results.json` is written from all runs that are finished, the table is printed
 as Markdown, and `curves.svg` beside it shows the floor and the best recipe against words seen.
 Seconds are of the whole command, start-up and scoring included.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-RECIPES = Path(__file__).parents[2] / "src/conf/recipe"
+RESULTS = Path(__file__).with_name("recipe_results")
 DATASET = "babylm_300k"
 COMMON = [
     f"+dataset={DATASET}",
@@ -168,10 +168,10 @@ def main() -> None:
         for seed in map(int, options.seeds.split(",")):
             train(row, seed)
     rows = [summary(row) for row in ROWS if finished(row)]
-    (RECIPES / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     if all(finished(row) for row in CURVES):
-        draw(RECIPES / "curves.svg")
+        draw(RESULTS / "curves.svg")
 
 
 if __name__ == "__main__":

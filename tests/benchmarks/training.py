@@ -154,9 +154,9 @@ def _random_batch(tokens: np.ndarray) -> list[torch.Tensor]:
 
 def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
     """The steps of src/run_clm.py, from the configuration to the training."""
-    from src.front_door import set_up_logging
+    from src.configuration.command_line import set_up_logging
     from src.hardware import keep_freed_memory
-    from src.training.assembly import build_trainer, train
+    from src.training.setup import build_trainer, train
 
     set_up_logging()
     args, tokenizer, data = _our_data(
@@ -181,7 +181,7 @@ def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from src.configuration import CONF_DIR
+    from src.configuration.schema import CONF_DIR
     from src.data.prepare import find_corpora, load_data
     from src.run_clm import checked_arguments
 

@@ -8,16 +8,16 @@ import pytest
 
 from src.arguments import DataTrainingArguments
 from src.data.blocks import (
-    IGNORED,
+    IGNORE_INDEX,
     NO_BLOCK,
     Blocks,
     file_spans,
     split,
 )
-from src.data.corpus import read_corpus
-from src.data.packing import pack
-from src.data.stream import Stream
-from src.data.tokenizer import train
+from src.data.packing.pack import pack
+from src.data.packing.stream import Stream
+from src.data.packing.tokenizer import train
+from src.data.text.corpus import read_corpus
 
 LETTERS = train(["a"], 259)  # every byte is one token
 
@@ -43,7 +43,7 @@ def stream(tmp_path: Path) -> Stream:
 
 def written(ids) -> str:
     """A character a token: `<` BOS, `>` EOS, `_` space, `|` line end, `.` no target."""
-    names = {1: "<", 2: ">", IGNORED: "."}
+    names = {1: "<", 2: ">", IGNORE_INDEX: "."}
     texts = [names.get(i) or LETTERS.decode([i]) for i in np.asarray(ids).tolist()]
     return "".join(texts).replace(" ", "_").replace("\n", "|")
 
@@ -109,7 +109,7 @@ def test_positions_restart_with_each_document_where_attention_stays_inside(strea
 def test_no_block_has_no_targets(stream: Stream):
     blocks = Blocks(stream, [(0, 17)], 4, False)
     empty = blocks[NO_BLOCK]
-    assert empty["labels"].tolist() == [IGNORED] * 4
+    assert empty["labels"].tolist() == [IGNORE_INDEX] * 4
     assert empty["input_ids"].shape == (4,)
     assert rows(blocks)[0] == ("<a_b", "a_b|")  # not a view of the first
 
@@ -131,8 +131,8 @@ def test_in_an_epoch_every_token_but_bos_is_a_target_once(block_size, tmp_path: 
     for index, (start, end) in enumerate(zip(blocks.starts, blocks.ends)):
         row = blocks[index]
         labels = row["labels"].numpy()[: end - start]
-        targets = np.arange(start + 1, end + 1)[labels != IGNORED]
-        assert (stream.tokens[targets] == labels[labels != IGNORED]).all()
+        targets = np.arange(start + 1, end + 1)[labels != IGNORE_INDEX]
+        assert (stream.tokens[targets] == labels[labels != IGNORE_INDEX]).all()
         inputs = row["input_ids"].numpy()[: end - start]
         assert (inputs == stream.tokens[start:end]).all()
         seen[targets] += 1

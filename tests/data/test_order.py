@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.arguments import DataTrainingArguments, UserError
+from src.arguments import DataTrainingArguments
 from src.data.blocks import Blocks
 from src.data.order import Order, Plan, check_budget, check_names, order_of
+from src.foundation import UserError
 from tests.data.test_blocks import stream_of
 
 TWO_FILES = np.array([0] * 6 + [1] * 4)  # six blocks of the first, four of the second

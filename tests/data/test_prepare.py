@@ -4,21 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from src.arguments import (
-    DataTrainingArguments,
-    ModelArguments,
-    TokenizerArguments,
-    UserError,
-)
+from src.arguments import DataTrainingArguments, ModelArguments, TokenizerArguments
 from src.data.blocks import Blocks, file_spans
-from src.data.cache import sha256
+from src.data.packing.tokenizer import load
 from src.data.prepare import (
     Data,
     find_corpora,
     load_data,
     unigram_perplexity,
 )
-from src.data.tokenizer import load
+from src.foundation import UserError, sha256
 
 
 def prepare(

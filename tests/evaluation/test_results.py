@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from src.arguments import UserError
 from src.evaluation.results import (
     Result,
     Subject,
@@ -16,6 +15,7 @@ from src.evaluation.results import (
     write_result,
 )
 from src.evaluation.table import BASELINES, overall, table
+from src.foundation import UserError
 
 SUBJECT = Subject("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal", seed=42)
 RECORD = "seed-42_lr-0_001/chck_1M/scores.json"

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.arguments import EvaluationArguments, UserError
-from src.data.tokenizer import train
-from src.evaluation import scoring
+from src.arguments import EvaluationArguments
+from src.data.packing.tokenizer import train
 from src.evaluation import suite as suite_module
 from src.evaluation.results import Result
+from src.evaluation.scoring import texts as scoring
 from src.evaluation.suite import Suite, is_score, of_whole_tasks, scores
+from src.foundation import UserError
 from tests.conftest import sentences
 
 PAIRS = {

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from src.arguments import UserError
-from src.evaluation.scoring import Item, Scored
+from src.evaluation.scoring.texts import Item, Scored
 from src.evaluation.tasks.catalogue import (
     TASKS,
     Selected,
@@ -15,6 +14,7 @@ from src.evaluation.tasks.catalogue import (
     select,
 )
 from src.evaluation.tasks.choice import spearman
+from src.foundation import UserError
 
 
 def write(folder, name, *rows):

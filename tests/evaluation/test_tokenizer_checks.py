@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import pre_tokenizers, processors
 
-from src.data.tokenizer import train
+from src.data.packing.tokenizer import train
 from src.evaluation.tokenizer_checks import check_tokenizer
 
 BOS = ("<s>", 1)

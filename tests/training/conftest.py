@@ -13,8 +13,10 @@ from tests.conftest import REPOSITORY, is_wanted
 SCRIPT = """
 import logging, sys, time
 from pathlib import Path
-from src.arguments import UserError, WandbArguments
-from src.training import finish, trainer, wandb_logging
+from src.arguments import WandbArguments
+from src.foundation import UserError
+from src.training import final_model, trainer
+from src.training.record import wandb_logging
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 run_dir, *modes = sys.argv[1:]
 with wandb_logging.logging_run(WandbArguments(log=False), {}, Path(run_dir)) as run:

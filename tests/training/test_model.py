@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from src.arguments import ModelArguments, UserError
-from src.data.tokenizer import save, train
+from src.arguments import ModelArguments
+from src.data.packing.tokenizer import save, train
+from src.foundation import UserError
 from src.training.model import architecture, build, check_block_size
 
 LETTERS = train(["a"], 259)  # 256 bytes, padding, BOS, EOS

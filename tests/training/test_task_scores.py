@@ -18,9 +18,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.arguments import ScoringArguments, UserError
-from src.data.tokenizer import load
+from src.arguments import ScoringArguments
+from src.data.packing.tokenizer import load
 from src.evaluation.suite import Suite
+from src.foundation import UserError
 from src.training.task_scores import TaskScores, resolve_metric
 from tests.test_run_clm import history, only_run
 

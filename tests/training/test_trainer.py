@@ -19,17 +19,17 @@ from src.arguments import (
     DataTrainingArguments,
     ModelArguments,
     TrainingArguments,
-    UserError,
 )
-from src.data.blocks import IGNORED, Blocks, file_spans
-from src.data.corpus import read_corpus
-from src.data.packing import pack
+from src.data.blocks import IGNORE_INDEX, Blocks, file_spans
+from src.data.packing.pack import pack
+from src.data.packing.tokenizer import train as train_tokenizer
 from src.data.prepare import Data
-from src.data.tokenizer import train as train_tokenizer
-from src.training.assembly import build_trainer, train
+from src.data.text.corpus import read_corpus
+from src.foundation import UserError
 from src.training.callbacks import Console
-from src.training.checkpoints import newest_whole
-from src.training.finish import final_scores
+from src.training.final_model import final_scores
+from src.training.record.checkpoints import newest_whole
+from src.training.setup import build_trainer, train
 
 LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
 # Documents of all lengths, so that blocks have between 8 and 5 targets.
@@ -123,7 +123,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_batch(trainer_of):
         )
         inputs = stacked(trainer.train_dataset, "input_ids")
         labels = stacked(trainer.train_dataset, "labels")
-        assert len(set((labels != IGNORED).sum(1).tolist())) > 1  # unequal blocks
+        assert len(set((labels != IGNORE_INDEX).sum(1).tolist())) > 1  # unequal blocks
         logits = trainer.model(input_ids=inputs).logits
         expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         expected.backward()
@@ -164,8 +164,8 @@ def test_label_smoothing_is_honoured(trainer_of):
     blocks = trainer.train_dataset
     logits = trainer.model(input_ids=stacked(blocks, "input_ids")).logits
     labels = stacked(blocks, "labels")
-    log_probabilities = logits.log_softmax(-1)[labels != IGNORED]  # [targets, 259]
-    right = log_probabilities.gather(1, labels[labels != IGNORED][:, None])[:, 0]
+    log_probabilities = logits.log_softmax(-1)[labels != IGNORE_INDEX]  # [targets, 259]
+    right = log_probabilities.gather(1, labels[labels != IGNORE_INDEX][:, None])[:, 0]
     expected = -(0.8 * right + 0.2 * log_probabilities.mean(1)).mean()
     train(trainer, None)
     assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
@@ -377,7 +377,7 @@ def test_documents_of_a_block_can_be_kept_apart(trainer_of, model, schedule):
                     logits = trainer.model(input_ids=ids[None, a:b]).logits[0]
                     one = F.cross_entropy(logits, labels[a:b], reduction="sum")
                     summed += one.item()
-                    targets += int((labels[a:b] != IGNORED).sum())
+                    targets += int((labels[a:b] != IGNORE_INDEX).sum())
         return summed / targets
 
     expected = total(trainer.train_dataset, 4 if schedule else 8)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from src.arguments import UserError
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.choice import ChoiceTask, Protocol
 from src.evaluation.tasks.formats import Format
 from src.evaluation.tasks.rows import checksum, find_folder, read_rows
+from src.foundation import UserError
 
 Subset = Literal["full", "fast"]
 # Of the name of a task that has two sets of data.

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from src.evaluation.results import Result
-from src.evaluation.scoring import Item, Scored
+from src.evaluation.scoring.texts import Item, Scored
 
 Protocol = Literal[2025, 2026]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.arguments import UserError
-from src.evaluation.scoring import Item
+from src.evaluation.scoring.texts import Item
 from src.evaluation.tasks.choice import Choice, Protocol
 from src.evaluation.tasks.rows import Fields
+from src.foundation import UserError
 
 Row = Mapping[str, Any]
 

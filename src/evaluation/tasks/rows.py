@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.arguments import UserError
+from src.foundation import UserError
 
 # What a field must hold: a type, or a tuple of types, as `isinstance` takes it.
 Fields = Mapping[str, Any]

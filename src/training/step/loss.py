@@ -1,0 +1,93 @@
+"""Cross-entropy straight from hidden states: all logits never exist at once.
+
+The logits of a micro-batch of 8 x 512 tokens over 16,384 entries are 256 MB in float32, and
+autograd keeps them, their softmax and their gradient. Here a chunk of tokens goes through the
+vocabulary layer, and its part of the gradients is made at once: what stays is as large as the
+hidden states and the weight. (As in the Liger kernels, Hsu et al. 2024.)
+"""
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+
+from src.data.blocks import IGNORE_INDEX
+
+# Logits at a time. On a processor they stay in its cache; a GPU wants large products.
+NUM_LOGITS = {"cpu": 2**23, "other": 2**27}
+
+Chunk = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Tokens whose logits exist at once, where the user does not say."""
+    return max(1, NUM_LOGITS.get(device.type, NUM_LOGITS["other"]) // vocab_size)
+
+
+def loss_of_chunk(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss [], and its gradient by the logits [C, V], of hidden states [C, H]."""
+    logits = (hidden @ weight.T).float()
+    log_sum = logits.logsumexp(-1)
+    counts = labels != IGNORE_INDEX
+    labels = labels.where(counts, 0)
+    of_labels = logits.gather(-1, labels[:, None])[:, 0]
+    loss = torch.where(counts, log_sum - of_labels, 0.0).sum()
+    entries = torch.arange(logits.shape[-1], device=logits.device)
+    gradient = (logits - log_sum[:, None]).exp() - (entries == labels[:, None]).float()
+    return loss, torch.where(counts[:, None], gradient, 0.0).to(hidden.dtype)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        num_tokens: int,
+        dtype: torch.dtype,
+        of_chunk: Chunk,
+    ) -> torch.Tensor:
+        states, matrix = hidden.to(dtype), weight.to(dtype)
+        by_hidden, by_weight = torch.empty_like(states), torch.zeros_like(weight)
+        total = torch.zeros((), device=hidden.device)
+        parts = (states, labels, by_hidden)
+        for part, own, gradient in zip(*(t.split(num_tokens) for t in parts)):
+            loss, by_logits = of_chunk(part, matrix, own)
+            total += loss
+            torch.mm(by_logits, matrix, out=gradient)
+            by_weight += by_logits.T @ part
+        ctx.save_for_backward(by_hidden, by_weight)
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        gradients = (by_hidden * scale).to(ctx.dtype), by_weight * scale
+        return *gradients, None, None, None, None
+
+
+def fused_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    num_tokens: int,
+    of_chunk: Chunk = loss_of_chunk,
+) -> torch.Tensor:
+    """Cross-entropy in nats, summed over the labels that are not IGNORE_INDEX [].
+
+    Args:
+        hidden: states before the vocabulary layer [N, H].
+        weight: of that layer, which has no bias [V, H].
+        labels: the next tokens [N].
+        num_tokens: whose logits exist at once.
+        of_chunk: `loss_of_chunk`, or what a compiler made of it.
+    """
+    kind, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        return _FusedLoss.apply(hidden, weight, labels, num_tokens, dtype, of_chunk)

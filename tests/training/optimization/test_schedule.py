@@ -1,0 +1,88 @@
+"""How long the parts of a run are, and what is refused as longer than the run."""
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from src.arguments import TrainingArguments
+from src.foundation import UserError
+from src.training.optimization.schedule import check_lengths, schedule_kwargs
+
+
+def training(**values) -> TrainingArguments:
+    return TrainingArguments(use_cpu=True, **values)
+
+
+def learning_rates(args: TrainingArguments, num_steps: int) -> list[float]:
+    """The learning rate of every step, from the library's own schedule."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        args.get_warmup_steps(num_steps),
+        num_steps,
+        schedule_kwargs(args, num_steps),
+    )
+    found = []
+    for _ in range(num_steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_constant_and_a_linear_cooldown():
+    args = training(
+        lr_scheduler_type="warmup_stable_decay", warmup_steps=2, cooldown_steps=0.4
+    )
+    rates = learning_rates(args, 10)
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_what_the_schedule_was_given_by_hand_stays():
+    args = training(
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": 3, "decay_type": "cosine"},
+    )
+    given = {"num_decay_steps": 3, "decay_type": "cosine"}
+    assert schedule_kwargs(args, 10) == given
+    assert schedule_kwargs(training(), 10) == {}
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(warmup_steps=11), "warmup_steps=11 must be at most the run's 10 steps"),
+        (
+            dict(averaging="tail", averaging_steps=12),
+            "averaging_steps=12 must be at most the run's 10 steps",
+        ),
+        (
+            dict(averaging="ema", averaging_steps=12),
+            "averaging_steps=12 must be at most the run's 10 steps",
+        ),
+        (
+            dict(
+                lr_scheduler_type="warmup_stable_decay",
+                warmup_steps=6,
+                cooldown_steps=0.5,
+            ),
+            "warmup_steps=6 and cooldown_steps=0.5 must together be at most",
+        ),
+    ],
+)
+def test_a_part_that_is_longer_than_the_run_is_refused(values, told):
+    with pytest.raises(UserError, match=told):
+        check_lengths(training(**values), 10)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 1000])
+def test_shares_fit_every_run(num_steps):
+    args = training(
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=0.02,
+        cooldown_steps=0.2,
+        averaging="tail",
+    )
+    check_lengths(args, num_steps)
+    assert len(learning_rates(args, num_steps)) == num_steps

@@ -1,0 +1,190 @@
+"""The record of a run: begun, compared, refused, moved aside, finished."""
+
+import json
+
+import pytest
+import yaml
+
+from src.configuration.schema import resolved
+from src.foundation import UserError
+from src.training.record.run_record import RunRecord, differences
+
+TEXT = {"train/childes": "abc"}
+
+
+@pytest.fixture
+def record(tmp_path):
+    return RunRecord(tmp_path / "group" / "seed-1")
+
+
+def begin(record, overwrite=False, checksums=TEXT, configuration=None, **identity):
+    identity = identity or {"training.learning_rate": 0.001}
+    configuration = configuration or {"training": {"learning_rate": 0.001}}
+    overrides = ["training.learning_rate=1e-3", "wandb.tag=two words"]
+    record.begin(identity, configuration, overrides, checksums, overwrite)
+
+
+def test_a_run_begins_with_its_record(record):
+    begin(record)
+    kept = json.loads((record.directory / "run.json").read_text())
+    assert record.command == (
+        "python -m src.run_clm training.learning_rate=1e-3 'wandb.tag=two words'"
+    )
+    assert kept["identity"] == {"training.learning_rate": 0.001, "data": TEXT}
+    assert kept["versions"]["torch"] and kept["machine"]["python"]
+    configuration = yaml.safe_load((record.directory / "config.yaml").read_text())
+    assert configuration == {"training": {"learning_rate": 0.001}}
+    assert record.results is None
+
+
+def test_the_same_settings_continue_and_write_nothing(record):
+    begin(record)
+    before = (record.directory / "config.yaml").read_text()
+    begin(record, configuration={"logging": "other"})
+    assert (record.directory / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        (
+            {"training.learning_rate": 0.003},
+            "training.learning_rate: 0.001 -> 0.003",
+        ),
+        (
+            {"training.learning_rate": 0.001, "data.block_size": 64},
+            "data.block_size: null -> 64",
+        ),
+        (
+            {"checksums": {"train/childes": "xyz"}},
+            "text: train/childes is not the same",
+        ),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs(record, changed, told):
+    begin(record)
+    (record.directory / "checkpoint-1").mkdir()
+    kept = (record.directory / "run.json").read_text()
+    with pytest.raises(UserError) as raised:
+        begin(record, **changed)
+    message = str(raised.value)
+    assert told in message and "wandb.tag=" in message
+    assert "training.overwrite_output_dir=true" in message
+    assert (record.directory / "run.json").read_text() == kept
+
+
+def test_tuples_and_lists_are_the_same_setting(record):
+    begin(record, **{"training.report_to": ("tensorboard",)})
+    begin(record, **{"training.report_to": ["tensorboard"]})
+
+
+def test_differences_are_one_sorted_line_a_setting():
+    recorded = {"b": 1, "a": None, "same": [1], "gone": True}
+    present = {"b": 2, "a": "x", "same": [1], "new": {"n_layer": 2}}
+    assert differences(recorded, present) == [
+        'a: null -> "x"',
+        "b: 1 -> 2",
+        "gone: true -> null",
+        'new: null -> {"n_layer": 2}',
+    ]
+    assert differences(recorded, recorded) == []
+
+
+def test_runs_moved_aside_are_numbered_and_nothing_is_lost(record):
+    for rate in (1, 2, 3):
+        begin(record, overwrite=True, **{"training.learning_rate": rate})
+        (record.directory / "weights.bin").write_text(f"weights {rate}")
+    old = record.directory.parent / ".old"
+    assert sorted(p.name for p in old.iterdir()) == ["seed-1-1", "seed-1-2"]
+    kept = [old / "seed-1-1", old / "seed-1-2", record.directory]
+    for rate, directory in zip((1, 2, 3), kept):
+        assert (directory / "weights.bin").read_text() == f"weights {rate}"
+        identity = json.loads((directory / "run.json").read_text())["identity"]
+        assert identity["training.learning_rate"] == rate
+
+
+def test_an_empty_directory_is_not_moved_aside(record):
+    record.directory.mkdir(parents=True)
+    begin(record, overwrite=True)
+    assert not (record.directory.parent / ".old").exists()
+
+
+def try_to_hold(directory, told):
+    try:
+        with RunRecord(directory).held():
+            told.put("held")
+    except UserError as error:
+        told.put(str(error))
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_work(record, processes):
+    told = processes.SimpleQueue()
+
+    def second():
+        process = processes.Process(target=try_to_hold, args=(record.directory, told))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        return told.get()
+
+    with record.held():
+        refused = second()
+    assert "seed-1: another process is at work on this run" in refused
+    assert second() == "held"
+
+
+def test_a_damaged_record_gets_a_message(record):
+    begin(record)
+    file = record.directory / "run.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(UserError, match="run.json is damaged"):
+        begin(record)
+
+
+def test_a_damaged_record_can_be_moved_aside(record):
+    begin(record)
+    (record.directory / "run.json").write_text("{")
+    begin(record, overwrite=True)
+    assert record.command.startswith("python -m src.run_clm")
+    old = record.directory.parent / ".old" / "seed-1-1"
+    assert (old / "run.json").read_text() == "{"
+
+
+def test_a_run_that_ended_between_its_two_files_begins_again(record):
+    begin(record)
+    (record.directory / "run.json").unlink()
+    begin(record, **{"training.learning_rate": 2})
+    identity = json.loads((record.directory / "run.json").read_text())["identity"]
+    assert identity["training.learning_rate"] == 2
+
+
+def test_results_mark_the_run_finished(record):
+    begin(record)
+    record.finish({"eval_loss": 3.5, "eval_perplexity": float("inf")})
+    assert record.results == {"eval_loss": 3.5, "eval_perplexity": float("inf")}
+    assert not list(record.directory.glob(".*.tmp"))
+
+
+def test_secrets_are_not_recorded(record, composed):
+    config = composed(
+        "model.model_type=gpt2", "data.train_file=x", "model.token=hf_secret",
+        "training.hub_token=hf_other",
+    )  # fmt: skip
+    begin(record, configuration=resolved(config))
+    text = "".join(p.read_text() for p in record.directory.iterdir())
+    assert "hf_" not in text and "<not recorded>" in text
+
+
+def test_a_field_added_since_counts_with_its_default(record):
+    begin(record)
+    (record.directory / "checkpoint-1").mkdir()
+    file = record.directory / "run.json"
+    written = json.loads(file.read_text())
+    key = next(iter(written["identity"]))
+    value = written["identity"].pop(key)
+    file.write_text(json.dumps(written))
+    identity = {**written["identity"], key: value}
+    data = identity.pop("data")
+    record.begin(identity, {}, [], data, False, defaults={key: value})
+    with pytest.raises(UserError, match=key):
+        record.begin(identity, {}, [], data, False, defaults={key: "another"})

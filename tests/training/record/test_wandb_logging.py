@@ -1,0 +1,154 @@
+"""Weights & Biases: what a run logs, read back with its own tools; and runs without it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from src.arguments import TrainingArguments, WandbArguments
+from src.training.record.wandb_logging import WandbLogging, logging_run
+
+CONFIGURATION = {
+    "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
+    "training": {"seed": 7, "learning_rate": 7e-4},
+}
+LOGS = [
+    (1, {"loss": 5.5, "learning_rate": 0.001, "grad_norm": 2.0, "words": 80}),
+    (2, {"loss": 5.0, "learning_rate": 0.0005, "grad_norm": 1.0, "words": 161}),
+    (2, {"eval_loss": 4.5, "eval_childes_accuracy": 0.25, "words": 161}),
+]
+
+
+def log_to(run_dir: Path, name: str, rows: list) -> str:
+    """Log the rows as the Trainer would, to a W&B run of this process. Returns its id."""
+    args = WandbArguments(
+        mode="offline", project="babies", group="run-tiny-sample", name=name
+    )
+    run_dir.mkdir(exist_ok=True)
+    with logging_run(args, CONFIGURATION, run_dir) as run:
+        callback = WandbLogging(run)
+        for step, logs in rows:
+            state = TrainerState(global_step=step)
+            callback.on_log(TrainingArguments(), state, TrainerControl(), logs)
+        if not rows:
+            raise RuntimeError("the run fails")
+    return run.id
+
+
+def records(folder: Path) -> list[dict]:
+    """What W&B's own reader finds in a run's folder, record by record."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_type(found: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in found if record["type"] == kind]
+
+
+def folders(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "wandb").glob("offline-run-*"), key=os.path.getmtime)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """Two runs of one process, `first` and `second`; then `first` goes on, and fails."""
+    folder = tmp_path_factory.mktemp("sweep")
+    log_to(folder / "first", "seed-1", LOGS)
+    log_to(folder / "second", "seed-2", LOGS[:1])
+    with pytest.raises(RuntimeError):
+        log_to(folder / "first", "seed-1", [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(sweep) -> list[dict]:
+    return records(folders(sweep / "first")[0])
+
+
+def test_a_run_has_its_name_its_group_and_its_project(first):
+    (run,) = of_type(first, "run")
+    shown = {key: run[key] for key in ("display_name", "run_group", "project")}
+    assert shown == {
+        "display_name": "seed-1", "run_group": "run-tiny-sample", "project": "babies"
+    }  # fmt: skip
+
+
+def test_a_run_has_its_whole_configuration_nested(first):
+    (run,) = of_type(first, "run")
+    config = run["config"]["update"]
+    assert {key: config[key] for key in CONFIGURATION} == CONFIGURATION
+
+
+def test_what_the_trainer_logs_becomes_history_over_the_words_seen(first):
+    items = [record["item"] for record in of_type(first, "history")]
+    shown = [{k: v for k, v in i.items() if not k.startswith("_")} for i in items]
+    assert shown == [
+        {"train/global_step": 1, "words": 80, "train/loss": 5.5,
+         "train/learning_rate": 0.001, "train/grad_norm": 2},
+        {"train/global_step": 2, "words": 161, "train/loss": 5,
+         "train/learning_rate": 0.0005, "train/grad_norm": 1},
+        {"train/global_step": 2, "words": 161, "eval/loss": 4.5,
+         "eval/childes_accuracy": 0.25},
+    ]  # fmt: skip
+    axes = {m.get("glob_name"): m.get("step_metric") for m in of_type(first, "metric")}
+    assert axes["*"] == "words"
+
+
+def test_runs_of_one_process_are_runs_of_their_own(sweep, first):
+    (folder,) = folders(sweep / "second")
+    second = records(folder)
+    assert of_type(second, "run")[0]["display_name"] == "seed-2"
+    assert len(of_type(second, "history")) == 1
+    ids = {of_type(found, "run")[0]["run_id"] for found in (first, second)}
+    assert len(ids) == 2
+
+
+def test_a_continued_run_keeps_its_id_and_a_failed_one_says_so(sweep, first):
+    before, after = folders(sweep / "first")
+    continued = records(after)
+    (again,) = of_type(continued, "run")
+    assert again["run_id"] == of_type(first, "run")[0]["run_id"]
+    assert before != after
+    assert of_type(first, "exit")[0].get("exit_code", 0) == 0
+    assert of_type(continued, "exit")[0]["exit_code"] == 1
+
+
+@pytest.fixture(scope="module")
+def shown(wandb_users) -> dict[str, str]:
+    """What the users of tests/training/conftest.py are shown."""
+    found = {}
+    for name, process in wandb_users.items():
+        found[name], errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+    return found
+
+
+def test_a_run_without_wandb_does_not_import_it(shown):
+    assert shown["no key"].startswith("log=false: None False\n")
+
+
+def test_online_without_a_key_is_refused(shown):
+    told = "wandb.mode=online needs an API key: `wandb login` or WANDB_API_KEY"
+    assert f"UserError: {told}\n" in shown["no key"]
+
+
+def test_without_a_key_a_run_is_logged_offline_and_nobody_is_asked(shown):
+    assert "W&B has no API key (`wandb login` sets one): logging offline\n" in (
+        shown["no key"]
+    )
+    assert "auto runs; offline: True\n" in shown["no key"]
+
+
+def test_without_a_network_a_run_is_soon_logged_offline(shown):
+    assert "W&B cannot be reached (" in shown["no network"]
+    assert "): logging offline\n" in shown["no network"]
+    assert "auto runs; offline: True\n" in shown["no network"]
+    seconds = float(shown["no network"].rpartition("seconds: ")[2])
+    assert (
+        seconds < 30
+    )  # with INIT_TIMEOUT=1; it takes as much longer as that is longer
