@@ -1,328 +1,511 @@
-"""Every knob of a run: its type, its default, what it means.
+"""The options of a run: their types, defaults, bounds and meanings.
 
-Adding an argument is adding one field to one of these dataclasses. It then exists on the
-command line (`data.block_size=128`), in every YAML file under `src/conf/` and in `--help`,
-and its type is checked (`src/configuration.py` turns the dataclasses into Hydra's schema).
-The values a BabyLM run starts from are in `src/conf/config.yaml`.
+To add an option, add one field to one of these dataclasses. It can then be set on the
+command line (`data.block_size=128`) and in every YAML file under `src/conf/`. `--help` shows
+it, and its value is checked: `src/configuration/schema.py` makes Hydra's schema of the
+dataclasses. The values that every run starts from are in `src/conf/config.yaml`.
 
-A field that changes the result of a run (its weights or its reported numbers) is part of
-the run's identity: see `src/run_identity.py`. Those that do not say `changes_result=False`.
+An option that changes the weights or the reported numbers of a run is part of the run's
+identity (`src/configuration/identity.py`). The others say `changes_result=False`.
 """
 
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Mapping, Optional
 
 import transformers
 
+from src.foundation import UserError
 
-def option(default: Any, help: str, changes_result: bool = True) -> Any:
-    """A dataclass field with its explanation, and whether it changes a run's result."""
-    return field(
-        default=default, metadata={"help": help, "changes_result": changes_result}
-    )
+# The figures that an evaluation reports, for each dev file and over all of them.
+FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 
 
-@dataclass
-class ModelArguments:
-    """Which network is trained, and from what."""
+def option(default: Any, help: str, changes_result: bool = True, **bounds: Any) -> Any:
+    """Return a dataclass field for an option.
+
+    Args:
+        help: the meaning of the option, with its unit, as `--help` shows it.
+        changes_result: whether two runs that differ in it may end with different numbers.
+        bounds: `minimum`, `above`, `maximum` or `below` of a number.
+    """
+    metadata = {"help": help, "changes_result": changes_result, "bounds": bounds}
+    return field(default=default, metadata=metadata)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether the value is an integer or a float; a bool is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Section:
+    """A group of options, which a user types as `section.option`."""
+
+    section: ClassVar[str]
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """Return the key that a user types for an option, such as `data.block_size`."""
+        return f"{cls.section}.{name}" if cls.section else name
+
+    def check(self) -> None:
+        """Raise `UserError` for options of this section that exclude each other."""
+
+
+@dataclass(frozen=True)
+class ModelArguments(Section):
+    """Options of the network: its architecture and its initial weights."""
+
+    section: ClassVar[str] = "model"
 
     model_type: Optional[str] = option(
-        None, "Architecture of transformers to build from scratch: gpt2, opt, llama, …"
+        None, "Architecture of transformers to train from scratch: gpt2, opt, llama, …"
     )
-    # `Any`: OmegaConf cannot hold an optional dict without crashing on its overrides.
+    # `Any`: OmegaConf crashes on the overrides of an optional dict.
     config_overrides: Any = option(
-        None, "Values of the architecture's configuration, as {n_layer: 12, n_head: 12}"
+        None, "Values of the architecture's configuration: {n_layer: 12, n_head: 12}"
     )
     model_name_or_path: Optional[str] = option(
-        None, "Continue from these weights (directory or hub name), not from scratch"
+        None, "Model to start from, instead of random weights: a directory or hub name"
     )
     revision: Optional[str] = option(
         None, "Branch, tag or commit of model_name_or_path on the hub"
     )
     token: Optional[str] = option(
-        None, "Access token of the hub (better: HF_TOKEN)", changes_result=False
+        None, "Access token of the hub (better: the variable HF_TOKEN)", False
     )
     attn_implementation: Optional[
         Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
-    ] = option(None, "Attention kernel; null: what transformers finds best")
+    ] = option(None, "Attention implementation; null: the fastest for the architecture")
     cache_dir: str = option(
-        ".cache",
-        "Where tokenizers, packed text and hub downloads are kept; may be a symlink",
-        changes_result=False,
+        ".cache", "Directory for tokenizers, packed text and downloads", False
     )
 
 
-@dataclass
-class TokenizerArguments:
-    """Which tokenizer; without a name, one is trained on the training text."""
+@dataclass(frozen=True)
+class TokenizerArguments(Section):
+    """Options of the tokenizer."""
+
+    section: ClassVar[str] = "tokenizer"
 
     name_or_path: Optional[str] = option(
         None,
-        "Pretrained tokenizer (directory or hub name); null: train a byte-level BPE",
+        "Pretrained tokenizer: a directory or hub name; null: train a byte-level BPE on"
+        " the training text",
     )
     revision: Optional[str] = option(
         None, "Branch, tag or commit of name_or_path on the hub"
     )
     vocab_size: int = option(
-        16384, "Entries of a trained tokenizer, its three special tokens included"
+        16384, "Entries of a trained tokenizer, including its three special tokens"
     )
     lossy: bool = option(
-        False, "Allow a tokenizer that does not give the text back when decoded", False
+        False, "Allow a tokenizer whose tokens do not decode to the same text", False
     )
 
 
-@dataclass
-class DataTrainingArguments:
-    """Which text, and how it is cut into blocks."""
+@dataclass(frozen=True)
+class DataTrainingArguments(Section):
+    """Options of the text and of how it is cut into blocks."""
+
+    section: ClassVar[str] = "data"
 
     train_file: Any = option(
-        None, "Training text: a path, a glob such as data/*.train, or a list of either"
+        None, "Training text: a path, a glob such as data/*.train, or a list of them"
     )
     validation_file: Any = option(
-        None, "Validation text, likewise; null: a split of the training text"
+        None, "Validation text, in the same forms; null: a part of the training text"
     )
-    dataset_name: Optional[str] = option(None, "Dataset of the hub, instead of files")
-    dataset_config_name: Optional[str] = option(None, "Configuration of that dataset")
+    dataset_name: Optional[str] = option(None, "Hub dataset, instead of files")
+    dataset_config_name: Optional[str] = option(
+        None, "Configuration of the hub dataset"
+    )
     dataset_revision: Optional[str] = option(
-        None, "Branch, tag or commit of that dataset"
+        None, "Branch, tag or commit of the hub dataset"
     )
     text_column: str = option(
-        "text",
-        "Column that holds the text in .csv, .json, .jsonl, .parquet and the hub",
+        "text", "Text column of .csv, .json, .jsonl, .parquet files and hub datasets"
     )
     document_boundary: Literal["auto", "blank_line", "heading", "line", "file"] = (
         option(
             "auto",
-            "What separates documents: auto takes `= = = Title = = =` headings, else blank"
-            " lines, where a file has them, else the file is one document",
+            "Boundary between documents; auto: `= = = Title = = =` headings in a file that"
+            " has them, else blank lines, else the end of the file",
         )
     )
     attend_across_documents: bool = option(
         True,
-        "Whether a token sees the documents before its own in a block; false: attention"
-        " and positions begin anew with each document",
+        "Let tokens attend to earlier documents of their block; false: attention and"
+        " positions start anew in each document",
     )
-    block_size: int = option(512, "Length of a training sequence, in tokens")
+    block_size: int = option(512, "Tokens of a training sequence", minimum=2)
     block_size_schedule: Any = option(
         None,
-        "Shorter sequences first: {128: 0.5, 256: 0.25, 512: 0.25} is length: share of the"
-        " run; a step has as many tokens throughout",
+        "Shorter sequences first: {128: 0.5, 256: 0.25, 512: 0.25} maps lengths to shares"
+        " of the run; each step has the same number of tokens",
     )
     order: Literal["shuffled", "sequential", "by_file"] = option(
         "shuffled",
-        "Order of an epoch's blocks: shuffled; as in the text; or one file after the other,"
-        " each shuffled",
+        "Order of the blocks in an epoch: shuffled; sequential, as in the text; by_file,"
+        " one file after the other, each of them shuffled",
     )
     file_order: Any = option(
-        None, "Names of the files in the order of by_file; null: as in train_file"
+        None, "List of file names for order=by_file; null: the order of train_file"
     )
     mix: Any = option(
         None,
-        "How often an epoch draws each file's text: {childes: 2, switchboard: 0.5}; 1 for"
-        " those that are not named",
+        "How often an epoch goes through each file: {childes: 2, switchboard: 0.5}; files"
+        " that are not named: once",
     )
     word_budget: Optional[int] = option(
         None,
-        "Unique words the training text may have; ten times as many may be seen",
+        "Words that the training text may have; all epochs together may have ten times as"
+        " many",
         changes_result=False,
+        minimum=1,
     )
     recipe_budget: Optional[int] = option(
-        None,
-        "The word_budget that a recipe was made for: beside data with another it is refused;"
-        " null: any",
-        changes_result=False,
+        None, "The word_budget that the recipe was made for; null: any", False
     )
-    strict_rules: bool = option(
-        True, "Refuse a run beyond data.word_budget", changes_result=False
-    )
+    strict_rules: bool = option(True, "Refuse a run that exceeds word_budget", False)
     max_train_samples: Optional[int] = option(
-        None, "Train on this many blocks only (a fixed subset, the same for every seed)"
+        None, "Train on this many blocks only, the same for every seed", minimum=1
     )
     max_eval_samples: Optional[int] = option(
-        None, "Evaluate on this many blocks only (likewise a fixed subset)"
+        None, "Evaluate on this many blocks only, the same each time", minimum=1
     )
     validation_split_percentage: float = option(
-        5.0, "Share of each training file held out where there is no validation text, %"
+        5.0,
+        "Percentage of each training file to hold out if there is no validation text",
+        above=0,
+        below=100,
     )
     preprocessing_num_workers: Optional[int] = option(
-        None, "Threads for tokenizing; null: one a core", changes_result=False
+        None, "Threads for tokenizing; null: one per core", False, minimum=1
     )
     overwrite_cache: bool = option(
-        False, "Train the tokenizer and pack the text anew", changes_result=False
+        False, "Train the tokenizer and pack the text again", changes_result=False
     )
 
+    def check(self) -> None:
+        self._check_schedule()
+        self._check_mix()
+        self._check_file_order()
+        if self.dataset_name and (self.train_file or self.validation_file):
+            raise UserError(
+                f"data.dataset_name={self.dataset_name} cannot be combined with"
+                " data.train_file or data.validation_file"
+            )
+        recipe, data = self.recipe_budget, self.word_budget
+        if None not in (recipe, data) and recipe != data:
+            raise UserError(
+                f"the recipe was made for {recipe:,} words (data.recipe_budget), but the"
+                f" data's budget is {data:,} words (data.word_budget): choose another"
+                " recipe, or use this one anyway with data.recipe_budget=null"
+            )
 
-@dataclass
-class ScoringArguments:
-    """Which of the challenge's scores, and how they are computed."""
+    def _check_schedule(self) -> None:
+        schedule, block_size = self.block_size_schedule, self.block_size
+        if schedule is None:
+            return
+        key = f"data.block_size_schedule={schedule}"
+        if not isinstance(schedule, dict) or not schedule:
+            raise UserError(f"{key} must be {{length: share of the run, …}}")
+        for size, share in schedule.items():
+            if not isinstance(size, int) or size < 2 or block_size % size:
+                raise UserError(
+                    f"{key}: {size!r} must be a whole number of at least 2 that divides"
+                    f" data.block_size={block_size}"
+                )
+            if not is_number(share) or not 0 < share <= 1:
+                raise UserError(f"{key}: {share!r} must be above 0 and at most 1")
+        sizes, total = list(schedule), sum(schedule.values())
+        if sizes != sorted(sizes) or sizes[-1] != block_size:
+            raise UserError(
+                f"{key}: lengths must grow and end with data.block_size={block_size}"
+            )
+        if abs(total - 1) > 1e-6:
+            raise UserError(f"{key}: the shares must add up to 1, got {total:g}")
+
+    def _check_mix(self) -> None:
+        mix = {} if self.mix is None else self.mix
+        if not isinstance(mix, dict):
+            raise UserError(f"data.mix={mix!r} must be {{file: how often, …}}")
+        for name, times in mix.items():
+            if not is_number(times) or not 0 <= times < float("inf"):
+                raise UserError(
+                    f"data.mix: {name}: {times!r} must be a finite number of at least 0"
+                )
+
+    def _check_file_order(self) -> None:
+        names = self.file_order
+        if names is None:
+            return
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise UserError(f"data.file_order={names!r} must be a list of names")
+        if len(set(names)) != len(names):
+            raise UserError(f"data.file_order={names} names a file twice")
+        if self.order != "by_file":
+            raise UserError(
+                f"data.file_order needs data.order=by_file, got {self.order}"
+            )
+
+
+@dataclass(frozen=True)
+class ScoringArguments(Section):
+    """Options of the challenge's scores: the tasks and how they are scored."""
+
+    section: ClassVar[str] = "evaluation"
 
     tasks: Any = option(
-        None, "The challenge's tasks: fast, full, or names such as [blimp,ewok]"
+        None, "Tasks of the challenge: fast, full, or names such as [blimp,ewok]"
     )
     pairs: Any = option(
-        None,
-        "Folder of minimal pairs in BLiMP's format (*.jsonl), or a list of folders",
+        None, "Folder, or list of folders, of minimal pairs in BLiMP's format (*.jsonl)"
     )
     data: str = option(
         "babylm_data/evaluation_data", "Folder that holds full_eval and fast_eval"
     )
     protocol: Literal[2025, 2026] = option(
-        2026, "Year whose rules count, where they differ"
+        2026, "Year of the challenge whose rules apply"
     )
     backend: Literal["auto", "causal", "mlm", "mntp"] = option(
         "auto",
-        "How a model is asked: causal, or masked (pseudo-log-likelihood); auto: by its"
-        " architecture",
+        "Kind of model: causal, or masked (mlm, mntp), which is scored by"
+        " pseudo-log-likelihood; auto: as the architecture says",
     )
     batch_tokens: int = option(
-        16384, "Positions a pass, to bound memory; a longer text goes alone", False
+        16384,
+        "Tokens of a forward pass, to limit memory; a longer text is scored alone",
+        changes_result=False,
+        minimum=1,
     )
-    # Not where the hardware is fast at it, as in training: some choices of a thousand
-    # would differ from the protocol's, and from those on another machine.
+    # Unlike in training, null is float32 even if the hardware is fast at bfloat16: a few
+    # choices in a thousand would differ from the protocol's and between machines.
     bf16: Optional[bool] = option(
-        None,
-        "bfloat16 matrix products; null: float32, but for fine-tuning on a GPU that has them",
+        None, "bfloat16 matrix products; null: only in fine-tuning, if the GPU has them"
     )
 
-    def __post_init__(self) -> None:
-        self.protocol = int(self.protocol)  # OmegaConf gives a choice's name, a text
+    def check(self) -> None:
+        for name in ("tasks", "pairs"):
+            value = getattr(self, name)
+            names = value if isinstance(value, list) else [value]
+            are_names = names and all(isinstance(name, str) for name in names)
+            if value is not None and not are_names:
+                raise UserError(f"{self.key(name)} must be names, got {value!r}")
 
-    @classmethod
-    def key(cls, name: str) -> str:
-        """Return what a user types for the field: the keys of `run_eval` have no section."""
-        return name if cls is RunEvalArguments else f"evaluation.{name}"
 
-
-@dataclass
+@dataclass(frozen=True)
 class EvaluationArguments(ScoringArguments):
-    """What is measured besides the loss."""
+    """Options of a run's evaluation, besides its loss."""
 
     items_while_training: Optional[int] = option(
         None,
-        "Choices of each task scored at every evaluation during training, the same each"
-        " time; null: all, 0: none. At the end all are",
+        "Items of each task that evaluations during training score, always the same ones;"
+        " null: all, 0: none; the final evaluation scores all",
+        minimum=0,
     )
     num_generated_texts: int = option(
-        3, "Texts the final model writes at the end of a run", changes_result=False
+        3, "Texts that the final model writes after training", False, minimum=0
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunEvalArguments(ScoringArguments):
-    """All keys of `python -m src.run_eval`."""
+    """Options of `python -m src.run_eval`, whose keys have no section."""
+
+    section: ClassVar[str] = ""
 
     checkpoint: Any = option(
-        None,
-        "What is scored: a run, a model's directory, a glob, a hub name, or a list",
+        None, "Models to score: a run, directory, glob or hub name, or a list of these"
     )
     revision: Any = option(
         None, "Branch, tag or commit of a hub name, or a list of them; null: main"
     )
-    token: Optional[str] = option(None, "Access token of the hub (better: HF_TOKEN)")
+    token: Optional[str] = option(
+        None, "Access token of the hub (better: the variable HF_TOKEN)"
+    )
     trust_remote_code: bool = option(
-        False, "Run the Python code that a model brings with it (as GPT-BERT does)"
+        False, "Run Python code that comes with a model, as GPT-BERT needs"
     )
-    cache_dir: str = option(".cache", "Where hub downloads are kept; may be a symlink")
+    cache_dir: str = option(".cache", "Directory for downloads from the hub")
     results_dir: str = option(
-        "results", "Where scores and predictions go, as the official pipeline has them"
+        "results", "Directory for scores and predictions, as in the official pipeline"
     )
-    overwrite: bool = option(False, "Score again what is scored already")
-    by_phenomenon: bool = option(False, "Show BLiMP by phenomenon")
-    seed: int = option(42, "Of fine-tuning (tasks=glue)")
+    overwrite: bool = option(False, "Score again what already has scores")
+    by_phenomenon: bool = option(False, "Show the scores of BLiMP by phenomenon")
+    seed: int = option(42, "Random seed of fine-tuning (tasks=glue)")
 
 
-def without_section(message: str) -> str:
-    """`evaluation.data` → `data`: the keys of `run_eval` have no section."""
-    return re.sub(r"(?<![\w./])evaluation\.(?=[a-z])", "", message)
+# Bounds of options that Hugging Face's TrainingArguments declares; a reason may say why.
+HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
+    "training.learning_rate": {"above": 0},
+    "training.num_train_epochs": {"above": 0},
+    "training.per_device_eval_batch_size": {"above": 0},
+    "training.save_total_limit": {
+        "minimum": 2,
+        "reason": "if a run is killed while it saves, it needs the checkpoint before",
+    },
+}
+
+# Options of Hugging Face's TrainingArguments for which other values would break what this
+# package promises: the only value that is allowed, and the reason.
+FIXED_TRAINING_VALUES = {
+    "resume_from_checkpoint": (
+        None,
+        "the same command continues its run; other weights: model.model_name_or_path=",
+    ),
+    "save_only_model": (False, "a stopped run could not be continued"),
+    "ignore_data_skip": (False, "a continued run would see other data"),
+    "auto_find_batch_size": (False, "the batch would depend on the memory"),
+    "train_sampling_strategy": ("random", "data.order and the seed set the order"),
+    "dataloader_in_order": (True, "data.order and the seed set the order"),
+    "dataloader_drop_last": (False, "text would be left out"),
+    "batch_eval_metrics": (False, "evaluations keep three numbers per block anyway"),
+    "average_tokens_across_devices": (True, "the loss is the mean over all tokens"),
+    "torch_compile_mode": (None, "training.torch_compile compiles the training step"),
+    "torch_compile_backend": (None, "training.torch_compile compiles the step"),
+    "prediction_loss_only": (False, "an evaluation reports more than the loss"),
+    "bf16_full_eval": (False, "it would cast the final model; training.bf16 does not"),
+    "fp16_full_eval": (False, "it would cast the final model; training.bf16 does not"),
+}
 
 
+# Not frozen: the constructor of Hugging Face's class writes into its fields.
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
-    """Every field of Hugging Face's `TrainingArguments`, and ours."""
+class TrainingArguments(Section, transformers.TrainingArguments):
+    """Options of training: those of Hugging Face's `TrainingArguments`, and ours."""
 
-    # Hugging Face types it `bool`; null lets the hardware decide.
+    section: ClassVar[str] = "training"
+
+    # Hugging Face types it `bool`; null leaves the choice to the hardware.
     bf16: Optional[bool] = option(
-        None, "bfloat16 mixed precision; null: where the hardware is fast at it"
+        None, "bfloat16 mixed precision; null: if the hardware is fast at it"
     )
     use_cpu: Optional[bool] = option(
-        None, "Train on the processor; null: where there is no GPU", False
+        None, "Train on the processor; null: if there is no GPU", changes_result=False
     )
-    # Its own way of compiling would compile evaluation too, and whatever the run's length.
     torch_compile: Optional[bool] = option(
-        None,
-        "Compile the training step; null: where the run is long enough to gain by it",
+        None, "Compile the training step; null: if the run is long enough to gain by it"
     )
     tokens_per_step: Optional[int] = option(
         None,
-        "Tokens of the optimizer's batch, over all devices; how it is divided follows from the"
-        " memory. Or give per_device_train_batch_size and gradient_accumulation_steps",
+        "Tokens of the optimizer's batch, over all devices; they are divided into"
+        " micro-batches that fit the memory; or give per_device_train_batch_size and"
+        " gradient_accumulation_steps",
+        above=0,
     )
     per_device_train_batch_size: Optional[int] = option(
-        None, "Sequences of a micro-batch, per device; null: see tokens_per_step"
+        None, "Sequences of a device's micro-batch; null: see tokens_per_step", above=0
     )
     gradient_accumulation_steps: Optional[int] = option(
-        None, "Micro-batches of a step; null: see tokens_per_step"
+        None, "Micro-batches of a step; null: see tokens_per_step", above=0
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
-        "muon: for the matrices inside the layers, at AdamW's learning rate and weight decay,"
-        " and AdamW for the rest; adamw: for all, or what training.optim names",
+        "muon: Muon for the matrices inside the layers, AdamW for other weights, with the"
+        " same learning rate and weight decay; adamw: AdamW, or training.optim, for all",
     )
     cooldown_steps: float = option(
         0.2,
-        "Last steps, in which lr_scheduler_type=warmup_stable_decay falls linearly to 0;"
-        " below 1: a share of the run",
+        "Steps at the end, in which lr_scheduler_type=warmup_stable_decay lowers the"
+        " learning rate linearly to 0; below 1: a share of the run",
+        above=0,
     )
     averaging: Optional[Literal["ema", "tail"]] = option(
         None,
-        "Average the weights: tail, evenly over the last averaging_steps; ema, exponentially"
-        " over the run. The average is the final model where it scores better, or where nothing"
-        " is evaluated",
+        "Average the weights: tail, evenly over the last averaging_steps; ema,"
+        " exponentially over the run; the average becomes the final model if it scores"
+        " better, or if nothing is evaluated",
     )
     averaging_steps: float = option(
         0.2,
-        "Steps of the tail, or the span N of the ema (decay 1 - 2 / (N + 1)); below 1: a"
-        " share of the run",
+        "Steps that the tail averages, or the span N of the ema, whose decay is"
+        " 1 - 2 / (N + 1); below 1: a share of the run",
+        above=0,
     )
     logit_chunk: Optional[int] = option(
         None,
-        "Tokens whose logits exist at once in training; null: what suits the device, 0: all",
+        "Tokens whose logits are in memory at once; null: as suits the device, 0: all",
+        minimum=0,
     )
     max_words: Optional[int] = option(
         None,
-        "Train until the last step that does not exceed this many words seen, or until the"
-        " epochs end",
+        "Words that training may see; it ends before the step that would exceed them, or"
+        " after its epochs",
+        minimum=1,
     )
     overwrite_output_dir: bool = option(
-        False, "Move a run that is already there aside and start anew", False
+        False, "Start the run anew; move an existing one aside", changes_result=False
     )
     only_preprocess_dataset: bool = option(
-        False, "Train the tokenizer, pack the text, print what was found, stop", False
+        False, "Only train the tokenizer, pack the text and print a table of it", False
     )
 
     def __post_init__(self) -> None:
+        # Hugging Face's class would compile evaluations, too, and all runs, however short.
         compiles, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         self.torch_compile = compiles
 
+    def check(self) -> None:
+        for name, (allowed, reason) in FIXED_TRAINING_VALUES.items():
+            if (value := getattr(self, name)) != allowed:
+                raise UserError(
+                    f"training.{name} must be {allowed}, got {value}: {reason}"
+                )
+        self._check_batch()
+        if self.optimizer == "muon" and not self.optim.startswith("adamw_torch"):
+            raise UserError(
+                "training.optimizer=muon uses AdamW for the other weights and cannot be"
+                f" combined with training.optim={self.optim.value}: give one of them"
+            )
+        loggers = self.report_to or []
+        loggers = [loggers] if isinstance(loggers, str) else loggers
+        if {"wandb", "all"} & set(loggers):
+            raise UserError(
+                f"training.report_to={loggers}: wandb.log turns W&B on and off; name only"
+                " other loggers, as in training.report_to=[tensorboard]"
+            )
 
-@dataclass
-class WandbArguments:
-    """Where the run is logged: Weights & Biases."""
+    def _check_batch(self) -> None:
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        values = {f"training.{name}": getattr(self, name) for name in names}
+        given = [f"{key}={value}" for key, value in values.items() if value is not None]
+        tokens = self.tokens_per_step
+        if tokens is not None and given:
+            raise UserError(
+                f"training.tokens_per_step={tokens} and {', '.join(given)} both set the"
+                " size of a step: give one (the other as null)"
+            )
+        if tokens is None and self.per_device_train_batch_size is None:
+            raise UserError(
+                "training.per_device_train_batch_size must be given where"
+                " training.tokens_per_step is not, got null"
+            )
+
+
+@dataclass(frozen=True)
+class WandbArguments(Section):
+    """Options of logging to Weights & Biases."""
+
+    section: ClassVar[str] = "wandb"
 
     log: bool = option(True, "Log to Weights & Biases", changes_result=False)
     mode: Literal["auto", "online", "offline"] = option(
-        "auto", "auto: online with a key and a network, else offline", False
+        "auto", "auto: online with an API key and a network, else offline", False
     )
-    project: str = option("stanford-babylm", "Project", changes_result=False)
-    entity: Optional[str] = option(None, "Team or user; null: the key's own", False)
-    tag: str = option("run", "First part of the group: tells experiments apart", False)
+    project: str = option("stanford-babylm", "Project of the run", changes_result=False)
+    entity: Optional[str] = option(
+        None, "Team or user that owns the project; null: the owner of the key", False
+    )
+    tag: str = option(
+        "run", "First part of the group's name, to tell experiments apart", False
+    )
     group: str = option("", "Group: <tag>-<model>-<dataset>", changes_result=False)
-    name: str = option("", "Name: the seed and what was overridden", False)
+    name: str = option("", "Name: seed and result-changing overrides", False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arguments:
     """All sections of a run's configuration."""
 
@@ -333,6 +516,41 @@ class Arguments:
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     wandb: WandbArguments = field(default_factory=WandbArguments)
 
+    def check(self) -> None:
+        """Raise `UserError` for options of two sections that exclude each other."""
+        data, training, evaluation = self.data, self.training, self.evaluation
+        if training.do_train and not (data.train_file or data.dataset_name):
+            raise UserError(
+                "training.do_train=true needs data.train_file or data.dataset_name;"
+                " to evaluate only, give training.do_train=false"
+            )
+        metric = training.metric_for_best_model or "loss"
+        # A score of a task is known only when the tasks have been read.
+        if not (metric.endswith(FIGURES) or evaluation.tasks or evaluation.pairs):
+            raise UserError(
+                f"training.metric_for_best_model={metric} must be one of"
+                f" {', '.join(FIGURES)}, or <name of a dev file>_<one of them>, or a score"
+                " of evaluation.tasks"
+            )
 
-# What an evaluation reports of the text, of every dev file and over all.
-FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """The arguments of a run, and what is recorded of them.
+
+    Attributes:
+        args: the typed and checked arguments, which nothing changes afterwards.
+        reasons: for each option that was left open and was given a value here, the reason
+            in words: {"training.bf16": "the processor is fast at it"}.
+        recorded: the values of all sections, nested and plain, without secrets.
+        identity: the settings that change the run's result, by key, plain.
+        defaults: the dataclasses' own values, by key.
+        overrides: the overrides of the command line, without secrets.
+    """
+
+    args: Arguments
+    reasons: Mapping[str, str]
+    recorded: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    overrides: list[str]

@@ -1,23 +1,23 @@
-"""What every room stands on: the error type, whole files, checksums."""
+"""The foundation of all rooms: the error type, atomic writing of files, checksums."""
 
 import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 
 class UserError(Exception):
-    """An input that cannot be used: shown as its message, without a traceback."""
+    """An input that cannot be used. Users see its message, without a traceback."""
 
 
 @contextlib.contextmanager
 def naming(key: str) -> Iterator[None]:
     """Put `key: ` before the message of every `UserError` that the block raises.
 
-    What reads a file names the file; the caller, who knows under which key the file was
-    given, adds the key.
+    A function that reads a file names only the file in its messages. Its caller knows the
+    key under which the user gave the file, and adds it.
     """
     try:
         yield
@@ -26,18 +26,18 @@ def naming(key: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message: libraries add long advice below it."""
+    """Return the first line of an error's message. Libraries add long advice below it."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
-    """Write text, or any other content as JSON, so that the file is complete or absent.
+    """Write text, or any other content as JSON, so that the file is never incomplete.
 
-    The content goes to a file beside it first, which then takes its name: who reads while
-    it is written, or after a kill, sees the old content or the new.
+    The content is written to a temporary file first, which then replaces `file`. A reader
+    sees the old content or the new, even if the process is killed.
 
     Args:
-        indent: of the JSON; None: one line.
+        indent: the indentation of the JSON; None puts it on one line.
     """
     if not isinstance(content, str):
         content = json.dumps(content, indent=indent, ensure_ascii=False)
@@ -52,7 +52,23 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()
+    _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def checksum_of_files(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 of the names, sizes and bytes of several files, ordered by name.
+
+    The folder does not count, so that a copy has the same 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
+        _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _add_file(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()

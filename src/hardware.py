@@ -1,7 +1,7 @@
-"""The device, and what it can do."""
+"""The hardware of this machine: its device and the number formats that are fast on it."""
 
 import ctypes
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 from transformers.utils import is_torch_tf32_available
@@ -9,58 +9,70 @@ from transformers.utils import is_torch_tf32_available
 from src.foundation import UserError
 
 
-def choose_hardware(training: Any) -> None:
-    """Fill in, in place, what a configuration's training section leaves to the hardware.
+def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the options that were left to the hardware: {name: (value, reason)}.
 
-    Raises `UserError` for a device or a precision that this machine does not have.
+    Args:
+        training: the values of the configuration's section `training`.
+
+    Raises:
+        UserError: if this machine lacks the device or the number format that was chosen.
     """
-    there = torch.accelerator.is_available()
-    if training.use_cpu is False and not there:
+    has_gpu = torch.accelerator.is_available()
+    use_cpu = bool(training["use_cpu"] or not has_gpu)
+    has_cuda = torch.cuda.is_available() and not use_cpu
+    has_tf32 = has_cuda and is_torch_tf32_available()
+    is_fast = fast_bfloat16(use_cpu)
+    if training["use_cpu"] is False and not has_gpu:
         raise UserError(
             "training.use_cpu=false needs a GPU; there is none (torch sees none)"
         )
-    training.use_cpu = bool(training.use_cpu or not there)
-    gpu = torch.cuda.is_available() and not training.use_cpu
-    if training.fp16 and not gpu:
+    if training["fp16"] and not has_cuda:
         raise UserError("training.fp16=true needs a CUDA GPU; there is none")
-    tf32 = gpu and is_torch_tf32_available()
-    if training.tf32 and not tf32:
+    if training["tf32"] and not has_tf32:
         raise UserError(
             "training.tf32=true needs an NVIDIA GPU of 2020 (Ampere) or later"
         )
-    if training.bf16 and gpu and not fast_bfloat16(use_cpu=False):
+    if training["bf16"] and has_cuda and not is_fast:
         raise UserError(
-            f"training.bf16=true: {torch.cuda.get_device_name()} has no bfloat16; null"
-            " takes what there is"
+            f"training.bf16=true: {torch.cuda.get_device_name()} has no bfloat16;"
+            " training.bf16=null chooses a format that the GPU has"
         )
-    if training.bf16 is None:
-        training.bf16 = not training.fp16 and fast_bfloat16(training.use_cpu)
-    if gpu and training.tf32 is None:
-        training.tf32 = tf32
-    if gpu and training.accelerator_config is None:
-        # Copies to the device must not wait for it.
-        training.accelerator_config = {"non_blocking": True}
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, where it would give it back to the system.
-
-    Every step asks for the same large tensors; to get their pages anew, each of them cleared,
-    is a fifth of a step's time on a processor. Elsewhere than on glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_max = -1, -4  # malloc.h's M_TRIM_THRESHOLD and M_MMAP_MAX
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    device = "processor" if use_cpu else "GPU"
+    speed = f"the {device} is {'' if is_fast else 'not '}fast at it"
+    resolved: dict[str, tuple[Any, str]] = {
+        "use_cpu": (use_cpu, "there is a GPU" if has_gpu else "there is no GPU"),
+        "bf16": (is_fast, speed),
+    }
+    if training["fp16"]:
+        resolved["bf16"] = (False, "training.fp16=true was chosen")
+    if has_cuda:
+        resolved["tf32"] = (has_tf32, f"the GPU {'has' if has_tf32 else 'lacks'} it")
+        wait = "copies to the GPU need not be waited for"
+        resolved["accelerator_config"] = ({"non_blocking": True}, wait)
+    return {name: resolved[name] for name in resolved if training[name] is None}
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:
-    """Whether bfloat16 products are done by the hardware, not emulated."""
+    """Return whether the device multiplies bfloat16 matrices in hardware, not emulated."""
     if not use_cpu:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False
         )
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory instead of returning it to the operating system.
+
+    Each step allocates the same large tensors. Getting their pages from the system again,
+    which clears every page, takes a fifth of a step's time on a processor. On systems
+    without glibc this function does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)

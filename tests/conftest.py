@@ -27,7 +27,7 @@ os.environ.pop("WANDB_API_KEY", None)
 
 REPOSITORY = Path(__file__).parents[1]
 # What the processes that tests start import.
-ROOMS = ["src.run_clm", "src.training.setup", "src.training.final_model"]
+ROOMS = ["src.run_clm", "src.training.run"]
 
 NOUNS = "dog cat child teacher bird king mother horse boy girl".split()
 VERBS = "sees likes finds calls helps hears follows knows".split()

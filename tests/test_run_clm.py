@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from src.run_clm import main, run
-from src.training import callbacks
 from src.training import trainer as trainer_module
 from src.training.record import throughput
 from src.training.record.checkpoints import seal
@@ -223,11 +222,11 @@ def killed(*args):
 def test_a_kill_during_a_save_costs_the_steps_since_the_one_before(
     longer, whole, run_clm, at_step, monkeypatch, caplog
 ):
-    patch = at_step(19, lambda: monkeypatch.setattr(callbacks, "seal", killed))
+    patch = at_step(19, lambda: monkeypatch.setattr(trainer_module, "seal", killed))
     with pytest.raises(Killed):
         run_clm(*longer, "wandb.tag=killed")
     patch.undo()
-    monkeypatch.setattr(callbacks, "seal", seal)
+    monkeypatch.setattr(trainer_module, "seal", seal)
     assert (only_run("killed") / "checkpoint-20" / "trainer_state.json").exists()
     assert run_clm(*longer, "wandb.tag=killed") == 0
     assert "checkpoint-20 was not finished" in caplog.text
@@ -482,7 +481,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other_step(
     longer, whole, run_clm, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("src.training.final_model.final_scores", killed)
+        patch.setattr("src.training.run.final_scores", killed)
         with pytest.raises(Killed):
             run_clm(*longer, "wandb.tag=killed")
     assert run_clm(*longer, "wandb.tag=killed") == 0

@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from src.arguments import without_section
 from src.data.packing.tokenizer import save, train
-from src.evaluation import evaluator as scoreboard
+from src.evaluation import evaluator
+from src.evaluation.evaluator import Evaluator
 from src.evaluation.glue import data as glue
 from src.evaluation.models import Checkpoint, backend_of, find_checkpoints
-from src.evaluation.results import Result, write_result
+from src.evaluation.results import Result
+from src.evaluation.scoring.scorer import Scorer
 from src.evaluation.suite import Suite
-from src.evaluation.tasks import aoa
 from src.evaluation.tasks.aoa import AGES
-from src.run_eval import main, split_tasks
+from src.run_eval import main
 from tests.conftest import sentences
 
 GOOD, BAD = "The dog sees a cat.", "The dog a sees cat."
@@ -148,8 +148,8 @@ def test_a_model_is_scored_shown_and_written(work, run_eval, caplog):
 def test_what_is_scored_is_not_scored_again(work, run_eval, caplog, monkeypatch):
     assert run_eval("checkpoint=model", "tasks=[blimp_fast]") == 0
     loads = []
-    load = scoreboard.load
-    monkeypatch.setattr(scoreboard, "load", lambda *a: loads.append(a) or load(*a))
+    load = evaluator.load
+    monkeypatch.setattr(evaluator, "load", lambda *a: loads.append(a) or load(*a))
     command = ("checkpoint=model", "tasks=fast")
     assert run_eval(*command) == 0  # what is lacking
     assert "model: supplement_fast" in caplog.text and len(loads) == 1
@@ -216,14 +216,15 @@ def test_many_checkpoints_score_as_one_by_one(a_run, run_eval, caplog):
 
 
 def test_what_is_scored_stays_when_the_rest_is_interrupted(work, run_eval, monkeypatch):
-    score = Suite.score
+    ask = Suite.ask
 
-    def interrupted(self, *args):
-        yield next(iter(score(self, *args)))
-        raise KeyboardInterrupt
+    def interrupted(self, task, *args):
+        if task.name == "supplement_fast":
+            raise KeyboardInterrupt
+        return ask(self, task, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Suite, "score", interrupted)
+        patch.setattr(Suite, "ask", interrupted)
         assert run_eval("checkpoint=model", "tasks=fast") == 130
     assert list(read_scores("model")[1]) == ["blimp_fast"]
     assert run_eval("checkpoint=model", "tasks=fast") == 0
@@ -255,13 +256,14 @@ def test_chance_is_that_of_each_runs_own_tokenizer(work, run_eval, monkeypatch):
         own = train([sentences(100, 1)], size)
         write_run(Path("exp/run-tiny-sample") / name, own)
     seen = {}
-    result = aoa.result
+    ask = Suite.ask
 
-    def remember(data, chance, *args):
-        seen[args[-1][-6:]] = chance["dog"]
-        return result(data, chance, *args)
+    def remember(*args):
+        answer = ask(*args)
+        seen[answer.checkpoint.model[-6:]] = answer.content.chance["dog"]
+        return answer
 
-    monkeypatch.setattr(aoa, "result", remember)
+    monkeypatch.setattr(Suite, "ask", remember)
     assert run_eval("checkpoint=exp/*/seed-*", "tasks=[aoa]") == 0
     shares = {name: seen[name] / math.log(size) for name, size in sizes.items()}
     assert all(share == pytest.approx(round(share)) for share in shares.values())
@@ -293,8 +295,12 @@ def test_one_that_fails_does_not_lose_the_others(a_run, run_eval, caplog):
     torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))
     broken.save_pretrained(a_run / "checkpoint-10")
     message = run_eval("checkpoint=exp/*/*/checkpoint-*", "tasks=[aoa,blimp_fast]")
-    assert "checkpoint-10: the model gives NaN" in message
-    assert "checkpoint-15, aoa: left out" in message and "Traceback" not in message
+    assert "checkpoint-10, blimp_fast: the model gives NaN" in message
+    assert "checkpoint-10, aoa: the model gives NaN" in message
+    assert (
+        "checkpoint-15, aoa: left out, since exp" in message
+        and "Traceback" not in message
+    )
     assert "blimp_fast" in read_scores("run-tiny-sample_seed-7", "checkpoint-15")[1]
     assert not Path("results/run-tiny-sample_seed-7/checkpoint-10").exists()
 
@@ -368,25 +374,29 @@ def nothing():
 @pytest.mark.parametrize(
     "spoil, overrides, told",
     [
-        (nothing, ["checkpoint=./modle"], ["checkpoint=./modle is not there", "exp"]),
+        (
+            nothing,
+            ["checkpoint=./modle"],
+            ["checkpoint: ./modle does not exist", "exp"],
+        ),
         (nothing, ["checkpoint=null"], ["no model", "checkpoint=…"]),
         (nothing, ["tasks=null"], ["nothing to score", "entity_tracking", "glue"]),
         (
             nothing,
             ["tasks=[blump]"],
-            ["tasks must be of full, fast", "got blump: did you mean blimp?"],
+            ["tasks: must be names of full, fast", "got blump: did you mean blimp?"],
         ),
         (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
-        (few_rows, ["tasks=glue"], ["tasks: no boolq.train", "tasks=[rte] is all"]),
+        (few_rows, ["tasks=glue"], ["data: no boolq.train", "tasks=[rte] have"]),
         (nothing, ["tasks=[aoa]"], ["aoa", "3 checkpoints of a run, model has 0"]),
         (nothing, ["protocol=2024"], ["protocol", "2024", "2025, 2026"]),
         (nothing, ["batch_tokens=0"], ["batch_tokens must be at least 1, got 0"]),
         (nothing, ["chekpoint=x"], ["chekpoint", "did you mean `checkpoint`"]),
         (nothing, ["+models=x"], ["unknown key `models`"]),
         (nothing, ["revision=chck_1M"], ["revision=chck_1M", "hub names"]),
-        (nothing, ["checkpoint='*.txt'"], ["*.txt is not there"]),
+        (nothing, ["checkpoint='*.txt'"], ["checkpoint: *.txt does not exist"]),
         (no_tokenizer, [], ["model: has no tokenizer", "tokenizer.json"]),
         (no_weights, [], ["model: cannot be loaded"]),
         (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
@@ -427,7 +437,8 @@ def test_bad_input_ends_with_a_short_message(
 def test_no_such_checkpoint_lists_what_is_there(a_run, run_eval):
     for wrong in ("exp/run-tiny-sample/seed-8", "exp/run-tiny-sample", "exp/*/seed-9*"):
         message = run_eval(f"checkpoint={wrong}", "tasks=fast")
-        assert message.startswith(f"error: checkpoint={wrong} is ")
+        fault = "is not a model" if Path(wrong).is_dir() else "does not exist"
+        assert message.startswith(f"error: checkpoint: {wrong} {fault}; there is:\n")
         assert "there is:\n  exp/run-tiny-sample/seed-7\n" in message
         assert message.index("checkpoint-5") < message.index("checkpoint-10")
 
@@ -534,7 +545,7 @@ def test_many_models_of_one_tokenizer_tokenize_a_task_once(
     encode, calls = glue.encode, []
     monkeypatch.setattr(glue, "encode", lambda *a: calls.append(a) or encode(*a))
     assert run_eval("checkpoint=exp/*/*/checkpoint-1*", "tasks=[rte]") == 0
-    assert len(calls) == 1
+    assert len(calls) == 2  # its two files
     _, entries = read_scores("run-tiny-sample_seed-7", "checkpoint-15")
     assert entries["rte"]["items"] == 8
 
@@ -544,7 +555,7 @@ def test_of_a_model_that_failed_in_one_task_the_others_are_shown(
 ):
     write_rte(4)
     message = run_eval("checkpoint=model", "tasks=[rte,blimp_fast]")
-    assert "model, rte: data: rte has 4 training rows, fewer than a" in message
+    assert "model, rte: 4 training rows are fewer than a batch of 32" in message
     assert "model, rte: failed, the reason comes at the end" in caplog.messages
     (shown,) = [text for text in caplog.messages if "task  " in text]
     assert "blimp_fast" in shown and "rte" not in shown
@@ -560,46 +571,44 @@ def test_too_little_memory_is_told_with_the_key_that_helps(
     def score(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Suite, "score", score)
-    told = "model: out of memory: give a smaller batch_tokens"
+    monkeypatch.setattr(Scorer, "score", score)
+    told = "model, blimp_fast: out of memory: give a smaller batch_tokens"
     assert told in run_eval("checkpoint=model", "tasks=fast")
-    assert "model: failed, the reason comes at the end" in caplog.messages
-    path = "error: runs/evaluation.data: evaluation.pairs=x"
-    assert without_section(path) == "error: runs/evaluation.data: pairs=x"
+    assert "model, blimp_fast: failed, the reason comes at the end" in caplog.messages
 
 
 def test_the_glue_score_is_of_seven_with_one_seed(work):
     (checkpoint,) = find_checkpoints("model")
-    wsc = glue.GlueTask("wsc", None, None, "d")
-    board = scoreboard.Scoreboard(Suite([]), Path("results"), tuning=[wsc], seed=1)
+
+    def board(seed):
+        wsc = glue.FineTuning(
+            name="wsc", folder="finetune/wsc", train=[], valid=[], seed=seed,
+            recipe=glue.Recipe(), num_labels=2, data_checksum="d",
+        )  # fmt: skip
+        return Evaluator(Suite([wsc]), [checkpoint], Path("results"))
 
     def write(name, score, seed):
-        subject = board._tuning_subject(checkpoint)
+        own = board(seed)
         parts = dict(seed=seed, data_checksum="d", seconds=1.0)
         result = Result(name, f"finetune/{name}", 2026, score, 5, **parts)
-        write_result(board.place(seed), subject, result)
+        own.folder(seed).write(own._key(own.jobs[0]), result)
+
+    def entries():
+        return board(1).entries(checkpoint)
 
     for number, name in enumerate(glue.FORMATS):
-        assert "glue" not in board.entries(checkpoint)
+        assert "glue" not in entries()
         write(name, 10.0 * number, seed=1)
-    found = board.entries(checkpoint)
+    found = entries()
     assert list(found) == ["wsc", "glue"]
     mean = found["glue"]
     assert (mean["score"], mean["items"], mean["seconds"]) == (30, 35, 7)
     assert mean["subscores"]["task"]["wsc"] == 60
     write("rte", 90.0, seed=1)  # the mean follows
-    assert board.entries(checkpoint)["glue"]["score"] == pytest.approx(30 + 40 / 7)
+    assert entries()["glue"]["score"] == pytest.approx(30 + 40 / 7)
     write("rte", 0.0, seed=2)  # lies apart
-    assert board.entries(checkpoint)["glue"]["score"] == pytest.approx(30 + 40 / 7)
-    board.seed = 2
-    assert "glue" not in board.entries(checkpoint)
-
-
-def test_tasks_are_split_into_zero_shot_and_fine_tuning():
-    assert split_tasks("fast") == ("fast", [])
-    assert split_tasks(["full", "glue"]) == ("full", list(glue.FORMATS))
-    assert split_tasks(["rte", "blimp"]) == (["blimp"], ["rte"])
-    assert split_tasks("glue") == ([], list(glue.FORMATS))
+    assert entries()["glue"]["score"] == pytest.approx(30 + 40 / 7)
+    assert "glue" not in board(2).entries(checkpoint)
 
 
 def test_help_lists_keys_and_tasks(run_eval, capsys):

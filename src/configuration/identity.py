@@ -1,10 +1,10 @@
-"""Which run is this? Its name, its directory's record, and what makes two runs different.
+"""The identity of a run: its name, and the settings that make two runs different.
 
-A run lives in `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed and, behind it,
-the overrides that change the result (`seed-42_lr-0.001`), so that runs that were typed or
-swept with different values never meet. What the name cannot show (an edited YAML file,
-changed text) is caught by the record: the resolved configuration, written once when the
-run begins and compared whenever the same directory is used again.
+A run lives in `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed, followed by the
+overrides that change the result (`seed-42_lr-0.001`), so that runs with different overrides
+never share a directory. A name cannot show that a YAML file or the text has changed.
+Therefore the identity is written to `run.json` when a run begins, and compared when it
+continues.
 """
 
 import dataclasses
@@ -12,33 +12,31 @@ import enum
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, Mapping
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import FIGURES, TrainingArguments
-from src.configuration.schema import group_choices, sections
-from src.foundation import UserError
+from src.arguments import FIGURES
+from src.configuration.schema import options
 
-SHORT = {
+# Short forms of keys, and of the beginnings of keys, in names of runs.
+SHORT_KEYS = {
     "training.learning_rate": "lr",
     "training.num_train_epochs": "epochs",
     "training.per_device_train_batch_size": "batch",
     "training.gradient_accumulation_steps": "accumulation",
 }
 SHORT_PREFIXES = {"training.": "", "data.": "", "model.config_overrides": "config"}
-# When a run is evaluated changes its result only where the best model is kept; how tasks are
-# scored, only where such a score says which is the best.
-EVALUATION_CADENCE = {"eval_strategy", "eval_steps", "eval_delay"}
+# These change a result only where evaluations choose the best model.
+EVALUATION_TIMES = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
 
-
-# Fields of Hugging Face's TrainingArguments that leave weights and reported numbers alone.
-# A field that is not named here, such as a new one, counts as changing the result: a run
-# too many directories is a nuisance, two runs in one directory are a wrong number.
-HARMLESS_TRAINING_FIELDS = frozenset(
+# Options of Hugging Face's TrainingArguments that change neither weights nor reported
+# numbers. An option that is not listed, such as a new one, counts as changing the result: a
+# directory too many does little harm, but two runs in one directory give wrong numbers.
+HARMLESS_TRAINING_OPTIONS = frozenset(
     "output_dir do_predict logging_strategy logging_steps"
     " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
     " log_level_replica disable_tqdm report_to run_name project trackio_space_id"
@@ -57,144 +55,115 @@ HARMLESS_TRAINING_FIELDS = frozenset(
 )
 
 
-def changes_result(section: type, name: str) -> bool:
-    """Whether two runs that differ in this field may end with different numbers."""
-    described = section.__dataclass_fields__.get(name)
-    if described is None:
-        return False  # an unknown key, which is refused
-    default = section is not TrainingArguments or name not in HARMLESS_TRAINING_FIELDS
-    return described.metadata.get("changes_result", default)
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that change a run's result, flat: {"data.block_size": 512}.
 
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _safe(text: str) -> str:
-    """`text` for a path and for Hydra's grammar; a hash is added where characters were lost."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-    return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
-
-
-def _matters(config: DictConfig, key: str) -> bool:
-    """Whether the key, `section.field` or deeper, is part of the run's identity."""
-    if "." not in key:
-        return True  # a group's choice
-    section, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    if name in EVALUATION_CADENCE:
-        return bool(config.training.load_best_model_at_end)
-    metric = config.training.metric_for_best_model or "loss"
-    best_by_task = config.training.load_best_model_at_end and not metric.endswith(
-        FIGURES
-    )
-    if section == "evaluation" and not best_by_task:
-        return False
-    known = sections().get(section)
-    return known is not None and changes_result(known, name)
-
-
-def _short(key: str) -> str:
-    if key in SHORT:
-        return SHORT[key]
-    for prefix, short in SHORT_PREFIXES.items():
-        if key.startswith(prefix):
-            return _safe(short + key.removeprefix(prefix))
-    return _safe(key)
-
-
-def _text(value: Any) -> str:
-    """A value as short text, the same for equal values."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(
-        value, dict
-    ):  # keys of any kind: what they should be is checked later
-        value = {str(key): value[key] for key in value}
-    return json.dumps(value, sort_keys=True)
-
-
-def run_name(config: DictConfig, overrides: list[str]) -> str:
-    """`seed-<seed>` and the result-changing `overrides`, sorted: `seed-42_lr-0.001`.
-
-    `overrides` are the command line's, as Hydra records them; their values are read from
-    the composed `config`, so that `1e-3` and `0.001` are the same run.
+    Args:
+        values: the resolved values of all sections, nested and plain.
     """
-    keys = {
-        o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)
+    settings = {}
+    for key in options():
+        section, name = key.split(".")
+        if _changes_result(key, values["training"]):
+            settings[key] = values[section][name]
+    return settings
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of each option, which is its value in runs older than the option."""
+    return {
+        key: field.default
+        for key, field in options().items()
+        if field.default is not dataclasses.MISSING
     }
-    parts = []
-    for key, override in sorted(keys.items()):
-        if key in ("model", "dataset", "training.seed") or not _matters(config, key):
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Return the name of a run: the seed and the overrides that change its result, sorted.
+
+    Args:
+        _root_: the whole configuration, as OmegaConf gives it. The values are read from it,
+            so that `1e-3` and `0.001` are the same run.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    by_key = {override.key_or_group: override for override in parsed}
+    parts = [f"seed-{_root_.training.seed}"]
+    for key, override in sorted(by_key.items()):
+        named_otherwise = key in ("model", "dataset", "training.seed")
+        if named_otherwise or not _changes_result(key, _root_.training):
             continue
-        value = override.value()
-        if "." in key and OmegaConf.select(config, key) is not None:
-            value = OmegaConf.select(config, key)
+        composed = OmegaConf.select(_root_, key) if "." in key else None
+        value = override.value() if composed is None else composed
         parts.append(f"{_short(key)}-{_safe(_text(value))}")
-    name = "_".join([f"seed-{config.training.seed}", *parts])
+    name = "_".join(parts)
     if len(name) > MAX_NAME_LENGTH:
         name = f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}"
     return name
 
 
 def group_name(tag: str) -> str:
-    """`<tag>-<model>-<dataset>`; a group that was not chosen is called `custom`."""
+    """Return `<tag>-<model>-<dataset>`, with `custom` for a group that was not chosen."""
     choices = HydraConfig.get().runtime.choices
-    chosen = (choices.get(group) or "custom" for group in ("model", "dataset"))
-    return "-".join(
-        [_safe(tag), *(_safe(choice.replace("/", "-")) for choice in chosen)]
-    )
+    chosen = [choices.get(group) or "custom" for group in ("model", "dataset")]
+    return "-".join(map(_safe, [tag, *(choice.replace("/", "-") for choice in chosen)]))
 
 
-def identity(config: DictConfig) -> dict[str, Any]:
-    """The result-changing settings of a composed configuration, flat: {"data.block_size": 512}."""
-    flat = {}
-    for section in sections():
-        values = OmegaConf.to_container(config[section], resolve=True, enum_to_str=True)
-        for name, value in values.items():
-            if _matters(config, f"{section}.{name}"):
-                flat[f"{section}.{name}"] = value
-    return flat
+def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
+    """Return whether two runs that differ in `key` may end with different numbers.
+
+    Args:
+        key: an option, `section.name` or deeper, or a group.
+        training: the values of the section `training`.
+    """
+    if "." not in key:
+        return True  # a group's choice
+    section, name = key.split(".")[:2]
+    keeps_best = bool(training["load_best_model_at_end"])
+    if name in EVALUATION_TIMES:
+        return keeps_best
+    metric = training["metric_for_best_model"] or "loss"
+    if section == "evaluation" and not (keeps_best and not metric.endswith(FIGURES)):
+        return False  # scores of tasks are only reported
+    field = options().get(f"{section}.{name}")
+    if field is None:
+        return False  # an unknown key, which is refused
+    is_harmless = section == "training" and name in HARMLESS_TRAINING_OPTIONS
+    return field.metadata.get("changes_result", not is_harmless)
 
 
-def defaults() -> dict[str, Any]:
-    """The dataclasses' own values of all keys: what a record without a key stands for."""
-    return {
-        f"{section}.{name}": field.default
-        for section, cls in sections().items()
-        for name, field in cls.__dataclass_fields__.items()
-        if field.default is not dataclasses.MISSING
-    }
+def _short(key: str) -> str:
+    """Return the key as a run's name has it."""
+    if key in SHORT_KEYS:
+        return SHORT_KEYS[key]
+    for prefix, short in SHORT_PREFIXES.items():
+        if key.startswith(prefix):
+            return _safe(short + key.removeprefix(prefix))
+    return _safe(key)
 
 
-def refuse_missing_choice(config: DictConfig) -> None:
-    """Raise `UserError`, listing what there is, for a run without a model or without data."""
-    groups = group_choices()
-    lacking = []
-    if not (config.model.model_type or config.model.model_name_or_path):
-        lacking.append(
-            f"no model: choose one with +model=… ({', '.join(groups['model'])}),"
-            " or give model.model_type= or model.model_name_or_path="
-        )
-    data = config.data
-    if not (data.train_file or data.validation_file or data.dataset_name):
-        lacking.append(
-            f"no data: choose it with +dataset=… ({', '.join(groups['dataset'])}),"
-            " or give data.train_file= or data.dataset_name="
-        )
-    if lacking:
-        raise UserError("\n".join(lacking))
+def _safe(text: str) -> str:
+    """Return `text` for paths and Hydra's grammar, with a hash if characters are lost."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
 
 
-OmegaConf.register_new_resolver(
-    "run_name",
-    lambda *, _root_: run_name(_root_, list(HydraConfig.get().overrides.task)),
-    replace=True,
-)
-OmegaConf.register_new_resolver("group_name", group_name, replace=True)
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _text(value: Any) -> str:
+    """Return a value as short text, the same for equal values."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, enum.Enum):
+        value = value.name
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, dict):  # keys may be of any type here, and are checked later
+        value = {str(key): value[key] for key in value}
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+for _resolver in (run_name, group_name):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

@@ -1,129 +1,65 @@
-"""From dataclasses to a composed, checked configuration, and back to typed objects.
+"""Hydra's schema, made of the dataclasses in `src/arguments.py`, and the way back.
 
-Hydra needs structured configs that OmegaConf can check. OmegaConf 2.3 cannot hold what
-`transformers.TrainingArguments` uses (unions of containers, `Literal`, enums chosen by
-value), and which fields use it changes with every release. So the schema is generated from
-the dataclasses of `src/arguments.py`: one mirror class a section, with types OmegaConf can
-check. The real objects are built once, after composition, by `build_arguments`.
+OmegaConf 2.3 cannot hold all types of `transformers.TrainingArguments` (unions of
+containers, `Literal`, enums chosen by value), and the fields that have them change with every
+release. So each dataclass gets a mirror class, whose types OmegaConf can check. `build` makes
+the typed object from the composed values.
 """
 
+import copy
 import dataclasses
-import difflib
 import enum
+import functools
+import math
+import operator
 import re
 import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from src.arguments import FIGURES, Arguments, RunEvalArguments
-from src.configuration.checks import check_arguments
+from src.arguments import (
+    HUGGING_FACE_BOUNDS,
+    Arguments,
+    RunEvalArguments,
+    Section,
+    is_number,
+)
 from src.foundation import UserError
-from src.hardware import choose_hardware
 
 CONF_DIR = Path(__file__).parents[1] / "conf"
-
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "use_mps_device": "use_cpu",
-    "warmup_ratio": "warmup_steps (a value below 1 is a share of the run)",
-    "logging_dir": "report_to, with the directory in TENSORBOARD_LOGGING_DIR",
-    "group_by_length": "train_sampling_strategy",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "fp16_backend": "fp16",
-    "half_precision_backend": "fp16",
-    "push_to_hub_model_id": "hub_model_id",
-    "push_to_hub_token": "hub_token",
-    "torchdynamo": "torch_compile",
+BOUNDS = {
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
 }
 
 
-def _choice(name: str, values: list[Any]) -> type[enum.Enum]:
-    """An enum whose member names are the values: OmegaConf matches names, users type values."""
-    choice = enum.Enum(name, {str(value): value for value in values}, module=__name__)
-    # A module attribute, so that launchers can pickle it by reference.
-    setattr(sys.modules[__name__], name, choice)
-    return choice
+def sections(root: type = Arguments) -> dict[str, type[Section]]:
+    """Return the sections by name; `RunEvalArguments` is one section without a name."""
+    if issubclass(root, Section):
+        return {root.section: root}
+    return typing.get_type_hints(root)
 
 
-def _checkable(hint: Any, name: str) -> Any:
-    """The nearest type to `hint` that OmegaConf checks; `Any` where there is none."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = list(typing.get_args(hint)) if union else [hint]
-    optional = type(None) in kinds
-    kinds = [kind for kind in kinds if kind is not type(None)]
-    enums = [k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)]
-    if enums and all(k is str for k in kinds if k not in enums):
-        checked = _choice(name, [member.value for member in enums[0]])
-    elif len(kinds) == 1 and typing.get_origin(kinds[0]) is typing.Literal:
-        checked = _choice(name, list(typing.get_args(kinds[0])))
-    elif kinds in ([bool], [int], [float], [str]):
-        checked = kinds[0]
-    else:
-        return Any
-    return Optional[checked] if optional else checked
-
-
-def _default(field: dataclasses.Field, checked: Any) -> Any:
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if isinstance(default, enum.Enum):
-        default = default.value
-    kinds = [checked, *typing.get_args(checked)]
-    for choice in (
-        k for k in kinds if isinstance(k, type) and issubclass(k, enum.Enum)
-    ):
-        default = None if default is None else choice[str(default)]
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default))
-    return dataclasses.field(default=default)
-
-
-def schema(section: type) -> type:
-    """A dataclass with the fields of `section`, all typed so that OmegaConf checks them.
-
-    It has no `__post_init__`, lives in this module (so pickles by reference), and gives
-    `Any` to every field whose type OmegaConf cannot express.
-    """
-    hints = typing.get_type_hints(section)
-    fields = []
-    for f in dataclasses.fields(section):
-        if not f.init:
-            continue
-        if dataclasses.is_dataclass(hints[f.name]):
-            nested = schema(hints[f.name])
-            fields.append((f.name, nested, dataclasses.field(default_factory=nested)))
-        else:
-            checked = _checkable(hints[f.name], f"{section.__name__}_{f.name}")
-            fields.append((f.name, checked, _default(f, checked)))
-    mirror = dataclasses.make_dataclass(f"{section.__name__}Schema", fields)
-    mirror.__module__ = __name__
-    setattr(sys.modules[__name__], mirror.__name__, mirror)
-    return mirror
-
-
-# Name of a front door's schema, in its file under src/conf/ → the schema's source.
-ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
-for _name, _root in ROOTS.items():
-    ConfigStore.instance().store(name=_name, node=schema(_root))
-
-
-def sections() -> dict[str, type]:
-    """Name → dataclass of every section of `Arguments`."""
-    return typing.get_type_hints(Arguments)
+@functools.cache
+def options(root: type = Arguments) -> dict[str, dataclasses.Field]:
+    """Return the options by the keys that users type: {"data.block_size": …, …}."""
+    return {
+        section.key(field.name): field
+        for section in sections(root).values()
+        for field in dataclasses.fields(section)
+        if field.init
+    }
 
 
 def group_choices() -> dict[str, list[str]]:
-    """The groups under `src/conf/` and their files: {"model": ["gpt2-small", …], …}."""
+    """Return the groups under `src/conf/` and their files: {"tokenizer": ["gpt2"], …}."""
     return {
         group.name: sorted(file.stem for file in group.glob("*.yaml"))
         for group in sorted(CONF_DIR.iterdir())
@@ -131,181 +67,149 @@ def group_choices() -> dict[str, list[str]]:
     }
 
 
-def _nearest(name: str, names: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the types of a union, or the type itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return list(typing.get_args(hint)) if is_union else [hint]
 
 
-def _unknown(key: str, root: type = Arguments) -> str:
-    """What to say of a key that does not exist: its new name, its section or the nearest."""
-    if root is not Arguments:  # no sections, no groups
-        return f"unknown key `{key}`" + _nearest(key, root.__dataclass_fields__)
-    if key.count(".") > 1:  # inside a field that takes any keys
-        return f"`{key}` is not in the chosen files; to add it write +{key}=…"
-    section, _, name = key.rpartition(".")
-    if name in sections() and section in group_choices():
-        return f"`{key}`: does the file begin with the line `# @package _global_`?"
-    if name in RENAMED:
-        return f"unknown key `{key}`: it is now training.{RENAMED[name]}"
-    fields = {s: [f.name for f in dataclasses.fields(c)] for s, c in sections().items()}
-    if section in fields:
-        return f"unknown key `{key}`" + _nearest(
-            key, [f"{section}.{name}" for name in fields[section]]
-        )
-    homes = [s for s in fields if name in fields[s]]
-    if homes:
-        return f"unknown key `{key}`: write `{homes[0]}.{name}`"
-    groups = group_choices()
-    message = (
-        f"`{key}` is neither a section ({', '.join(fields)}) nor a group of src/conf"
-    )
-    if key in groups:
-        return f"{message}: does its file begin with the line `# @package _global_`?"
-    close = difflib.get_close_matches(key, [*fields, *groups], n=1)
-    if close and close[0] in groups:
-        return f"{message}; did you mean +{close[0]}=… ({', '.join(groups[close[0]])})?"
-    flat = [f"{section}.{name}" for section in fields for name in fields[section]]
-    by_leaf = {name.rpartition(".")[2]: name for name in flat}
-    leaf = difflib.get_close_matches(name, by_leaf, n=1)
-    return message + (f"; did you mean `{by_leaf[leaf[0]]}`?" if leaf else "")
+def _choices(hint: Any) -> dict[str, Any]:
+    """Return the values of a `Literal` or an enum by their text; {} for other types."""
+    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+    enums = [kind for kind in kinds if kind is not str]
+    values: Iterable[Any] = ()
+    if len(kinds) == 1 and typing.get_origin(kinds[0]) is typing.Literal:
+        values = typing.get_args(kinds[0])
+    elif len(enums) == 1 and isinstance(enums[0], enum.EnumMeta):
+        values = [member.value for member in enums[0]]
+    return {str(value): value for value in values}
 
 
-def refuse_unknown_keys(config: DictConfig, root: type = Arguments) -> None:
-    """Raise `UserError` for keys that Hydra let in behind `+` or `++`.
+def _checkable(hint: Any, name: str) -> Any:
+    """Return the nearest type to `hint` that OmegaConf checks; `Any` if there is none.
 
-    Hydra takes `+models=gpt2-small` and `+training.lerning_rate=1` for new keys, even with
-    a structured root: without this check such a run trains with the defaults.
+    Args:
+        name: the name of the enum that holds a closed choice. OmegaConf compares what users
+            type with the names of its members.
     """
-    known = sections()
-    fields = root.__dataclass_fields__
-    problems = [_unknown(str(key), root) for key in config if key not in fields]
-    for section in config:
-        if section in known and root is Arguments:
-            names = {f.name for f in dataclasses.fields(known[section])}
-            problems += [
-                _unknown(f"{section}.{key}")
-                for key in config[section]
-                if key not in names
-            ]
-    if problems:
-        raise UserError("\n".join(problems))
+    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+    if choices := _choices(hint):
+        kinds = [enum.Enum(name, choices, module=__name__)]
+        # Launchers can pickle what is an attribute of a module.
+        setattr(sys.modules[__name__], name, kinds[0])
+    elif kinds not in ([bool], [int], [float], [str]):
+        return Any
+    return Optional[kinds[0]] if type(None) in _alternatives(hint) else kinds[0]
 
 
-def decide(config: DictConfig) -> None:
-    """Fill in, in place, what follows from the hardware and from other values."""
-    for key in ("wandb.group", "wandb.name", "training.output_dir"):
-        # Written down first: a run's name is what was typed, not what follows from it.
-        OmegaConf.update(config, key, OmegaConf.select(config, key))
-    training = config.training
-    choose_hardware(training)
-    if not training.do_eval:
-        training.eval_strategy = "no"
-    if training.eval_strategy.name == "no":
-        training.load_best_model_at_end = False
-    if training.metric_for_best_model and training.greater_is_better is None:
-        lower = tuple(figure for figure in FIGURES if figure != "accuracy")
-        training.greater_is_better = not training.metric_for_best_model.endswith(lower)
+def _default(field: dataclasses.Field, hint: Any) -> Any:
+    """Return the default of a field; the text of it for a closed choice."""
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if _choices(hint) and default is not None:
+        return str(getattr(default, "value", default))
+    return default
 
 
-def build_arguments(config: DictConfig) -> Arguments:
-    """The typed objects of a composed configuration."""
-    built = {}
-    for name, section in sections().items():
-        values = OmegaConf.to_container(config[name], resolve=True, enum_to_str=True)
-        try:
-            built[name] = section(**values)
-        except (ValueError, TypeError) as error:  # Hugging Face's own checks
-            raise UserError(f"{name}: {error}") from error
-    args = Arguments(**built)
-    check_arguments(args)
-    return args
+def schema(section: type) -> type:
+    """Return a dataclass with the fields of `section`, in types that OmegaConf checks.
+
+    It has no `__post_init__`. Launchers can pickle it, since it is an attribute of a module.
+    """
+    hints = typing.get_type_hints(section)
+    fields = []
+    for field in dataclasses.fields(section):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            checked = factory = schema(hint)
+        else:
+            checked = _checkable(hint, f"{section.__name__}_{field.name}")
+            factory = functools.partial(copy.copy, _default(field, hint))
+        if field.init:
+            default = dataclasses.field(default_factory=factory)
+            fields.append((field.name, checked, default))
+    mirror = dataclasses.make_dataclass(f"{section.__name__}Schema", fields)
+    mirror.__module__ = __name__
+    setattr(sys.modules[__name__], mirror.__name__, mirror)
+    return mirror
 
 
-LEFT_OUT = "<not recorded>"
-SECRETS = ("model.token", "training.hub_token")
+# The name of a command's schema in its file under src/conf/, and the dataclass.
+ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
+for _name, _root in ROOTS.items():
+    ConfigStore.instance().store(name=_name, node=schema(_root))
 
 
-def recorded_overrides(overrides: list[str]) -> list[str]:
-    """The command line's overrides, secrets left out."""
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    return [
-        f"{key}={LEFT_OUT}" if key in SECRETS else override
-        for key, override in zip(keys, overrides)
-    ]
+def build(section: type[Section], values: Mapping[str, Any]) -> Any:
+    """Build a section from composed values and check it.
+
+    Args:
+        values: plain values by the names of the options; closed choices by their names.
+
+    Raises:
+        UserError: if a value is out of its bounds, or if values exclude each other.
+    """
+    hints = typing.get_type_hints(section)
+    typed = dict(values)
+    for name, value in values.items():
+        if choices := _choices(hints[name]):
+            typed[name] = choices.get(value)
+    try:
+        built = section(**typed)
+    except (ValueError, TypeError) as error:  # Hugging Face's own checks
+        raise UserError(f"{section.section}: {error}") from error
+    for field in dataclasses.fields(section):
+        key, value = section.key(field.name), getattr(built, field.name)
+        bounds = field.metadata.get("bounds") or HUGGING_FACE_BOUNDS.get(key)
+        if bounds and value is not None:
+            _check_bounds(key, value, bounds)
+    built.check()
+    return built
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, all interpolations resolved, secrets left out."""
-    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    for section, name in (key.split(".") for key in SECRETS):
-        if values[section][name] is not None:
-            values[section][name] = LEFT_OUT
-    return values
+def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a number out of its bounds; NaN and infinity always are."""
+    is_finite = is_number(value) and math.isfinite(value)
+    limits = {name: bounds[name] for name in BOUNDS if name in bounds}
+    if not is_finite or not all(BOUNDS[n][1](value, limits[n]) for n in limits):
+        rule = " and ".join(f"{BOUNDS[n][0]} {limits[n]:,}" for n in limits)
+        finite = "" if is_finite else "a finite number "
+        reason = f": {bounds['reason']}" if "reason" in bounds else ""
+        raise UserError(f"{key} must be {finite}{rule}, got {value}{reason}")
 
 
-def _chosen_twice(group: str, option: str) -> str:
-    advice = (
-        ". A recipe brings the model along that its values were found for: leave +model away"
-        f" (to try its values on another model: model={option}, without the +)"
-    )
-    return f"+{group}={option}: a {group} is chosen already" + advice * (
-        group == "model"
-    )
+def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
+    """Return a line for each option, for `--help`: key=value, and its meaning.
 
-
-def explain(error: Exception, root: type = Arguments) -> str:
-    """One short message for an error of composition: the key, the value, what is right."""
-    cause: Optional[BaseException] = error
-    while isinstance(cause, HydraException):  # OmegaConf's error is somewhere below
-        cause = cause.__cause__ or cause.__context__
-    if not isinstance(cause, OmegaConfBaseException):
-        if "no viable alternative" in str(error):
-            return f"{error}\n(values with spaces, braces or brackets need quotes: 'key={{a: 1}}')"
-        if twice := re.match(r"Multiple values for (\w+).* (.*)'", str(error)):
-            return _chosen_twice(*twice.groups())
-        return str(error)
-    file = re.match(r"In '([^']*)'", str(error))
-    where = f"In {file.group(1)}: " if file else ""
-    key = cause.full_key or ""
-    reason = str(cause.msg or cause).split("\n")[0]
-    if key and "not in" in reason:
-        return where + _unknown(key, root)
-    reason = re.sub(r"field '.*' is not Optional", "null is not allowed", reason)
-    if "Invalid value 'False', expected one of [no," in reason:
-        reason += " (YAML reads a bare no as false: write 'no' in quotes)"
-    return where + (f"{key}: " if key else "") + reason
-
-
-def describe_options(config: DictConfig, root: type = Arguments) -> str:
-    """One line a key, for `--help`: key=value, and what it means."""
+    Args:
+        root: the name of the command's schema.
+        _root_: the whole configuration, as OmegaConf gives it.
+    """
     lines = []
-    parts = sections() if root is Arguments else {"": root}
-    for section, cls in parts.items():
-        part, prefix = (config[section], f"{section}.") if section else (config, "")
-        values = OmegaConf.to_container(part, enum_to_str=True)
-        for f in dataclasses.fields(cls):
-            if f.init:
-                value = "null" if values.get(f.name) is None else values.get(f.name)
-                help = re.split(r"(?<=\.)\s", f.metadata.get("help", "").strip())[0]
-                lines.append(f"  {prefix}{f.name}={value}".ljust(46) + f"  {help}")
+    for name, section in sections(ROOTS[root]).items():
+        values = OmegaConf.to_container(
+            _root_[name] if name else _root_, enum_to_str=True
+        )
+        for field in dataclasses.fields(section):
+            if field.init:
+                value = values[field.name]
+                shown = (
+                    f"{section.key(field.name)}={'null' if value is None else value}"
+                )
+                # Hugging Face's texts are long: their first sentence is shown.
+                help = re.split(r"(?<=\.)\s", field.metadata.get("help", "").strip())[0]
+                lines.append(f"  {shown}".ljust(46) + f"  {help}")
         lines.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(lines).replace("$", "$$")
 
 
-def unless_batch_is_given(tokens: int, training: DictConfig) -> Optional[int]:
-    """`tokens`, unless the batch is stated in sequences."""
+def unless_batch_is_given(tokens: int, *, _root_: DictConfig) -> Optional[int]:
+    """Return `tokens`, or None if the batch is given in sequences."""
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    return tokens if all(training[name] is None for name in names) else None
+    return tokens if all(_root_.training[name] is None for name in names) else None
 
 
-OmegaConf.register_new_resolver(
-    "unless_batch_is_given",
-    lambda tokens, *, _root_: unless_batch_is_given(tokens, _root_.training),
-    replace=True,
-)
-OmegaConf.register_new_resolver(
-    "describe_options",
-    lambda root="base_config", *, _root_: describe_options(_root_, ROOTS[root]),
-    replace=True,
-)
+for _resolver in (unless_batch_is_given, describe_options):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

@@ -1,9 +1,14 @@
-"""Text files in, a token stream out.
+"""The data room: how text files become the blocks that a model is trained on.
 
-`corpus` finds and reads the text, `documents` says where it is cut and `words` what a word
-is, `tokenizer` trains or loads the tokenizer, `encoding` gives ids and `packing` makes them
-one flat `stream` of tokens on disk with prefix sums of words and bytes. `blocks` are views
-of the stream, `order` says which of them a step trains on. `prepare` does all of that,
-`cache` keeps it, `summary` shows it. `sample/` is a corpus that comes with the repository;
-`download` fetches the challenge's.
+1. `text` finds the files, reads them in pieces of bounded size and splits them into
+   documents.
+2. `packing` turns the pieces into token ids and writes them, with BOS and EOS around each
+   document, as one flat stream that is cached on disk.
+3. `blocks` gives views of that stream of `data.block_size` tokens, and `order` decides which
+   blocks each training step sees.
+
+`prepare` runs these steps for the command line, and `summary` prints a table of the result.
+`cache` builds each tokenizer and each stream once and finds it again by its content.
+`download` fetches the challenge's data; `sample` is a small corpus that is part of the
+repository.
 """

@@ -1,9 +1,9 @@
-"""Blocks: views of a stream.
+"""Blocks: views of a stream, of a fixed number of tokens.
 
-A block of T tokens that starts at s has inputs tokens[s : s + T] and targets
-tokens[s + 1 : s + T + 1]. The next block starts at s + T, so that every token of a span is a
-target exactly once, but for the first of the span and the BOS of each document, which
-nothing comes before.
+A block of T tokens that starts at s has the inputs tokens[s : s + T] and the targets
+tokens[s + 1 : s + T + 1]. The next block starts at s + T. So every token of a span is a target
+exactly once, except the first token of the span and the BOS of each document: no token
+before them predicts them.
 """
 
 from typing import Optional
@@ -15,21 +15,21 @@ from torch.utils.data import Dataset
 from src.data.packing.stream import Stream
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in a metric
-NO_BLOCK = -1  # the index of a block without targets, which fills up a batch
+NO_BLOCK = -1  # the index of a block without targets, which fills the last batch
 
 
 class Blocks(Dataset):
-    """The blocks of spans of a stream.
+    """A dataset of the blocks of some spans of a stream.
 
     Args:
-        stream: the packed corpus.
-        spans: (start, end) in tokens; a block lies in one span.
-        block_size: T, targets a block has.
-        keep_remainder: whether the last, shorter block of each span is kept (for
-            evaluation; padded, with ignored targets) or left out (for training).
-        max_samples: keep this many blocks, drawn once, the same for every seed.
-        restart_positions: whether positions count from each document's beginning: what
-            keeps attention inside documents (`src/training/documents_apart.py`).
+        stream: The packed corpus.
+        spans: Pairs (start, end) in tokens; each block lies in one span.
+        block_size: T, the number of targets of a block.
+        keep_remainder: Keep the last, shorter block of each span, padded with ignored
+            targets (for evaluation); otherwise leave it out (for training).
+        max_samples: Keep only this many blocks, drawn at random, the same for every seed.
+        restart_positions: Count positions from the beginning of each document, which keeps
+            attention inside documents (see `src/training/documents_apart.py`).
     """
 
     def __init__(
@@ -43,30 +43,27 @@ class Blocks(Dataset):
     ):
         self.stream, self.block_size = stream, block_size
         self.restart_positions = restart_positions
-        starts, ends = [], []
-        self.remainder = 0  # targets in remainders, kept or not
-        for start, end in spans:
-            firsts = np.arange(start, max(end - 1, start), block_size)
-            lasts = np.minimum(firsts + block_size, end - 1)
-            whole = lasts - firsts == block_size
-            self.remainder += int((lasts - firsts)[~whole].sum())
-            kept = slice(None) if keep_remainder else whole
-            starts.append(firsts[kept])
-            ends.append(lasts[kept])
-        self.starts = np.concatenate(starts or [np.zeros(0, np.int64)])
-        self.ends = np.concatenate(ends or [np.zeros(0, np.int64)])
-        if max_samples is not None and max_samples < len(self.starts):
-            drawn = np.random.default_rng(0).permutation(len(self.starts))[:max_samples]
-            drawn.sort()
-            self.starts, self.ends = self.starts[drawn], self.ends[drawn]
+        starts = [np.arange(start, end - 1, block_size) for start, end in spans]
+        ends = np.array([end - 1 for _, end in spans], np.int64)
+        self.starts = np.concatenate([np.zeros(0, np.int64), *starts])
+        span_ends = np.repeat(ends, list(map(len, starts)))
+        self.ends = np.minimum(self.starts + block_size, span_ends)
+        lengths = self.ends - self.starts
+        whole = lengths == block_size
+        self.remainder = int(lengths[~whole].sum())  # targets in shorter blocks
+        kept = np.flatnonzero(whole | keep_remainder)
+        if max_samples is not None and max_samples < len(kept):
+            drawn = np.random.default_rng(0).permutation(len(kept))[:max_samples]
+            kept = kept[np.sort(drawn)]
+        self.starts, self.ends = self.starts[kept], self.ends[kept]
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` [T], `labels` [T] (already shifted: the next tokens).
+        """Return `input_ids` [T] and `labels` [T], which are shifted: the next tokens.
 
-        And `position_ids` [T] with `restart_positions`.
+        With `restart_positions` also `position_ids` [T].
         """
         if index == NO_BLOCK:
             block = {key: value.clone() for key, value in self[0].items()}
@@ -74,14 +71,14 @@ class Blocks(Dataset):
             return block
         start, end = int(self.starts[index]), int(self.ends[index])
         tokens = self.stream.tokens[start : end + 1].astype(np.int64)
-        inputs = np.full(self.block_size, tokens[0])  # padding that no loss sees
+        inputs = np.full(self.block_size, tokens[0])  # any padding: it has no targets
         labels = np.full(self.block_size, IGNORE_INDEX, np.int64)
         inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
         documents = self.stream.documents
-        # Of the same type: else NumPy converts, and so reads, all documents.
+        # Of the same type, or NumPy would convert, and so read, all documents.
         edges = np.array([start + 1, end + 1], documents.dtype)
         first, last = np.searchsorted(documents, edges)
-        begins = documents[first:last].astype(np.int64) - start  # of BOS, from 1 to T
+        begins = documents[first:last].astype(np.int64) - start  # of BOS, 1 to T
         labels[begins - 1] = IGNORE_INDEX
         block = {"input_ids": inputs, "labels": labels}
         if self.restart_positions:
@@ -94,7 +91,7 @@ class Blocks(Dataset):
 
     @property
     def owners(self) -> np.ndarray:
-        """The file of the stream that each block begins in [num_blocks]."""
+        """The index of the stream's file in which each block begins [num_blocks]."""
         file_ends = [file["end"] for file in self.stream.files]
         return np.searchsorted(file_ends, self.starts, side="right")
 
@@ -110,10 +107,10 @@ class Blocks(Dataset):
 
 
 def split(stream: Stream, percentage: float) -> tuple[list, list]:
-    """Spans for training and validation: the last `percentage` of each file is held out.
+    """Return spans for training and for validation: the end of each file is held out.
 
-    The cut is moved to the nearest beginning of a document, if one is so near that what is
-    held out at most doubles or halves.
+    The held-out part is `percentage` % of the file's tokens. It begins with a document if
+    that changes its size by at most a factor of two.
     """
     train, held_out = [], []
     starts = np.asarray(stream.documents).astype(np.int64)
@@ -130,5 +127,5 @@ def split(stream: Stream, percentage: float) -> tuple[list, list]:
 
 
 def file_spans(stream: Stream) -> list[tuple[int, int]]:
-    """One span a file."""
+    """Return one span (start, end) for each file."""
     return [(file["start"], file["end"]) for file in stream.files]

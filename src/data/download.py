@@ -1,16 +1,15 @@
-"""Fetches the official BabyLM data from the Hugging Face hub into ./babylm_data.
+"""The download of the official BabyLM data from the Hugging Face hub into ./babylm_data.
 
     ./download_data.sh                      everything of 2026
     ./download_data.sh 10M dev eval         some of it
-    ./download_data.sh 10M --year 2025      which files to place by hand
+    ./download_data.sh 10M --year 2025      where to find the files of 2025
 
-Makes babylm_10M/<source>.train, babylm_100M/<source>.train, babylm_dev/<source>.dev
-and evaluation_data/{full_eval,fast_eval}/<task>/*, checked against the hub's hashes.
-A broken download is continued by the next call; what is there is never replaced.
+It makes babylm_10M/<source>.train, babylm_100M/<source>.train, babylm_dev/<source>.dev and
+evaluation_data/{full_eval,fast_eval}/<task>/*, checked against the hub's hashes. The next
+call continues a broken download. Existing files are never replaced.
 """
 
 import argparse
-import hashlib
 import os
 import sys
 import zipfile
@@ -21,12 +20,15 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, constants, errors, hf_hub_url, utils
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
-# The client speaks through httpx in its versions 1 and httpx2 in 2: the base of the
-# errors of whichever it is can be named only by way of the client's own error.
+from src.foundation import sha256
+
+# The client uses httpx in version 1 and httpx2 in version 2. Only its own error leads to the
+# base class of the errors of both.
 TransportError = errors.HfHubHTTPError.__bases__[0]
-ZIP_PASSWORD = b"BabyLM2025"  # published by the organisers: it keeps crawlers out
-SOURCES = (  # and their published whitespace words: 10M, 100M, dev
+ZIP_PASSWORD = b"BabyLM2025"  # published by the organisers to keep crawlers out
+SOURCES = (  # with their published whitespace words: 10M, 100M, dev
     ("bnc_spoken", 762_073, 7_620_671, 1_252_593),
     ("childes", 2_841_101, 28_410_878, 2_716_591),
     ("gutenberg", 2_557_721, 25_576_896, 2_819_070),
@@ -38,28 +40,29 @@ SOURCES = (  # and their published whitespace words: 10M, 100M, dev
 
 @dataclass(frozen=True)
 class Part:
-    """One choice of the command: a hub dataset and the folder that it fills."""
+    """One choice of the command: a hub dataset, and the folder that it fills."""
 
     name: str
     folder: str
     dataset: str
     revision: str
-    ending: str = ""  # of the files here, to some the hub adds .txt; "": evaluation
-    column: int = 0  # in SOURCES
+    ending: str = ""  # of the text files; "" for the evaluation data
+    column: int = 0  # of the published words in SOURCES
 
     @property
     def files(self) -> list[str]:
-        names = [row[0] + self.ending for row in SOURCES]
+        """The names of the files in the folder."""
+        names = [source + self.ending for source, *_ in SOURCES]
         return names if self.ending else ["full_eval/*", "fast_eval/*"]
 
     def target(self, path: str) -> str:
-        """Where a hub file goes below the data directory; nowhere if not wanted."""
+        """Return the path of a hub file below the data directory; "" if not wanted."""
         if self.ending:
-            name = path.removesuffix(".txt")
+            name = path.removesuffix(".txt")  # which the hub adds to some names
             return f"{self.folder}/{name}" if name in self.files else ""
-        folder, split, *rest = path.split("/") + [""]
-        official = folder == self.folder and split in ("full_eval", "fast_eval")
-        return path if official and ".." not in rest else ""
+        parts = PurePosixPath(path).parts
+        official = [(self.folder, "full_eval"), (self.folder, "fast_eval")]
+        return path if parts[:2] in official and ".." not in parts else ""
 
 
 # fmt: off
@@ -74,106 +77,118 @@ PARTS = (
          "8d52da9424a9ff30b9e8266c4f751aba9c504233"),  # of 22 April 2026
 )
 # fmt: on
+FILES_OF_2025 = """the hub has no files of 2025. Get them, in a browser, from OSF:
+  https://osf.io/ad7qg/ has text_data/train_10M.zip, train_100M.zip and dev.zip.
+    Put the *.train and *.dev into {0}/babylm_10M/, babylm_100M/ and babylm_dev/.
+  https://osf.io/ryjfm/ has evaluation_data.
+    Put full_eval and fast_eval into {0}/evaluation_data/."""
 
 
 def complain(message: str) -> None:
     print(f"download: {message}", file=sys.stderr)
 
 
-def list_files(part: Part) -> dict[Path, RepoFile]:
-    """The dataset's files by their place below the data directory."""
-    # Without a network the client would retry the listing for half a minute: knock.
+def list_files(part: Part) -> dict[str, RepoFile]:
+    """Return the dataset's files by their path below the data directory."""
+    # Without a network the client would retry the listing for half a minute. This fails fast.
     utils.get_session().head(constants.ENDPOINT, timeout=constants.DEFAULT_ETAG_TIMEOUT)
     tree = HfApi().list_repo_tree(
         part.dataset, repo_type="dataset", revision=part.revision, recursive=True
     )
     files = [entry for entry in tree if isinstance(entry, RepoFile)]
-    placed = {Path(to): file for file in files if (to := part.target(file.path))}
-    if len(placed) < (len(SOURCES) if part.ending else 1):
-        raise OSError(
-            f"{part.dataset}: should hold {part.files}, holds {[f.path for f in files]}"
-        )
-    return placed
+    wanted = {to: file for file in files if (to := part.target(file.path))}
+    if len(wanted) < (len(SOURCES) if part.ending else 1):
+        paths = [file.path for file in files]
+        raise OSError(f"{part.dataset}: should hold {part.files}, holds {paths}")
+    return wanted
 
 
 def fault(path: Path, file: RepoFile) -> str:
-    """What is wrong with the copy, or nothing. The hub gives the sha256 of files in
-    large file storage, of others git's name for them: a hash of a header and them."""
+    """Return how a local copy differs from the hub's file; "" if it does not.
+
+    The hub gives the SHA-256 of files in large file storage, and git's SHA-1 of others.
+    """
     size = path.stat().st_size
-    wanted = (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
-    digest = hashlib.sha256() if file.lfs else hashlib.sha1(b"blob %d\0" % size)
-    with path.open("rb") as copy:
-        while block := copy.read(1 << 20):
-            digest.update(block)
-    found = (size, digest.hexdigest())
-    return "" if found == wanted else f"bytes and hash should be {wanted}, are {found}"
+    if size != file.size:
+        return f"should have {file.size:,} bytes, has {size:,}"
+    expected = file.lfs.sha256 if file.lfs else file.blob_id
+    digest = sha256(path) if file.lfs else git_hash(path.read_bytes())
+    return (
+        "" if digest == expected else f"should have the hash {expected}, has {digest}"
+    )
 
 
 def fetch(file: RepoFile, part: Part, target: Path, staging: Path) -> None:
-    """Brings one file to its place, or leaves its beginning in the staging folder."""
+    """Download one file, or leave what has arrived of it for the next call.
+
+    The client's functions above `http_get` (`hf_hub_download`, `snapshot_download`) delete
+    what has arrived when a download breaks, and replace existing files.
+    """
     staging.mkdir(parents=True, exist_ok=True)
     partial = staging / f"{file.blob_id}.part"
-    # Identity: bytes of a compressed answer could not be counted on from `start`.
+    repository = {"repo_type": "dataset", "revision": part.revision}
+    url = hf_hub_url(part.dataset, file.path, **repository)
+    # Not compressed, or `start` would not be a position in the bytes that are sent.
     headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
-    where = {"repo_type": "dataset", "revision": part.revision}
-    url = hf_hub_url(part.dataset, file.path, **where)
-    # The client's functions above this one drop what is broken when they end; this one
-    # takes up the file that it is given, so that a later call can continue it.
     with partial.open("ab") as copy:
         if (start := copy.tell()) < file.size:
-            more = {"resume_size": start, "displayed_filename": file.path}
-            http_get(url, copy, headers=headers, **more)
-    if wrong := fault(partial, file):
+            shown = {"displayed_filename": file.path}
+            http_get(url, copy, resume_size=start, headers=headers, **shown)
+    if difference := fault(partial, file):
         partial.unlink()
-        raise OSError(f"{part.dataset}, {file.path}: {wrong}; nothing kept, call again")
+        raise OSError(f"{part.dataset}, {file.path}: {difference}; deleted, call again")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, target)
 
 
 def fetch_part(part: Part, directory: Path) -> bool:
-    """Completes one folder; False if a file there is another than the hub's."""
+    """Complete one folder; return False if a file in it differs from the hub's."""
     staging = directory / ".download"
     files = {directory / to: file for to, file in list_files(part).items()}
-    missing = {path: file for path, file in files.items() if not path.exists()}
+    missing = [path for path in files if not path.exists()]
     faults = {p: fault(p, file) for p, file in files.items() if p not in missing}
-    complete = [path for path, wrong in faults.items() if not wrong]
+    different = [path for path, difference in faults.items() if difference]
+    kept = len(faults) - len(different)
     print(f"{part.name}: {part.dataset}, revision {part.revision}:")
-    print(f"  {len(complete)} files complete and kept, {len(missing)} to fetch")
-    for path, file in missing.items():
-        fetch(file, part, path, staging)
-    for path, wrong in faults.items():
-        if wrong:
-            complain(f"{path}: {wrong}; kept: move it away to have the hub's")
-    for path in [*complete, *missing]:
-        if path.suffix == ".zip":
+    print(f"  {kept} files complete and kept, {len(missing)} to fetch")
+    for path in missing:
+        fetch(files[path], part, path, staging)
+    for path in different:
+        complain(f"{path}: {faults[path]}; kept: move it away to get the hub's file")
+    for path in files:
+        if path.suffix == ".zip" and path not in different:
             unpack(path, staging)
     if part.ending:
         word_table(part, directory / part.folder)
     else:
-        print("Not in it: full EWoK (ewok-core/ewok-core-1.0, accept its terms there)")
+        print(
+            "Not included: full EWoK (ewok-core/ewok-core-1.0, accept its terms there)"
+        )
         print("and Global PIQA (mrlbenchmarks/global-piqa-parallel, -nonparallel).")
-    return len(complete) + len(missing) == len(files)
+    return not different
 
 
 def unpack(archive: Path, staging: Path) -> None:
-    """x.zip to x/*: inside, the names repeat the path from evaluation_data on."""
+    """Unpack x.zip to x/*, without the folders that the archive repeats."""
     folder = archive.with_suffix("")
     folder.mkdir(exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
                 name = PurePosixPath(member.filename).name
-                wanted = not (member.is_dir() or name.startswith("."))  # ._x: a Mac's
-                if wanted and not (folder / name).exists():
+                hidden = name.startswith(".")  # such as the ._x of macOS
+                if not (member.is_dir() or hidden or (folder / name).exists()):
                     (staging / name).write_bytes(opened.read(member, ZIP_PASSWORD))
                     os.replace(staging / name, folder / name)
     except (zipfile.BadZipFile, RuntimeError) as error:
-        rule = f"should unpack into {folder}/, password {ZIP_PASSWORD.decode()}"
-        raise OSError(f"{archive}: {rule}: {error}; do it by hand") from error
+        raise OSError(
+            f"{archive}: cannot be unpacked: {error}; unpack it into {folder}/ by hand,"
+            f" with the password {ZIP_PASSWORD.decode()}"
+        ) from error
 
 
 def word_table(part: Part, folder: Path) -> None:
-    """Prints each file's whitespace words beside the published ones."""
+    """Print the whitespace words of each file beside the published number."""
     published = {row[0]: row[part.column] for row in SOURCES}
     print(f"{part.folder:16}{'words':>14}{'published':>14}")
     total = 0
@@ -188,36 +203,22 @@ def word_table(part: Part, folder: Path) -> None:
     print(f"{'total':16}{total:14,}{sum(published.values()):14,}")
 
 
-def place_2025(part: Part, directory: Path) -> bool:
-    """No dataset of 2025 is known on the hub: its files are on OSF."""
-    archive = "dev.zip" if part.name == "dev" else f"train_{part.name}.zip"
-    source = (
-        f"text_data/{archive} of https://osf.io/ad7qg/ and place its *{part.ending}"
-    )
-    if not part.ending:
-        source = (
-            "evaluation_data of https://osf.io/ryjfm/ and place full_eval, fast_eval"
-        )
-    complain(f"{part.name}: the hub has no files of 2025. Take, in a browser,")
-    print(f"  {source}\n  in {directory / part.folder}/", file=sys.stderr)
-    return False
-
-
 def by_hand(parts: Sequence[Part], directory: Path) -> str:
-    """What was wanted, and how to bring it from a machine with a network."""
+    """Return what is wanted, and how to bring it from a machine with a network."""
     wanted = [
         f"  dataset {part.dataset}, revision {part.revision}:\n"
         f"    {', '.join(part.files)} into {directory / part.folder}/\n"
         for part in parts
     ]
     return f"wanted:\n{''.join(wanted)}" + (
-        "Call again where the hub can be reached (begun files are continued), or do\n"
+        "Call again where the hub can be reached (begun files are continued), or run\n"
         "  hf download DATASET --repo-type dataset --revision REVISION --local-dir X\n"
-        "there and place the files as above, x.train.txt of the hub as x.train."
+        "there and copy the files as above, x.train.txt of the hub as x.train."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser("download_data.sh", description="BabyLM data")
     parser.add_argument("parts", nargs="*", choices=names, help="default: all")
@@ -225,23 +226,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=Path("babylm_data"))
     options = parser.parse_args(arguments)
     parts = [part for part in PARTS if part.name in (options.parts or names)]
-    bring = fetch_part if options.year == 2026 else place_2025
-    done = True
+    if options.year == 2025:
+        complain(FILES_OF_2025.format(options.directory))
+        return 1
+    complete = True
     for index, part in enumerate(parts):
         try:
-            done = bring(part, options.directory) and done
+            complete = fetch_part(part, options.directory) and complete
         except (TransportError, ConnectionError) as error:
             reason = " ".join(str(error).split())
-            complain(f"{part.name}: cannot be had from {constants.ENDPOINT}: {reason}")
+            complain(f"{part.name}: {constants.ENDPOINT} cannot be reached: {reason}")
             complain(by_hand(parts[index:], options.directory))
             return 1
         except OSError as error:
             complain(f"{part.name}: {error}")
-            done = False
+            complete = False
         except KeyboardInterrupt:
             complain("interrupted; the next call continues")
             return 130
-    return 0 if done else 1
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which blocks every step of a run trains on: a function of the seed and nothing else.
+"""The order of blocks: which blocks each step of a run trains on.
 
 An epoch draws each file's blocks as often as the mix says, in an order that depends on
-(seed, epoch) alone; a step takes the next `blocks_per_step` of them. So whatever the number
-of devices, of micro-batches, of loader processes, or of restarts, step n trains on the same
-blocks, and the words seen after it are a number that is known before the run begins.
+(seed, epoch) only. A step takes the next `blocks_per_step` of them. So step n trains on the
+same blocks for any number of devices, micro-batches, loader processes and restarts, and the
+number of words seen after it is known before the run begins.
 """
 
 import math
@@ -20,18 +20,19 @@ from src.foundation import UserError
 
 @dataclass(frozen=True)
 class Order:
-    """The blocks of an epoch, in order.
+    """A function from epochs to the order of their blocks.
 
-    A file's text is drawn from an endless sequence of passes over its blocks, each in
-    another order; an epoch takes the next `times` passes of it. So after any number of epochs
-    no block of a file was seen more than once more than another.
+    Each file has an endless sequence of passes over its blocks, each pass in another order.
+    An epoch takes the next `times` passes of it, which need not be a whole number. So two
+    blocks of a file have always been seen equally often, or one of them once more.
 
     Args:
-        kind: `shuffled`; `sequential`, as in the text; or `by_file`, one file after the
-            other, each shuffled.
-        owners: the file that each block begins in [num_blocks], ascending.
-        times: how often each file's text is drawn in an epoch [num_files].
-        files: the files in the order of `by_file`.
+        kind: `shuffled`; `sequential`, as in the text; or `by_file`, one file after another,
+            each shuffled.
+        seed: The seed of the run.
+        owners: The file in which each block begins [num_blocks], ascending.
+        times: How often an epoch draws each file's text [num_files].
+        files: The order of the files for `by_file`.
     """
 
     kind: str
@@ -41,14 +42,14 @@ class Order:
     files: list[int]
 
     def __len__(self) -> int:
-        """Blocks of an epoch."""
+        """Return the number of blocks in an epoch."""
         return sum(self._count(file) for file in self.files)
 
     def _count(self, file: int) -> int:
         return round(self.times[file] * int(np.count_nonzero(self.owners == file)))
 
     def blocks(self, epoch: int) -> np.ndarray:
-        """Indices of the epoch's blocks."""
+        """Return the indices of an epoch's blocks in order."""
         files = self.files if self.kind == "by_file" else sorted(self.files)
         drawn = np.concatenate([part for f in files for part in self._draw(f, epoch)])
         if self.kind == "shuffled":
@@ -56,30 +57,32 @@ class Order:
         return drawn
 
     def _draw(self, file: int, epoch: int) -> Iterator[np.ndarray]:
-        """The file's part of the epoch: the ends of passes over its blocks, and whole ones."""
+        """Yield the parts of the passes over a file that belong to an epoch."""
         blocks, count = np.flatnonzero(self.owners == file), self._count(file)
         start, end = epoch * count, (epoch + 1) * count
-        for number in range(
-            start // max(1, len(blocks)), -(-end // max(1, len(blocks)))
-        ):
+        length = max(1, len(blocks))
+        for number in range(start // length, -(-end // length)):
             rng = np.random.default_rng([self.seed, number, file + 1])
-            first = number * len(blocks)
+            first = number * length
             part = rng.permutation(blocks)[max(0, start - first) : end - first]
             yield np.sort(part) if self.kind == "sequential" else part
 
 
 class Plan(Sampler):
-    """The steps of a run over blocks; as a sampler, the blocks of the epoch that is set.
+    """The steps of a run over blocks; as a sampler, it gives the blocks of one epoch.
 
-    The last step of an epoch may have fewer blocks; it is filled up with `NO_BLOCK`, which
-    has no targets, so that every process has the same number of batches and none is seen
-    twice.
+    If the last step of an epoch has fewer blocks, it is filled with `NO_BLOCK`, which has no
+    targets. So every process has the same number of batches, and no block is seen twice.
 
     Args:
-        blocks_per_step: of the optimizer's batch, over all devices and micro-batches.
-        epochs, max_steps, max_words: the run ends where the first of them does.
-        schedule: {block size: share of the steps}, in this order: blocks are cut in shorter
-            ones of the stage's size, so that the tokens of a step stay the same.
+        blocks: The training blocks.
+        order: The order of each epoch's blocks.
+        blocks_per_step: Blocks per optimizer step, over all devices and micro-batches.
+        epochs: The length of the run in epochs, unless `max_steps` is given.
+        max_steps: The length of the run in steps.
+        max_words: The run ends before the step that would exceed this number of words.
+        schedule: {block size: share of the steps}, in order. In each stage the blocks are cut
+            into shorter ones of its size, so the number of tokens per step stays the same.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class Plan(Sampler):
     ):
         if not len(order):
             raise UserError(
-                "data.mix: an epoch would have no block: every file's part is rounded to 0"
+                "data.mix: an epoch would have no block: the share of every file rounds to 0"
             )
         self.blocks, self.order, self.blocks_per_step = blocks, order, blocks_per_step
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
@@ -105,18 +108,19 @@ class Plan(Sampler):
         if max_words is not None:
             if self.words[1] > max_words:
                 raise UserError(
-                    f"training.max_words={max_words:,} must be at least what the first step"
-                    f" sees, {self.words[1]:,} words"
+                    f"training.max_words={max_words:,} must be at least"
+                    f" {self.words[1]:,}, the words of the first step"
                 )
             last = np.searchsorted(self.words, max_words, side="right")
             self.words = self.words[:last]
-        shares = np.cumsum([share for share in (schedule or {}).values()])
-        self._stage_ends = [round(share * self.num_steps) for share in shares]
-        self._stage_sizes = list(schedule or {})
+        schedule = schedule or {}
+        ends = [round(s * self.num_steps) for s in np.cumsum(list(schedule.values()))]
+        # Pairs (length of a sequence, step where the stage ends).
+        self.stages: list[tuple[int, int]] = list(zip(schedule, ends))
         self.epoch = 0
 
     def _words_of_steps(self, max_steps: int, max_words: Optional[int]) -> np.ndarray:
-        """Words of each step, until one of the limits is reached [num_steps]."""
+        """Return the words of each step, of at least the epochs that the run needs [n]."""
         words = np.append(self.blocks.words, 0)  # NO_BLOCK is the last
         steps, epochs = [], -(-max_steps // self.steps_per_epoch)
         seen = 0
@@ -135,34 +139,29 @@ class Plan(Sampler):
 
     @property
     def num_steps(self) -> int:
-        """Steps of the run."""
+        """The number of steps of the run."""
         return len(self.words) - 1
 
     def words_seen(self, num_steps: int) -> int:
-        """Words in the targets of the first `num_steps` steps."""
+        """Return the words in the targets of the first `num_steps` steps."""
         return int(self.words[num_steps])
 
     def block_size(self, step: int) -> int:
-        """Length of a sequence at a step, which counts from 0."""
+        """Return the length of a sequence at a step, counted from 0."""
         for size, end in self.stages:
             if step < end:
                 return size
         return self.blocks.block_size
 
-    @property
-    def stages(self) -> list[tuple[int, int]]:
-        """(length of a sequence, step at which it ends) of the schedule's stages."""
-        return list(zip(self._stage_sizes, self._stage_ends))
-
     def blocks_of(self, step: int) -> list[int]:
-        """Indices of the blocks that a step, which counts from 0, trains on."""
+        """Return the indices of the blocks that a step, counted from 0, trains on."""
         epoch, number = divmod(step, self.steps_per_epoch)
         first = number * self.blocks_per_step
         blocks = self._filled(epoch)[first : first + self.blocks_per_step].tolist()
         return [block for block in blocks if block != NO_BLOCK]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the sampler gives."""
+        """Set the epoch whose blocks the sampler gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -173,19 +172,21 @@ class Plan(Sampler):
 
 
 def check_names(data: DataTrainingArguments, names: list[str]) -> None:
-    """Raise `UserError` where the data section names other training files than `names`."""
+    """Raise `UserError` if the data section refers to training files not in `names`."""
     for key in ("mix", "file_order"):
         for name in getattr(data, key) or ():
             if name not in names:
                 known = ", ".join(names)
-                raise UserError(f"data.{key}: no file is called {name!r}; {known} are")
+                raise UserError(
+                    f"data.{key}: no file is named {name!r}; the files are {known}"
+                )
     if data.file_order and set(data.file_order) != set(names):
         missing = ", ".join(name for name in names if name not in data.file_order)
         raise UserError(f"data.file_order must name every file; missing: {missing}")
 
 
 def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
-    """The order that the data section describes (see `check_names`)."""
+    """Return the order that the data section describes (see `check_names`)."""
     names = [file["name"] for file in blocks.stream.files]
     times = [float((data.mix or {}).get(name, 1)) for name in names]
     files = [names.index(name) for name in data.file_order or names]
@@ -193,9 +194,10 @@ def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
 
 
 def check_budget(data: DataTrainingArguments, plan: Plan) -> None:
-    """Raise `UserError` where the text is beyond the challenge's limits on words.
+    """Raise `UserError` if the run exceeds the challenge's limits on words.
 
-    No more unique words than `data.word_budget`, no more than ten times as many seen.
+    The training text may have `data.word_budget` unique words, and the run may see ten times
+    as many.
     """
     if data.word_budget is None or not data.strict_rules:
         return
@@ -209,5 +211,5 @@ def check_budget(data: DataTrainingArguments, plan: Plan) -> None:
         if words > limit:
             raise UserError(
                 f"data.word_budget={data.word_budget:,}: {what} {words:,} words, more than"
-                f" {limit:,}; where that is meant: data.strict_rules=false"
+                f" {limit:,}; to allow that: data.strict_rules=false"
             )

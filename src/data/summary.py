@@ -1,18 +1,18 @@
-"""What was found in a text: a table on the screen, and as JSON beside the packed text."""
+"""A summary of packed text: a table for the screen, and JSON beside the stream."""
 
 import json
 import logging
-import os
 from typing import Any, Optional
 
 import numpy as np
 
 from src.data.blocks import Blocks
 from src.data.packing.stream import Stream
+from src.foundation import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Heading, key, format of a column.
+# Heading, key and format of each column.
 COLUMNS = (
     ("boundary", "boundary", ">12"),
     ("documents", "documents", ">11,"),
@@ -31,27 +31,24 @@ SUMS = ("documents", "words", "tokens", "bytes", "blocks", "held_out_blocks")
 def summarize(
     stream: Stream, blocks: list[Blocks], word_budget: Optional[int]
 ) -> dict[str, Any]:
-    """Rows of numbers: one for each of the files, one for all.
+    """Return numbers for each file of the stream, and for all files together.
 
     Args:
-        blocks: cut from the stream; where there are two, the second is held out.
-        word_budget: words that are allowed in all; None: not asked.
+        blocks: The blocks cut from the stream; a second entry is what is held out.
+        word_budget: The words allowed in all; None: no column for them.
     """
-    rows = []
-    counts = [np.bincount(b.owners, minlength=len(stream.files)) for b in blocks]
-    for number, file in enumerate(stream.files):
-        row = {**file, "tokens": file["end"] - file["start"]}
-        names = ("blocks", "held_out_blocks")
-        row.update({name: int(c[number]) for name, c in zip(names, counts)})
-        rows.append(row)
+    rows = [{**file, "tokens": file["end"] - file["start"]} for file in stream.files]
+    for name, part in zip(("blocks", "held_out_blocks"), blocks):
+        counts = np.bincount(part.owners, minlength=len(rows)).tolist()
+        for row, count in zip(rows, counts):
+            row[name] = count
     total = {key: sum(row[key] for row in rows) for key in SUMS if key in rows[0]}
     rows.append({"name": "all", "boundary": "", **total})
     for row in rows:
+        size_on_disk = stream.size_on_disk * row["tokens"] / total["tokens"]
         row["tokens_per_word"] = row["tokens"] / max(1, row["words"])
         row["bytes_per_token"] = row["bytes"] / max(1, row["tokens"])
-        row["mb_on_disk"] = (
-            stream.size_on_disk * row["tokens"] / rows[-1]["tokens"] / 1e6
-        )
+        row["mb_on_disk"] = size_on_disk / 1e6
         if word_budget is not None:
             row["budget_used"] = row["words"] / word_budget
     return {
@@ -66,7 +63,7 @@ def summarize(
 def describe(
     stream: Stream, blocks: list[Blocks], word_budget: Optional[int] = None
 ) -> str:
-    """`summarize` as a table; also written beside the packed text, as table.json."""
+    """Return `summarize` as a table, and write it beside the stream as table.json."""
     summary = summarize(stream, blocks, word_budget)
     rows = [*summary["files"], summary["all"]]
     columns = [column for column in COLUMNS if column[1] in rows[0]]
@@ -81,15 +78,9 @@ def describe(
         f"blocks of {summary['block_size']} tokens; {summary['tokens_in_no_block']:,} tokens"
         f" in shorter ends; packed in {stream.directory}"
     )
-    _write(stream, summary)
-    return "\n".join(lines)
-
-
-def _write(stream: Stream, summary: dict[str, Any]) -> None:
-    table = stream.directory / "table.json"
-    temporary = table.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        os.replace(temporary, table)
-    except OSError as error:  # what it says is on the screen
+        table = stream.directory / "table.json"
+        write_atomically(table, json.dumps(summary, indent=1))
+    except OSError as error:  # the cache may be read-only
         logger.warning("%s was not written: %s", table, error.strerror)
+    return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""A model in, scores out: `suite` asks it the tasks, `scoreboard` does so for many models.
+"""Scores of models: `suite` asks one model, `evaluator` asks many and keeps their results.
 
-`tasks` says what is asked, `scoring` how probable a text is, `results` and `table` what is
-written and shown of it; `language_modeling` is the loss on text, `finetuning` GLUE.
+`tasks` and `glue` define what is asked, `scoring` computes how probable a text is, `results`
+and `table` write and show scores. `language_modeling` measures the loss on text.
 """

@@ -1,8 +1,8 @@
-"""How well a model predicts text: loss, accuracy, and figures that survive a tokenizer.
+"""Language-modeling metrics: loss, perplexity, accuracy, and two that survive a tokenizer.
 
-Per token: loss in nats, perplexity, accuracy of the most probable next token. They depend
-on what a token is. Bits per byte and perplexity per word do not: the log-probability of the
-whole text, divided by its bytes or by its whitespace words.
+Loss in nats, perplexity and the accuracy of the most probable next token are per token, and
+depend on the tokenizer. Bits per byte and perplexity per word do not: they divide the
+log-probability of the whole text by its bytes or its whitespace words.
 """
 
 import math
@@ -17,10 +17,14 @@ from torch.nn import functional as F
 def block_statistics(
     logits: torch.Tensor, labels: torch.Tensor, ignored: int = -100
 ) -> torch.Tensor:
-    """Sums over each block [B, 3]: negative log-likelihood in nats, hits, targets.
+    """Return negative log-likelihood in nats, hits and targets of each block, float32 [B, 3].
 
-    `logits` [B, T, V] belong to the already shifted `labels` [B, T]. One block at a time:
-    the float32 logits of a whole batch are never there at once.
+    One block at a time, so that the float32 logits of a whole batch never exist at once.
+
+    Args:
+        logits: [B, T, V].
+        labels: the next tokens, already shifted [B, T].
+        ignored: label of positions without a target.
     """
     rows = []
     for block_logits, block_labels in zip(logits, labels):
@@ -41,12 +45,13 @@ def summarize(
     files: np.ndarray,
     names: list[str],
 ) -> dict[str, float]:
-    """Metrics over all blocks and, behind `<name>_`, over each file's.
+    """Return the metrics over all blocks and, with the prefix `<name>_`, over each file.
 
     Args:
-        statistics: `block_statistics` of every block [N, 3].
-        words, num_bytes: what each block's targets hold [N].
+        statistics: `block_statistics` of N blocks [N, 3].
+        words, num_bytes: words and bytes of each block's targets [N].
         files: index into `names` of each block's file [N].
+        names: the files. A single file is not repeated under its name.
     """
     accuracy = next_token_accuracy()
     metrics = {}
@@ -73,24 +78,22 @@ def _exp(value: float) -> float:
 
 
 def next_token_accuracy() -> Any:
-    """The accuracy as an `evaluate` metric that needs no hub.
+    """Return the accuracy as a metric of `evaluate` that needs no network.
 
-    `evaluate.load("accuracy")` fetches its script. This one is defined here, and takes
-    counts (hits, targets), so that what it holds does not grow with the text.
+    `evaluate.load("accuracy")` downloads a script. This metric takes counts (hits as
+    predictions, targets as references), so that its memory does not grow with the text.
     """
     import datasets
     import evaluate
+
+    counts = datasets.Value("int64")
 
     class NextTokenAccuracy(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(
                 description="Share of tokens that the model ranked first.",
                 citation="",
-                inputs_description="predictions: hits; references: targets (counts).",
-                features=datasets.Features(
-                    predictions=datasets.Value("int64"),
-                    references=datasets.Value("int64"),
-                ),
+                features=datasets.Features(predictions=counts, references=counts),
             )
 
         def _compute(self, predictions: list, references: list) -> dict[str, float]:

@@ -1,21 +1,20 @@
-"""Which models are asked for, and loading them: runs, directories, globs, hub names.
+"""Finding models (runs, directories, globs, hub names) and loading them.
 
-A model is a directory in the hub's format. Its results are filed under the name of the model
-and a revision: `main`, or what a checkpoint is called (`checkpoint-500`, `chck_1M`).
+A model is a directory in the hub's format. Its results are stored under the name of the model
+and a revision: `main`, or the name of a checkpoint (`checkpoint-500`, `chck_1M`).
 """
 
 import glob
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -26,78 +25,80 @@ from transformers import (
 )
 
 from src.evaluation.results import model_folder
-from src.evaluation.scoring.texts import Backend
-from src.evaluation.tasks.rows import checksum
-from src.foundation import UserError
+from src.evaluation.scoring.scorer import Backend
+from src.foundation import UserError, checksum_of_files, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-# What decides the tokens of a text.
+# The files that determine the tokens of a text.
 TOKEN_FILES = (
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "*.py", *TOKENIZER_FILES,
 )  # fmt: skip
-# What decides a model's scores; a checkpoint holds more, such as the optimizer's state.
+# The files that determine a model's scores. A checkpoint holds more, such as the optimizer's
+# state.
 MODEL_FILES = (
     "config.json", "model*.safetensors*", "pytorch_model*.bin*", *TOKEN_FILES
 )  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-\d+|chck_\w+")
 # Ends of the names of architectures.
 MASKED, CAUSAL = "MaskedLM", ("CausalLM", "LMHeadModel", "ModelWithLMHead")
-# What the libraries raise for files that are missing, damaged, or of another architecture.
+# Errors of the libraries for files that are missing, damaged, or of another architecture.
 UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+MAX_MODELS_LISTED = 12
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk.
 
-    `model` and `revision` name the folder of its results; `origin` is what was asked for.
+    Args:
+        model, revision: name the folder of its results.
+        origin: the path or the hub's name by which it was requested.
     """
 
     directory: Path
     model: str
     revision: str
     origin: str
-    options: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    trust_remote_code: bool = field(default=False, compare=False)
 
-    def backend(self, asked: str = "auto") -> Backend:
-        """How to ask it: as `asked`, or by its architecture.
+    def backend(self, requested: str = "auto") -> Backend:
+        """Return the requested backend; for `auto` the one of the model's architecture.
 
-        Raises `UserError` where a model of its kind cannot be asked so: a masked one would
-        see the tokens that it is to predict.
+        Raises:
+            UserError: the backend does not suit the architecture. A masked model, for
+                instance, would see the tokens that a causal one has to predict.
         """
         config = _read_json(self.directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
-        if asked == "auto":
+        if requested == "auto":
             return backend_of(architecture)
-        family = "AutoModelForCausalLM" if asked == "causal" else "AutoModelForMaskedLM"
-        if family not in (
-            config.get("auto_map") or {}
-        ):  # it brings no class of its own
-            is_masked = architecture.endswith(MASKED)
-            if is_masked if asked == "causal" else architecture.endswith(CAUSAL):
-                raise UserError(
-                    f"backend={asked} is not for a {architecture}: say"
-                    f" backend={backend_of(architecture)}, or auto"
-                )
-        return asked
+        causal = requested == "causal"
+        auto_class = "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM"
+        has_own_class = auto_class in (config.get("auto_map") or {})
+        if architecture.endswith(MASKED if causal else CAUSAL) and not has_own_class:
+            raise UserError(
+                f"backend={requested} is not for a {architecture}: use"
+                f" backend={backend_of(architecture)}, or auto"
+            )
+        return requested
 
     @cached_property
     def checksum(self) -> str:
-        """Of everything that its scores depend on."""
-        return self._checksum_of(MODEL_FILES)
+        """Checksum of all files that its scores depend on."""
+        return self._checksum(MODEL_FILES)
 
     @cached_property
     def tokenizer_checksum(self) -> str:
-        """Of everything that its tokens depend on."""
-        return self._checksum_of(TOKEN_FILES)
+        """Checksum of all files that its tokens depend on."""
+        return self._checksum(TOKEN_FILES)
 
-    def _checksum_of(self, patterns: Sequence[str]) -> str:
-        return checksum(list({p for x in patterns for p in self.directory.glob(x)}))
+    def _checksum(self, patterns: Sequence[str]) -> str:
+        return checksum_of_files({p for x in patterns for p in self.directory.glob(x)})
 
     @property
     def seed(self) -> Optional[int]:
-        """The seed it was trained with, where a record of our runs says so."""
+        """Seed of its training, if it is one of our runs."""
         for directory in (self.directory, self.directory.parent):
             record = directory / "run.json"
             if record.is_file():
@@ -106,27 +107,22 @@ class Checkpoint:
 
     @property
     def words_seen(self) -> Optional[int]:
-        """Words of its training until here: its name says it (chck_10M), or the Trainer's log."""
-        if named := re.fullmatch(r"chck_(\d+)M", self.revision):
-            return int(named[1]) * 1_000_000
+        """Words of its training so far, from its name (chck_10M) or the Trainer's log."""
+        if match := re.fullmatch(r"chck_(\d+)M", self.revision):
+            return int(match[1]) * 1_000_000
         file = self.directory / "trainer_state.json"
-        if not file.is_file():
+        state = _read_json(file) if file.is_file() else {}
+        logs = [log for log in state.get("log_history", []) if "words" in log]
+        if not logs or not logs[-1]["step"]:
             return None
-        state = _read_json(file)
-        logs = state.get("log_history", [])
-        words = {log["step"]: log["words"] for log in logs if "words" in log}
-        last = max(words, default=0)
-        if not last:
-            return None
-        # Saved between two logs: as many words a step as until the last one.
-        return round(words[last] * state["global_step"] / last)
+        # Saved between two logs: as many words per step as until the last one.
+        return round(logs[-1]["words"] * state["global_step"] / logs[-1]["step"])
 
     def checkpoints(self) -> list["Checkpoint"]:
-        """The whole checkpoints that lie in a run's directory; none for other models."""
-        found = self.directory.glob("checkpoint-*")
-        return [
-            _local(p, self.options) for p in sorted(found, key=_number) if _is_model(p)
-        ]
+        """Return the complete checkpoints in a run's directory; none for other models."""
+        paths = sorted(self.directory.glob("checkpoint-*"), key=_natural_order)
+        models = [_local(path) for path in paths if _is_model(path)]
+        return [replace(m, trust_remote_code=self.trust_remote_code) for m in models]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -140,62 +136,65 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def find_checkpoints(
-    wanted: Union[str, Sequence[str]],
+    names: Union[str, Sequence[str]],
     revisions: Union[str, Sequence[str], None] = None,
     cache_dir: Path = Path(".cache"),
     token: Optional[str] = None,
     trust_remote_code: bool = False,
 ) -> list[Checkpoint]:
-    """Every model asked for, once, in the order asked for (of a glob: by name and number).
+    """Return the models of these names, each once and in this order.
+
+    Args:
+        names: directories, globs (whose models are sorted by name and number) and names of
+            the hub (`owner/name`).
+        revisions: branches of the hub; None: `main`.
+        cache_dir: folder for downloads.
+        token: access token of the hub.
 
     Raises:
-        UserError: nothing there, with what there is; two whose results would be one folder.
+        UserError: a name has no model, in which case the message lists models that exist;
+            a download failed; two models would share one folder of results.
     """
-    options = {"trust_remote_code": trust_remote_code}
-    # Two branches of the hub may be one commit, and so one directory.
-    found: dict[tuple[Path, str], Checkpoint] = {}
-    for text in [wanted] if isinstance(wanted, str) else wanted:
-        if _is_hub_name(text):
-            branches = (
-                [revisions or "main"] if not isinstance(revisions, list) else revisions
-            )
-            new = [_download(text, str(r), cache_dir, token, options) for r in branches]
+    found: dict[tuple[str, str], Checkpoint] = {}
+    for name in [names] if isinstance(names, str) else names:
+        if _is_hub_name(name):
+            branches = revisions if isinstance(revisions, list) else [revisions]
+            branches = [str(branch or "main") for branch in branches]
+            new = [_download(name, branch, cache_dir, token) for branch in branches]
         elif revisions is not None:
-            raise UserError(f"revision={revisions} is for hub names, not for {text}")
+            raise UserError(f"revision={revisions} is for hub names, not for {name}")
         else:
-            new = [_local(path, options) for path in _directories(text)]
-        found.update(((own.directory.resolve(), own.revision), own) for own in new)
-    folders: dict[tuple[str, str], Checkpoint] = {}
-    for own in found.values():
-        other = folders.setdefault((model_folder(own.model), own.revision), own)
-        if other is not own:
-            raise UserError(
-                f"{other.origin} and {own.origin} would share the results of {own.model},"
-                f" {own.revision}: score them one by one, each with a results_dir="
-            )
-    return list(found.values())
+            new = [_local(path) for path in _directories(name)]
+        for model in new:
+            other = found.setdefault((model_folder(model.model), model.revision), model)
+            if other.directory.resolve() != model.directory.resolve():
+                raise UserError(
+                    f"{other.origin} and {model.origin} would share the results of"
+                    f" {model.model}, {model.revision}: score them one by one, each with"
+                    " a results_dir="
+                )
+    models = found.values()
+    return [replace(m, trust_remote_code=trust_remote_code) for m in models]
 
 
-def _is_hub_name(text: str) -> bool:
-    """`name` or `owner/name`, where nothing here begins like that."""
-    first = text.split("/")[0]
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and not (
-        Path(first).exists() or first == "exp"
-    )
+def _is_hub_name(name: str) -> bool:
+    """Return whether it is `name` or `owner/name`, and no path that begins here."""
+    first = name.split("/")[0]
+    is_local = Path(first).exists() or first == "exp"
+    return not is_local and bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name))
 
 
-def _directories(text: str) -> list[Path]:
-    if not glob.has_magic(text):
-        if _is_model(Path(text)):
-            return [Path(text)]
-    elif found := [Path(p) for p in glob.glob(text) if _is_model(Path(p))]:
-        return sorted(found, key=_number)
-    fault = "is no model" if Path(text).is_dir() else "is not there"
-    raise UserError(f"checkpoint={text} {fault}; {_what_is_there(Path(text))}")
+def _directories(name: str) -> list[Path]:
+    """Return the models of a path or a glob."""
+    paths = map(Path, glob.glob(name) if glob.has_magic(name) else [name])
+    if models := sorted(filter(_is_model, paths), key=_natural_order):
+        return models
+    fault = "is not a model" if Path(name).is_dir() else "does not exist"
+    raise UserError(f"{name} {fault}; {_list_models(Path(name))}")
 
 
-def _what_is_there(path: Path) -> str:
-    """The models at, below or beside a path that is none."""
+def _list_models(path: Path) -> str:
+    """Return a text with the models below a path, or below its first parent that exists."""
     while path != path.parent and (glob.has_magic(str(path)) or not path.is_dir()):
         path = path.parent
     path = Path("exp") if path == Path() else path
@@ -203,103 +202,109 @@ def _what_is_there(path: Path) -> str:
     below = [p for depth in depths for p in path.glob(depth) if _is_model(p)]
     if not below:
         return f"there is no model (a folder with a config.json) in {path}"
-    shown = [str(p) for p in sorted(below, key=_number)]
-    more = [f"… ({len(shown) - 12} more)"] if len(shown) > 12 else []
-    return "there is:\n  " + "\n  ".join(shown[:12] + more)
+    lines = [str(p) for p in sorted(below, key=_natural_order)]
+    if (more := len(lines) - MAX_MODELS_LISTED) > 0:
+        lines[MAX_MODELS_LISTED:] = [f"… ({more} more)"]
+    return "there is:\n  " + "\n  ".join(lines)
 
 
 def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _number(path: Path) -> list[tuple[int, str]]:
-    """Sorts checkpoint-50 before checkpoint-100."""
+def _natural_order(path: Path) -> list[Union[int, str]]:
+    """Return a key by which checkpoint-50 comes before checkpoint-100."""
     parts = re.split(r"(\d+)", str(path))
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
-def _local(path: Path, options: dict[str, Any]) -> Checkpoint:
-    """Runs of all groups are called by their seed: their group is part of the name."""
+def _local(path: Path) -> Checkpoint:
+    """Return the model in a directory.
+
+    The name of a run contains its group, since runs of all groups are called by their seed.
+    """
     whole = path.resolve()
     is_checkpoint = CHECKPOINT.fullmatch(whole.name) is not None
     owner = whole.parent if is_checkpoint else whole
     is_run = (owner / "run.json").is_file()
     model = f"{owner.parent.name}_{owner.name}" if is_run else owner.name
     revision = whole.name if is_checkpoint else "main"
-    return Checkpoint(path, model, revision, str(path), options)
+    return Checkpoint(path, model, revision, str(path))
 
 
 def _download(
-    name: str,
-    revision: str,
-    cache_dir: Path,
-    token: Optional[str],
-    options: dict[str, Any],
+    name: str, revision: str, cache_dir: Path, token: Optional[str]
 ) -> Checkpoint:
-    """A snapshot of the hub; PyTorch's old format only where there is no other."""
-    safe = [p for p in MODEL_FILES if ".bin" not in p]
+    """Return a model of the hub.
+
+    PyTorch's old format is downloaded only if there is no other.
+    """
     try:
-        for patterns in (safe, MODEL_FILES):
-            directory = Path(
-                snapshot_download(
-                    name, revision=revision, token=token, cache_dir=cache_dir / "hub",
-                    allow_patterns=list(patterns),
-                )  # fmt: skip
+        for ignored in ("pytorch_model*.bin*", None):
+            snapshot = snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir / "hub",
+                allow_patterns=list(MODEL_FILES),
+                ignore_patterns=ignored,
             )
-            if any(directory.glob("*.safetensors")):
+            if any(Path(snapshot).glob("*.safetensors")):
                 break
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
+    except (OSError, ValueError) as error:  # which those of the hub are as well
         raise UserError(
-            f"checkpoint={name} is neither here nor on the hub (revision {revision}):"
-            f" {first}; {_what_is_there(Path(name))}"
+            f"{name} is neither here nor on the hub (revision {revision}):"
+            f" {first_line(error)}; {_list_models(Path(name))}"
         ) from error
-    return Checkpoint(directory, name, revision, f"{name} ({revision})", options)
+    return Checkpoint(Path(snapshot), name, revision, f"{name} ({revision})")
 
 
 def backend_of(architecture: str) -> Backend:
-    """How a model of this class (`GPT2LMHeadModel`) is to be asked."""
+    """Return the backend for models of a class, such as `GPT2LMHeadModel`."""
     if architecture.endswith(MASKED):
         return "mlm"
     if architecture.endswith(CAUSAL):
         return "causal"
     raise UserError(
-        f"backend=auto knows causal and masked language models, not {architecture or 'this'}:"
-        " say backend=causal, mlm or mntp"
+        "backend=auto supports causal and masked language models, not"
+        f" {architecture or 'this'}: use backend=causal, mlm or mntp"
     )
 
 
 def load(
     checkpoint: Checkpoint, backend: Backend
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in float32, on the GPU where there is one, and its tokenizer.
+    """Return the model in float32, on the GPU if there is one, and its tokenizer.
 
     Raises:
-        UserError: no tokenizer; files that cannot be read; weights that are missing, or of
-            another size. It does not name the checkpoint.
+        UserError: no tokenizer; damaged files; weights that are missing or have another size
+            than config.json says. The caller names the checkpoint.
     """
-    where, options = str(checkpoint.directory), checkpoint.options
-    if not any(any(checkpoint.directory.glob(name)) for name in TOKENIZER_FILES):
+    directory = checkpoint.directory
+    if not any(any(directory.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise UserError(
             f"has no tokenizer ({', '.join(TOKENIZER_FILES)}): save it there with"
             " tokenizer.save_pretrained"
         )
+    options = {"trust_remote_code": checkpoint.trust_remote_code}
+    auto_class = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        family = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = family.from_pretrained(
-            where, dtype=torch.float32, **told, **options
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
+        model, info = auto_class.from_pretrained(
+            str(directory),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except UNUSABLE as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"cannot be loaded: {first}") from error
+        raise UserError(f"cannot be loaded: {first_line(error)}") from error
     if info["mismatched_keys"]:
-        name, found, wanted = sorted(info["mismatched_keys"])[0][:3]
+        name, stored, configured = sorted(info["mismatched_keys"])[0][:3]
         raise UserError(
-            f"its weights are not those of its config.json: {name} is {list(found)}, by"
-            f" config.json (vocab_size {model.config.vocab_size:,}) {list(wanted)}; the"
-            f" tokenizer has {len(tokenizer):,} entries"
+            f"its weights are not those of its config.json: {name} is {list(stored)}, by"
+            f" config.json (vocab_size {model.config.vocab_size:,}) {list(configured)};"
+            f" the tokenizer has {len(tokenizer):,} entries"
         )
     if info["missing_keys"]:
         raise UserError(

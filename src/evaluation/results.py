@@ -5,32 +5,39 @@
     results/<model>/<revision>/zero_shot/<backend>/<task>/<dataset>/best_temperature_report.txt
     results/<model>/<revision>/finetune/<task>/{predictions.json,results.txt}
 
-All but the first are as babylm-org/babylm-eval of July 2026 writes them, so that its
-`collate_preds` reads them. A folder belongs to one model, told by the checksum of its files.
-They are what the challenge asks for. What other rules give lies apart, in a folder of their
-own that has all of this again (see `place`): `results/2025/<model>/…`, `results/bf16/…`.
+All files but `scores.json` have the layout of babylm-org/babylm-eval (July 2026), so that its
+`collate_preds` reads them. The folder of a revision belongs to one model, which `scores.json`
+identifies by the checksum of its files. Results by other rules than the challenge's have the
+same layout in a folder of their own: `results/2025/<model>/…`, `results/bf16/<model>/…`.
 """
 
 import json
 import math
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.foundation import UserError
+from src.foundation import UserError, write_atomically
 
 STANDARD_PROTOCOL = 2026
 STANDARD_SEED = 42  # of the protocol's fine-tuning
 
+Entry = dict[str, Any]  # the result of one task in `scores.json`
+
 
 @dataclass(frozen=True)
 class Result:
-    """What one model makes of one task.
+    """The result of one model on one task.
 
-    `score` and `subscores` are percents, or correlations × 100. `files` are the official
-    files of the task, name → text or JSON content, which go to `folder` below the backend
-    (fine-tuning's, finetune/<task>, beside zero_shot).
+    Args:
+        folder: folder of the official files, below the backend's for zero-shot tasks and
+            below the revision's for fine-tuning (`finetune/<task>`).
+        score, subscores: percentages, or correlations × 100; NaN where undefined.
+        too_long: official ids of the items that exceed the model's context.
+        files: official files: name → text or JSON content.
+        seed: seed of fine-tuning; None for tasks without randomness.
+        seconds: time for tokenizing and scoring.
     """
 
     task: str
@@ -39,192 +46,187 @@ class Result:
     score: float
     num_items: int
     num_ties: int = 0
-    too_long: tuple[
-        str, ...
-    ] = ()  # official ids of what no model of this length can read
+    too_long: tuple[str, ...] = ()
     subscores: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
     data_checksum: str = ""
-    seed: int | None = None  # of fine-tuning; the other tasks draw nothing
-    seconds: float = math.nan  # scoring and tokenizing; whoever took the time sets it
+    seed: int | None = None
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Whose scores they are, and how they were made."""
+class ResultKey:
+    """The model that was scored, and the way it was scored."""
 
     model: str
     revision: str  # branch of the hub, "main" for a final model
     checksum: str  # of the model's and the tokenizer's files
     backend: str  # causal, mlm or mntp
     dtype: str = "float32"
-    seed: int | None = None  # of the model's training, where it is known
+    seed: int | None = None  # of the model's training, if known
 
 
-def place(
-    results_dir: Path, protocol: int, is_bf16: bool, seed: int | None = None
-) -> Path:
-    """Where the results of these rules lie: below a folder that names what is unusual.
-
-    So rules never replace or mix with each other, and all are there to go back to.
+@dataclass(frozen=True)
+class ResultsFolder:
+    """The results of all models by one set of rules.
 
     Args:
-        is_bf16: whether bfloat16 was asked for.
-        seed: of fine-tuning.
+        results_dir: folder for results by any rules.
+        is_bf16: whether scoring in bfloat16 was requested.
+        seed: seed of fine-tuning; None for the tasks without randomness.
     """
-    unusual = {
-        str(protocol): protocol != STANDARD_PROTOCOL,
-        "bf16": is_bf16,
-        f"seed-{seed}": seed not in (None, STANDARD_SEED),
-    }
-    names = [name for name, is_so in unusual.items() if is_so]
-    return results_dir / "_".join(names) if names else results_dir
+
+    results_dir: Path
+    protocol: int = STANDARD_PROTOCOL
+    is_bf16: bool = False
+    seed: int | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder, named by each rule that differs from the challenge's."""
+        names = []
+        if self.protocol != STANDARD_PROTOCOL:
+            names.append(str(self.protocol))
+        if self.is_bf16:
+            names.append("bf16")
+        if self.seed not in (None, STANDARD_SEED):
+            names.append(f"seed-{self.seed}")
+        return self.results_dir / "_".join(names)
+
+    def of_model(self, key: ResultKey) -> Path:
+        """Return the folder of one revision of one model."""
+        return self.path / model_folder(key.model) / key.revision
+
+    def read(self, key: ResultKey) -> dict[str, Any]:
+        """Return the content of a model's `scores.json`, without scores if there is none.
+
+        Raises:
+            UserError: the file is damaged, or the folder belongs to another or to an
+                unknown model.
+        """
+        folder = self.of_model(key)
+        file = folder / "scores.json"
+        model = {
+            "name": key.model,
+            "revision": key.revision,
+            "checksum": key.checksum,
+            "seed": key.seed,
+        }
+        if not file.exists():
+            if (folder / "zero_shot").exists():
+                raise UserError(
+                    f"{folder} holds scores without a scores.json, so their model is not"
+                    " known; move them away or choose another folder for the results"
+                )
+            return {"model": model, "scores": {}}
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            checksum = record["model"]["checksum"]
+            record["scores"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is no record of scores ({error}): delete {folder} to score the"
+                " model again, or choose another folder for the results"
+            ) from error
+        if checksum != key.checksum:
+            raise UserError(
+                f"{folder} holds the scores of another model: {record['model']}, now"
+                f" {model}; move them away or choose another folder for the results"
+            )
+        return record
+
+    def find(
+        self, key: ResultKey, checksums: Mapping[str, str | None]
+    ) -> dict[str, Entry]:
+        """Return the entries of the tasks that were scored in the same way on the same data.
+
+        Args:
+            checksums: task → checksum of its data; None accepts any data.
+        """
+        stored = self.read(key)["scores"].get(key.backend, {})
+        rules = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
+        found = {}
+        for task, checksum in checksums.items():
+            entry = stored.get(task)
+            wanted = dict(rules)
+            if checksum is not None:
+                wanted["data_checksum"] = checksum
+            if entry and all(entry.get(name) == wanted[name] for name in wanted):
+                found[task] = entry
+        return found
+
+    def write(self, key: ResultKey, result: Result) -> Entry:
+        """Add a result to the model's folder and return its entry in `scores.json`.
+
+        The old entry is removed before the official files are replaced, and the new one
+        written after them: an entry always describes complete files.
+        """
+        record = self.read(key)
+        file = self.of_model(key) / "scores.json"
+        entries = record["scores"].setdefault(key.backend, {})
+        entries.pop(result.task, None)
+        entry = {
+            "score": float(result.score),
+            "protocol": result.protocol,
+            "items": result.num_items,
+            "ties": result.num_ties,
+            "too_long": result.too_long,
+            "seconds": float(result.seconds),
+            "seed": result.seed,
+            "dtype": key.dtype,
+            "data_checksum": result.data_checksum,
+            "subscores": {
+                group: {name: float(value) for name, value in values.items()}
+                for group, values in result.subscores.items()
+            },
+            "choices_changed": self._num_choices_changed(key, result),
+        }
+        _write(file, record)
+        for name, content in result.files.items():
+            _write(self._official_folder(key, result) / name, content)
+        entries[result.task] = _without_nan(entry)
+        _write(file, record)
+        return entries[result.task]
+
+    def _official_folder(self, key: ResultKey, result: Result) -> Path:
+        folder = self.of_model(key)
+        if not result.folder.startswith("finetune"):
+            folder = folder / "zero_shot" / key.backend
+        return folder / result.folder
+
+    def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
+        """Return how many of a result's choices in bfloat16 differ from those in float32.
+
+        None for other results, and where float32 results of the same model on the same data
+        do not exist or cannot be read.
+        """
+        if not self.is_bf16 or result.folder.startswith("finetune"):
+            return None
+        exact, exact_key = replace(self, is_bf16=False), replace(key, dtype="float32")
+        file = exact._official_folder(exact_key, result) / "predictions.json"
+        try:
+            if not exact.find(exact_key, {result.task: result.data_checksum}):
+                return None
+            old = _choices(json.loads(file.read_text(encoding="utf-8")))
+        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+        new = _choices(result.files["predictions.json"])
+        if not all(isinstance(choice, str) for choice in new.values()):
+            return None  # surprisals, which all differ a little
+        return sum(old.get(item) != choice for item, choice in new.items())
 
 
 def model_folder(model: str) -> str:
-    """The model's folder: what `collate_preds --model_path_or_name=<it>` looks for.
+    """Return the name of a model's folder, as `collate_preds --model_path_or_name` needs it.
 
-    The official scripts cut a name at its last dot; with none, `lr-0.001` and `lr-0.002`
-    stay apart.
+    The official scripts cut a name at its last dot. Without dots, `lr-0.001` and `lr-0.002`
+    stay different.
     """
     return Path(model).name.replace(".", "_")
 
 
-def scores_file(results_dir: Path, subject: Subject) -> Path:
-    return results_dir / model_folder(subject.model) / subject.revision / "scores.json"
-
-
-def read_record(results_dir: Path, subject: Subject) -> dict[str, Any]:
-    """What the folder holds of this model; an empty record where there is none.
-
-    Raises `UserError` where the folder is another model's, or nobody knows whose.
-    """
-    file = scores_file(results_dir, subject)
-    if not file.exists():
-        if (file.parent / "zero_shot").exists():
-            raise UserError(
-                f"{file.parent} holds scores without a scores.json: whose they are is not"
-                " known; move them away or choose another folder for the results"
-            )
-        return {"model": _model(subject), "scores": {}}
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        checksum = record["model"]["checksum"]
-        record["scores"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is no record of scores ({error}): delete {file.parent} to score the"
-            " model again, or choose another folder for the results"
-        ) from error
-    if checksum != subject.checksum:
-        raise UserError(
-            f"{file.parent} holds the scores of another model: {record['model']}, now"
-            f" {_model(subject)}; move them away or choose another folder for the results"
-        )
-    return record
-
-
-def find_stored(
-    record: dict[str, Any],
-    subject: Subject,
-    task: str,
-    protocol: int,
-    data_checksum: str | None,
-    seed: int | None = None,
-) -> dict[str, Any] | None:
-    """The entry of a task that was scored in the same way on the same data, if any.
-
-    Args:
-        data_checksum: None for whatever data.
-        seed: of fine-tuning.
-    """
-    entry = record["scores"].get(subject.backend, {}).get(task)
-    wanted = {"protocol": protocol, "dtype": subject.dtype, "seed": seed}
-    if data_checksum is not None:
-        wanted["data_checksum"] = data_checksum
-    if entry is None or any(entry.get(key) != value for key, value in wanted.items()):
-        return None
-    return entry
-
-
-def write_result(
-    results_dir: Path,
-    subject: Subject,
-    result: Result,
-    float32_dir: Path | None = None,
-) -> dict[str, Any]:
-    """Adds a result to the model's folder, and returns its entry.
-
-    With the results in float32, `float32_dir`, it says how many choices differ from theirs.
-    The official files come first, the record last: while files are replaced it tells of
-    nothing that is not wholly there.
-    """
-    record = read_record(results_dir, subject)
-    file = scores_file(results_dir, subject)
-    is_tuned = result.folder.startswith("finetune")
-    place = file.parent if is_tuned else file.parent / "zero_shot" / subject.backend
-    folder = place / result.folder
-    entries = record["scores"].setdefault(subject.backend, {})
-    entries.pop(result.task, None)
-    changed = None
-    if float32_dir is not None and not is_tuned:
-        changed = _num_changed(float32_dir, subject, result)
-    _write(file, record)
-    for name, content in result.files.items():
-        _write(folder / name, content)
-    entries[result.task] = {**_entry(result, subject), "choices_changed": changed}
-    _write(file, record)
-    return entries[result.task]
-
-
-def _entry(result: Result, subject: Subject) -> dict[str, Any]:
-    return {
-        "score": _number(result.score),
-        "protocol": result.protocol,
-        "items": result.num_items,
-        "ties": result.num_ties,
-        "too_long": list(result.too_long),
-        "seconds": _number(result.seconds),
-        "seed": result.seed,
-        "dtype": subject.dtype,
-        "data_checksum": result.data_checksum,
-        "subscores": {
-            group: {name: _number(value) for name, value in values.items()}
-            for group, values in result.subscores.items()
-        },
-    }
-
-
-def _num_changed(float32_dir: Path, subject: Subject, result: Result) -> int | None:
-    """How many choices differ from those in float32; None where there are none of this
-    model by the same protocol on the same data."""
-    exact = replace(subject, dtype="float32")
-    keys = (result.task, result.protocol, result.data_checksum)
-    try:
-        stored = find_stored(read_record(float32_dir, exact), exact, *keys)
-    except UserError:  # another model's
-        return None
-    folder = scores_file(float32_dir, exact).parent / "zero_shot" / subject.backend
-    file = folder / result.folder / "predictions.json"
-    if stored is None or not file.is_file():
-        return None
-    try:
-        old = _choices(json.loads(file.read_text(encoding="utf-8")))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # written by somebody else
-        return None
-    new = _choices(result.files["predictions.json"])
-    if not all(isinstance(choice, str) for choice in new.values()):
-        return None  # surprisals: all of them differ a little
-    return sum(old.get(key) != choice for key, choice in new.items())
-
-
 def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """(part, id) → what was chosen there."""
+    """Return (part of the task, id) → prediction from the content of predictions.json."""
     return {
         (part, item["id"]): item["pred"]
         for part, content in predictions.items()
@@ -232,35 +234,15 @@ def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
     }
 
 
-def _model(subject: Subject) -> dict[str, Any]:
-    return {
-        "name": subject.model,
-        "revision": subject.revision,
-        "checksum": subject.checksum,
-        "seed": subject.seed,
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _strict(content: Any) -> Any:
-    """The same with null for NaN, which no JSON is: the official scripts skip either."""
-    if isinstance(content, dict):
-        return {key: _strict(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_strict(value) for value in content]
-    return _number(content) if isinstance(content, float) else content
+def _without_nan(content: Any) -> Any:
+    """Return JSON content with null for NaN: NaN is not JSON, the official scripts skip both."""
+    return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def _write(file: Path, content: Any) -> None:
-    """Text as it is, anything else as JSON; complete under its name, or not there."""
+    """Write text, or other content as strict JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(content, str):
         indent = 2 if file.name == "scores.json" else None
-        content = json.dumps(_strict(content), indent=indent, allow_nan=False)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, file)
+        content = json.dumps(_without_nan(content), indent=indent)
+    write_atomically(file, content)

@@ -4,70 +4,33 @@
     for result in suite.score(model, tokenizer):
         print(result.task, result.score)
 
-Between two models with the same tokenizer nothing is tokenized again. A model is left as it
-is: its device, its mode, the random state.
+For models that share a tokenizer, texts are tokenized once. A model is left as it was: its
+device, its mode and the random state.
 """
 
+import functools
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.arguments import ScoringArguments
-from src.evaluation.models import backend_of
-from src.evaluation.results import Result
-from src.evaluation.scoring.prefix_tree import Query
-from src.evaluation.scoring.texts import Backend, check_vocabulary, queries, score
-from src.evaluation.tasks import aoa, reading
-from src.evaluation.tasks.catalogue import (
-    OWN_PAIRS,
-    TASKS,
-    load,
-    load_pairs_folders,
-    select,
-)
-from src.evaluation.tasks.choice import ChoiceTask, Protocol
+from src.evaluation.models import Checkpoint, backend_of
+from src.evaluation.results import STANDARD_SEED, Result
+from src.evaluation.scoring.network import num_positions
+from src.evaluation.scoring.scorer import Backend, Scorer
+from src.evaluation.tasks.catalogue import OWN_PAIRS, TASKS, load_tasks
+from src.evaluation.tasks.task import Answer, Task
 from src.foundation import UserError
 
 
-class Tokenized:
-    """Tasks as one tokenizer gives them to one kind of model, made when first asked for."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, backend: Backend) -> None:
-        self.tokenizer, self.backend = tokenizer, backend
-        self._made: dict[str, Any] = {}
-
-    def queries(
-        self, name: str, data: Union[ChoiceTask, aoa.WordContexts]
-    ) -> list[list[Query]]:
-        """What to ask about each text of a task."""
-        if name not in self._made:
-            items = data.items if isinstance(data, ChoiceTask) else aoa.items(data)
-            self._made[name] = queries(self.tokenizer, items, self.backend)
-        return self._made[name]
-
-    def reading_queries(self, data: reading.Reading) -> reading.Prepared:
-        if "reading" not in self._made:
-            made = reading.prepare(data, self.tokenizer, self.backend)
-            self._made["reading"] = made
-        return self._made["reading"]
-
-    def serves(self, tokenizer: PreTrainedTokenizerBase, backend: Backend) -> bool:
-        """Whether this tokenizer would give the same; another object may."""
-        same = tokenizer is self.tokenizer or _rules(tokenizer) == _rules(
-            self.tokenizer
-        )
-        return same and backend == self.backend
-
-
-def _rules(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
-    """All that ids and texts depend on: a fast tokenizer is its description."""
+@functools.lru_cache(maxsize=1)
+def _tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
+    """Return all that ids and texts depend on. Equal tokenizers have equal rules."""
     return (
         type(tokenizer),
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else id(tokenizer),
@@ -78,202 +41,183 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
 
 @dataclass
 class Suite:
-    """Tasks with their data, and how models are asked.
+    """The tasks of an evaluation, and the settings by which models are asked.
 
-    `missing` names the tasks of `full` or `fast` that have no data. AoA's contexts are here,
-    but its score is one of many models: see `word_surprisals` and `aoa.result`.
+    Attributes:
+        missing: names of the tasks of `full` or `fast` that have no data.
     """
 
-    choices: list[ChoiceTask]
-    reading_times: Optional[reading.Reading] = None
-    word_contexts: Optional[aoa.WordContexts] = None
+    tasks: list[Task]
+    args: ScoringArguments = field(default_factory=ScoringArguments)
     missing: list[str] = field(default_factory=list)
-    protocol: Protocol = 2026
-    backend: Literal["auto", "causal", "mlm", "mntp"] = "auto"
-    batch_tokens: int = 16384
-    dtype: Optional[torch.dtype] = None  # of matrix products; None: float32
-    _tokenized: Optional[Tokenized] = None  # for the last model
+    _prepared: dict[tuple, dict[str, Any]] = field(default_factory=dict, init=False)
 
     @classmethod
-    def load(cls, args: ScoringArguments) -> "Suite":
-        """Reads what `args` ask for. Raises `UserError` for data that cannot be used."""
-        found, missing = select(args.tasks, Path(args.data)) if args.tasks else ([], [])
-        folders = [args.pairs] if isinstance(args.pairs, str) else args.pairs or []
-        if absent := [folder for folder in folders if not Path(folder).is_dir()]:
-            raise UserError(f"evaluation.pairs={absent[0]}: there is no such folder")
-        choices = [load(s, args.protocol) for s in found if TASKS[s.task].format]
-        own = {s.task: s.folder for s in found if not TASKS[s.task].format}
-        return cls(
-            choices=choices + load_pairs_folders(folders, args.protocol),
-            reading_times=reading.load(own["reading"]) if "reading" in own else None,
-            word_contexts=aoa.load(own["aoa"]) if "aoa" in own else None,
-            missing=missing,
-            protocol=args.protocol,
-            backend=args.backend,
-            batch_tokens=args.batch_tokens,
-            dtype=torch.bfloat16 if args.bf16 else None,
-        )
+    def load(cls, args: ScoringArguments, seed: int = STANDARD_SEED) -> "Suite":
+        """Read the tasks that `args` ask for.
 
-    def sample(self, num_choices: int) -> "Suite":
-        """The first-to-last spread of `num_choices` of every task; 0: no task at all."""
-        if not num_choices:
-            return replace(self, choices=[], reading_times=None, _tokenized=None)
-        choices = [
-            replace(task, choices=_spread(task.choices, num_choices))
-            for task in self.choices
-        ]
-        return replace(self, choices=choices, _tokenized=None)
+        Args:
+            seed: seed of fine-tuning.
+
+        Raises:
+            UserError: data that are missing or cannot be used.
+        """
+        tasks, missing = load_tasks(args, seed)
+        return cls(tasks, args, missing)
+
+    def sample(self, num_items: int) -> "Suite":
+        """Return a suite with a sample of `num_items` of each task; 0: without tasks."""
+        tasks = [task.sample(num_items) for task in self.tasks] if num_items else []
+        return replace(self, tasks=tasks)
+
+    @property
+    def immediate(self) -> list[Task]:
+        """The tasks that take one model as it is: those of `score`."""
+        return [task for task in self.tasks if task.takes == "model"]
+
+    @property
+    def deferred(self) -> list[str]:
+        """Names of the tasks that take several models, or train one."""
+        return [task.name for task in self.tasks if task.takes != "model"]
 
     @property
     def checksums(self) -> dict[str, str]:
-        """Task → checksum of its data, of all tasks that one model can be asked."""
-        found = {task.name: task.data_checksum for task in self.choices}
-        if self.reading_times is not None:
-            found["reading"] = self.reading_times.data_checksum
-        return found
-
-    def backend_for(self, model: PreTrainedModel) -> Backend:
-        if self.backend == "auto":
-            return backend_of(type(model).__name__)
-        return self.backend
+        """Name -> checksum of the data, of the immediate tasks."""
+        return {task.name: task.data_checksum for task in self.immediate}
 
     @property
     def score_names(self) -> list[str]:
-        """What `scores` calls the results of all tasks."""
-        parts = {task.name: [c.uid for c in task.choices] for task in self.choices}
-        if self.reading_times is not None:
-            parts["reading"] = []
-        return list(_places(parts))
+        """Names that `scores` gives to the results of the immediate tasks."""
+        return list(_score_names({task.name: task.parts for task in self.immediate}))
 
-    def score(
+    def backend_for(self, model: PreTrainedModel) -> Backend:
+        """Return the backend by which a model is asked."""
+        if self.args.backend == "auto":
+            return backend_of(type(model).__name__)
+        return self.args.backend
+
+    def scorer(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        names: Optional[Collection[str]] = None,
         progress: Optional[str] = None,
-    ) -> Iterator[Result]:
-        """The result of each task, or of each of those named, when it is done; not AoA's.
+    ) -> Scorer:
+        """Return a scorer with the suite's settings.
 
         Args:
-            names: keys of `checksums`.
-            progress: label of the bars; None for none.
+            progress: label of the progress bars; None: no bars.
 
         Raises:
-            UserError: the model gives NaN, it is out of memory: at the end, for all tasks
-                that have no result; its vocabulary does not hold the tokenizer's: at once.
+            UserError: the model's vocabulary does not hold the tokenizer's entries.
         """
-        tokenized = self._tokenize(model, tokenizer)
-        faults = []
-        for name in self.checksums:
-            if names is not None and name not in names:
-                continue
-            start = time.perf_counter()
-            try:
-                result = self._result(name, model, tokenized, progress)
-            except UserError as error:
-                faults.append(f"{error} ({name})")
-            except torch.OutOfMemoryError:
-                advice = "give a smaller evaluation.batch_tokens"
-                faults.append(f"out of memory: {advice} ({name})")
-            else:
-                yield replace(result, seconds=time.perf_counter() - start)
-        if faults:
-            raise UserError("; ".join(faults))
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        backend, batch_tokens = self.backend_for(model), self.args.batch_tokens
+        return Scorer(model, tokenizer, backend, batch_tokens, dtype, progress)
 
-    def word_surprisals(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        progress: Optional[str] = None,
-    ) -> np.ndarray:
-        """Nats of AoA's words in their contexts, NaN where too long [num_pairs]."""
-        tokenized = self._tokenize(model, tokenizer)
-        scored = score(
-            model,
-            tokenized.queries("aoa", self.word_contexts),
-            tokenized.backend,
-            self.batch_tokens,
-            self.dtype,
-            progress,
-        )
-        return -scored.log_probability
+    def _prepare(self, task: Task, scorer: Scorer) -> Any:
+        """Return what a task prepares, made once for models that share a tokenizer."""
+        rules = _tokenizer_rules(scorer.tokenizer)
+        key = (rules, scorer.backend, num_positions(scorer.model))
+        if key not in self._prepared:
+            self._prepared.clear()  # of other tokenizers nothing is kept
+        prepared = self._prepared.setdefault(key, {})
+        if task.name not in prepared:
+            prepared[task.name] = task.prepare(scorer)
+        return prepared[task.name]
 
-    def _tokenize(
+    def ask(
+        self, task: Task, scorer: Scorer, checkpoint: Optional[Checkpoint] = None
+    ) -> Answer:
+        """Ask a model a task.
+
+        Args:
+            checkpoint: the model on disk; None for a model that is being trained.
+
+        Raises:
+            UserError: the model gives NaN, or memory is too small.
+        """
+        start = time.perf_counter()
+        if scorer.progress:
+            scorer = replace(scorer, progress=f"{scorer.progress}, {task.name}")
+        try:
+            content = task.ask(scorer, self._prepare(task, scorer))
+        except torch.OutOfMemoryError as error:
+            key = self.args.key("batch_tokens")
+            raise UserError(f"out of memory: give a smaller {key}") from error
+        return Answer(content, checkpoint, time.perf_counter() - start)
+
+    def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Tokenized:
-        check_vocabulary(model, tokenizer)
-        backend = self.backend_for(model)
-        if self._tokenized is None or not self._tokenized.serves(tokenizer, backend):
-            self._tokenized = Tokenized(tokenizer, backend)
-        return self._tokenized
+    ) -> Iterator[Result]:
+        """Yield the result of each immediate task as soon as it is there.
 
-    def _result(
-        self,
-        name: str,
-        model: PreTrainedModel,
-        tokenized: Tokenized,
-        progress: Optional[str],
-    ) -> Result:
-        options = (tokenized.backend, self.batch_tokens, self.dtype)
-        label = progress and f"{progress}, {name}"
-        if name == "reading":
-            prepared = tokenized.reading_queries(self.reading_times)
-            surprisals = reading.surprisals(model, prepared, *options, label)
-            return reading.result(prepared, surprisals, self.protocol)
-        (task,) = (task for task in self.choices if task.name == name)
-        return task.result(score(model, tokenized.queries(name, task), *options, label))
+        Raises:
+            UserError: the model's vocabulary does not hold the tokenizer's entries. Or, at
+                the end, tasks have no result, since the model gives NaN or memory is too
+                small.
+        """
+        scorer = self.scorer(model, tokenizer)
+        failures = []
+        for task in self.immediate:
+            try:
+                answer = self.ask(task, scorer)
+            except UserError as error:
+                failures.append(f"{error} ({task.name})")
+            else:
+                yield task.result([answer])
+        if failures:
+            raise UserError("; ".join(failures))
 
 
-def _spread(choices: Sequence[Any], number: int) -> tuple[Any, ...]:
-    """`number` of the choices, at even distances: of every part its share."""
-    places = np.linspace(0, len(choices) - 1, min(number, len(choices)))
-    return tuple(choices[place] for place in places.round().astype(int))
+def _score_names(
+    parts: Mapping[str, Iterable[str]],
+) -> dict[str, tuple[str, Optional[str]]]:
+    """Return name of a score in a run's log -> its task and part (None: the whole task).
 
-
-def _places(parts: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, Optional[str]]]:
-    """Name of a score where a run is logged → its task and part; None for the whole task.
-
-    The user's own pairs are called `pairs`, and `pairs_<folder>` where there are several
-    folders; behind that, their parts.
+    The user's own pairs are named `pairs`, or `pairs_<folder>` where there are several
+    folders. Their parts follow behind that name.
 
     Args:
-        parts: task → names of its parts.
+        parts: task -> names of its parts.
     """
-    own = [task for task in parts if task.startswith(OWN_PAIRS)]
-    names = {task: OWN_PAIRS if own == [task] else task for task in parts}
-    found = {f"{names[task]}_{p}": (task, p) for task in own for p in parts[task]}
-    return {**found, **{name: (task, None) for task, name in names.items()}}
+    pairs = [task for task in parts if task.startswith(OWN_PAIRS)]
+    names = {task: OWN_PAIRS if pairs == [task] else task for task in parts}
+    of_parts = {f"{names[task]}_{p}": (task, p) for task in pairs for p in parts[task]}
+    return {**of_parts, **{name: (task, None) for task, name in names.items()}}
 
 
 def scores(results: Iterable[Result]) -> dict[str, float]:
-    """Shares and correlations, flat: {"blimp": 0.71, "pairs": 0.9, "pairs_word_order": 1.0}.
+    """Return shares and correlations: {"blimp": 0.71, "pairs": 0.9, "pairs_order": 1.0}.
 
-    What is not defined (NaN) is left out.
+    Undefined scores (NaN) are left out.
     """
     by_task = {result.task: result for result in results}
     parts = {task: r.subscores.get("UID", {}) for task, r in by_task.items()}
-    found = {
+    percent = {
         name: by_task[task].score if part is None else parts[task][part]
-        for name, (task, part) in _places(parts).items()
+        for name, (task, part) in _score_names(parts).items()
     }
-    return {name: score / 100 for name, score in found.items() if not math.isnan(score)}
+    return {n: value / 100 for n, value in percent.items() if not math.isnan(value)}
 
 
 def is_score(name: str) -> bool:
-    """Whether a number is called as `scores` calls them, not as a loss or a count."""
-    own = f"{name}_".startswith(f"{OWN_PAIRS}_")
-    return own or name.removesuffix("_fast") in TASKS
+    """Return whether a number has a name that `scores` gives, unlike a loss or a count."""
+    is_own = f"{name}_".startswith(f"{OWN_PAIRS}_")
+    return is_own or name in TASKS
 
 
 def is_share(name: str) -> bool:
-    """Whether a score is the share of right choices: no correlation, no explained variance."""
-    task = TASKS.get(name.removesuffix("_fast"))
-    return task is None or (task.format is not None and not task.correlated)
+    """Return whether a score is the share of right answers."""
+    return name not in TASKS or TASKS[name].is_share
 
 
 def of_whole_tasks(names: Iterable[str]) -> list[str]:
-    """The scores among the names, without those of parts where the whole is there."""
-    found = [name for name in names if is_score(name)]
-    own = [name for name in found if name.startswith(OWN_PAIRS)]
-    wholes = tuple(f"{name}_" for name in own)
-    return [name for name in found if name not in own or not name.startswith(wholes)]
+    """Return the names of scores, without those of parts of a task that is among them."""
+    of_scores = [name for name in names if is_score(name)]
+    pairs = [name for name in of_scores if name.startswith(OWN_PAIRS)]
+    parts_of_others = tuple(f"{name}_" for name in pairs)
+    return [
+        name
+        for name in of_scores
+        if name not in pairs or not name.startswith(parts_of_others)
+    ]

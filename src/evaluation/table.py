@@ -1,205 +1,181 @@
-"""Results on the screen, beside published ones."""
+"""Results on the screen, beside published ones.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+The entries of a model are those of its `scores.json`: task → entry.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+Entry = Mapping[str, Any]
 
-@dataclass(frozen=True)
-class Baseline:
-    """Published scores of one model on the full tasks, ten passes over the data."""
-
-    name: str
-    words: str  # of its training text
-    scores: Mapping[str, float]
-    source: str
-
-
-COLUMNS = "blimp supplement ewok entity_tracking comps glue reading".split()
-GPT2_2026 = "baselines of the 2026 challenge"
-BERT_CAUSAL = "baseline of the 2025 challenge, causal-focus"
-BERT_MIXED = "baseline of the 2025 challenge, mixed"
-
-
-def _baseline(name: str, words: str, source: str, *scores: float | None) -> Baseline:
-    known = {c: s for c, s in zip(COLUMNS, scores, strict=True) if s is not None}
-    return Baseline(name, words, known, source)
-
-
-# GPT-BERT's entity tracking is left out: it was scored with other data and another rule.
-BASELINES = (
-    _baseline("GPT-2", "10M", GPT2_2026, 65.2, 57.3, 50.6, 19.1, 51.8, 63.8, 5.6),
-    _baseline("GPT-BERT", "10M", BERT_CAUSAL, 71.7, 63.2, 49.5, None, 52.8, 65.4, None),
-    _baseline("GPT-2", "100M", GPT2_2026, 74.7, 65.0, 54.4, 16.9, 55.9, 67.8, 6.9),
-    _baseline("GPT-BERT", "100M", BERT_MIXED, 80.5, 73.0, 52.4, None, 59.7, 70.9, None),
+# Published scores on the full tasks, after ten passes over 10M or 100M words.
+BASELINES = ("GPT-2 10M", "GPT-BERT 10M", "GPT-2 100M", "GPT-BERT 100M")
+SOURCES = (
+    "GPT-2 10M: baselines of the 2026 challenge;"
+    " GPT-BERT 10M: baseline of the 2025 challenge, causal-focus;"
+    " GPT-2 100M: baselines of the 2026 challenge;"
+    " GPT-BERT 100M: baseline of the 2025 challenge, mixed"
 )
-SOURCES = "; ".join(f"{b.name} {b.words}: {b.source}" for b in BASELINES)
+PUBLISHED = {
+    "blimp": (65.2, 71.7, 74.7, 80.5),
+    "supplement": (57.3, 63.2, 65.0, 73.0),
+    "ewok": (50.6, 49.5, 54.4, 52.4),
+    # GPT-BERT's is left out: it was scored with other data and another rule.
+    "entity_tracking": (19.1, None, 16.9, None),
+    "comps": (51.8, 52.8, 55.9, 59.7),
+    "glue": (63.8, 65.4, 67.8, 70.9),
+    "reading": (5.6, None, 6.9, None),
+}
+# The parts of the challenge's overall score of 2026.
+OVERALL = (*PUBLISHED, "global_piqa", "aoa")
 
-# What the challenge's 2026 overall score is the mean of.
-OVERALL = (*COLUMNS, "global_piqa", "aoa")
 
-
-def overall(scores: Mapping[str, float]) -> float | None:
-    """The challenge's overall score of 2026 (a mean of nine), where all of them are known."""
+def overall(scores: Mapping[str, float | None]) -> float | None:
+    """Return the challenge's overall score of 2026, a mean of nine; None if one is missing."""
     known = dict(scores)
     parts = [known.get(f"global_piqa_{part}") for part in ("parallel", "nonparallel")]
     if None not in parts:
         known["global_piqa"] = sum(parts) / 2
-    if any(known.get(name) is None for name in OVERALL):
-        return None
-    return sum(known[name] for name in OVERALL) / len(OVERALL)
+    values = [known.get(task) for task in OVERALL]
+    return None if None in values else sum(values) / len(values)
 
 
-def table(
-    entries: Mapping[str, Mapping[str, Any]],
-    by_phenomenon: bool = False,
-    baselines: Sequence[Baseline] = BASELINES,
-) -> str:
-    """Task, score, items, seconds and published scores, a line a task.
+def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
+    """Return a table of one model: a row per task with score, items, seconds and baselines.
 
     Args:
-        entries: task → its entry of `scores.json`.
-        by_phenomenon: BLiMP's phenomena under it.
+        by_phenomenon: adds a row for each of BLiMP's phenomena.
     """
-    head = ["task", "score", "items", "time"]
-    rows = [[*head, *(f"{b.name} {b.words}" for b in baselines)]]
+    rows = [["task", "score", "items", "time", *BASELINES]]
     for task, entry in entries.items():
-        name = task.removesuffix("_fast")
-        published = [_text(b.scores.get(name)) for b in baselines]
         time = "" if entry["seconds"] is None else f"{entry['seconds']:.1f} s"
-        rows.append(
-            [task, _text(entry["score"]), f"{entry['items']:,}", time, *published]
-        )
+        row = [task, _text(entry["score"]), f"{entry['items']:,}", time]
+        rows.append(row + [_text(score) for score in _published(task)])
         if by_phenomenon:
             phenomena = entry["subscores"].get("linguistics_term", {})
             rows += [
-                [f"  {key}", _text(value)] for key, value in sorted(phenomena.items())
+                [f"  {name}", _text(phenomena[name])] for name in sorted(phenomena)
             ]
     mean = overall({task: entry["score"] for task, entry in entries.items()})
     if mean is not None:
         rows.append(["overall", _text(mean)])
-    published = [_published(entries)] if baselines else []
-    return "\n".join([*_align(rows), rules(entries), *notes(entries), *published])
+    return "\n".join(
+        [*_align(rows), _rules(entries), *_notes(entries), _sources(entries)]
+    )
 
 
-def overview(
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    baselines: Sequence[Baseline] = BASELINES,
-) -> str:
-    """Scores of many models: a line a model, a column a task, published ones below.
+def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
+    """Return a table of several models: a row per model and baseline, a column per task.
 
     Args:
-        models: label → task → its entry of `scores.json`.
+        models: label → entries of the model.
     """
     tasks = list(dict.fromkeys(task for entries in models.values() for task in entries))
-    scores = {
-        label: {task: entry["score"] for task, entry in entries.items()}
-        for label, entries in models.items()
-    }
-    for baseline in baselines:
-        published = {
-            task: baseline.scores.get(task.removesuffix("_fast")) for task in tasks
-        }
-        if any(published.values()):
-            scores[f"{baseline.name} {baseline.words}"] = published
     rows = [["", *tasks]]
-    rows += [
-        [name, *(_text(own.get(t)) for t in tasks)] for name, own in scores.items()
-    ]
-    told = list(dict.fromkeys(rules(own) for own in models.values()))
-    told += [f"{name}: {note}" for name, own in models.items() for note in notes(own)]
-    return "\n".join([*_align(rows), *told, _published(tasks)])
+    for label, entries in models.items():
+        scores = [entries[task]["score"] if task in entries else None for task in tasks]
+        rows.append([label, *map(_text, scores)])
+    for name, *scores in zip(BASELINES, *map(_published, tasks)):
+        if any(scores):
+            rows.append([name, *map(_text, scores)])
+    lines = list(dict.fromkeys(map(_rules, models.values())))
+    for label, entries in models.items():
+        lines += [f"{label}: {note}" for note in _notes(entries)]
+    return "\n".join([*_align(rows), *lines, _sources(tasks)])
 
 
-def _published(tasks: Iterable[str]) -> str:
-    """Whose the published scores are, and whether they are of other sets than ours."""
+def _published(task: str) -> Sequence[float | None]:
+    """Return the score of each baseline."""
+    return PUBLISHED.get(task.removesuffix("_fast"), [None] * len(BASELINES))
+
+
+def _sources(tasks: Iterable[str]) -> str:
+    """Return the sources of published scores, and whether ours are of smaller sets."""
     fast = any(task.endswith("_fast") for task in tasks)
-    of = " (of the full sets, not the fast ones)" if fast else ""
-    return f"Published{of}: {SOURCES}."
+    sets = " (of the full sets, not the fast ones)" if fast else ""
+    return f"Published{sets}: {SOURCES}."
 
 
 def _text(score: float | None) -> str:
     return "" if score is None else f"{score:.2f}"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, numbers to the right."""
+def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a line per row, the first column aligned to the left, the others to the right."""
     num_columns = max(map(len, rows))
     full = [[*row, *[""] * (num_columns - len(row))] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*full)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in full
-    ]
+    first, *widths = (max(map(len, column)) for column in zip(*full))
+    for name, *cells in full:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths)]
+        yield "  ".join([name.ljust(first), *numbers]).rstrip()
 
 
-def rules(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """By what protocol and in what precision: "Protocol 2026, float32."."""
-    ways: dict[str, list[str]] = {}
+def _rules(entries: Mapping[str, Entry]) -> str:
+    """Return protocol and precision of the entries, such as "Protocol 2026, float32."."""
+    tasks_of: dict[str, list[str]] = {}
     for task, entry in entries.items():
-        way = f"protocol {entry['protocol']}, {entry['dtype']}"
-        ways.setdefault(way, []).append(task)
-    if len(ways) == 1:
-        return f"{next(iter(ways)).capitalize()}."
-    return "; ".join(f"{', '.join(tasks)}: {way}" for way, tasks in ways.items()) + "."
+        rules = f"protocol {entry['protocol']}, {entry['dtype']}"
+        tasks_of.setdefault(rules, []).append(task)
+    if len(tasks_of) == 1:
+        return f"{next(iter(tasks_of)).capitalize()}."
+    parts = [f"{', '.join(tasks)}: {rules}" for rules, tasks in tasks_of.items()]
+    return "; ".join(parts) + "."
 
 
-def notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a score alone does not say: ties, what was too long, what the precision changed."""
-    notes = []
+def _notes(entries: Mapping[str, Entry]) -> Iterator[str]:
+    """Yield ties, texts beyond the context, undefined scores and effects of the precision."""
     for task, entry in entries.items():
-        told = [_ties(entry), _too_long(entry), _zero(entry), _changed(entry)]
-        notes += [f"{task}: {note}" for note in told if note]
-    return notes
+        for note in (_ties, _too_long, _no_correlation, _choices_changed):
+            if text := note(entry):
+                yield f"{task}: {text}"
 
 
-def _ties(entry: Mapping[str, Any]) -> str:
-    if (
-        not entry["ties"] or "UID" not in entry["subscores"]
-    ):  # a correlation has no wrong
-        return ""
+def _ties(entry: Entry) -> str:
+    if not entry["ties"] or "UID" not in entry["subscores"]:
+        return ""  # a correlation has no right and wrong
     counted = "right if first" if entry["protocol"] == 2025 else "wrong"
-    return f"{_number(entry['ties'], 'tie')}, counted as {counted}"
+    return f"{_count(entry['ties'], 'tie')}, counted as {counted}"
 
 
-def _too_long(entry: Mapping[str, Any]) -> str:
-    """Choices are wrong then; of correlations and reading times nothing is right or wrong."""
-    if not (long := entry["too_long"]):
+def _too_long(entry: Entry) -> str:
+    """Return the number of items beyond the context: wrong choices, otherwise left out."""
+    ids = entry["too_long"]
+    if not ids:
         return ""
-    verb, counts = ("is", "counts") if len(long) == 1 else ("are", "count")
+    verb, counts = ("is", "counts") if len(ids) == 1 else ("are", "count")
     result = f"{counts} as wrong" if "UID" in entry["subscores"] else f"{verb} left out"
-    shown = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
-    number = _number(len(long), "item")
-    return f"{number} {verb} longer than the model can read and {result}: {shown}"
+    shown = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+    items = _count(len(ids), "item")
+    return f"{items} {verb} longer than the model can read and {result}: {shown}"
 
 
-def _zero(entry: Mapping[str, Any]) -> str:
-    """Why AoA is 0 where nothing was measured."""
-    if "correlation" not in entry["subscores"] or entry["score"] != 0:
+def _no_correlation(entry: Entry) -> str:
+    """Return why the score of AoA is 0 if nothing was measured."""
+    correlation = entry["subscores"].get("correlation")
+    if correlation is None or entry["score"] != 0:
         return ""
     words = entry["subscores"]["words"]
-    number = _number(words["with_both_ages"], "word")
-    found = entry["subscores"]["correlation"]
-    if found["r"] is None:
-        return (
-            f"0 stands for no score: of {words['all']} words {words['with_both_ages']} were"
-            " learned within the checkpoints, too few for a correlation"
+    number, r = int(words["with_both_ages"]), correlation["r"]
+    if r is None:
+        reason = (
+            f"of {int(words['all'])} words {number} were learned within the checkpoints,"
+            " too few for a correlation"
         )
-    return (
-        f"0 stands for no score: the correlation of {found['r']:.2f} over {number} may be"
-        f" chance (p = {found['p']:.2g})"
-    )
+    else:
+        reason = (
+            f"the correlation of {r:.2f} over {_count(number, 'word')} may be chance"
+            f" (p = {correlation['p']:.2g})"
+        )
+    return f"0 stands for no score: {reason}"
 
 
-def _changed(entry: Mapping[str, Any]) -> str:
-    if (changed := entry.get("choices_changed")) is None:
+def _choices_changed(entry: Entry) -> str:
+    number = entry.get("choices_changed")
+    if number is None:
         return ""
-    differ = "differs" if changed == 1 else "differ"
-    return f"{changed:,} of {entry['items']:,} choices {differ} from those in float32"
+    differ = "differs" if number == 1 else "differ"
+    return f"{number:,} of {entry['items']:,} choices {differ} from those in float32"
 
 
-def _number(number: int, name: str) -> str:
+def _count(number: int, name: str) -> str:
     return f"{number:,} {name}" + ("" if number == 1 else "s")

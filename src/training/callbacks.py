@@ -1,23 +1,20 @@
-"""What happens around the steps: the epoch's order, stopping, checkpoints, the console."""
+"""Callbacks around the steps: the epoch's order, stopping on a signal, the console."""
 
-import json
 import logging
 import signal
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from src.data.order import Plan
 from src.evaluation.suite import of_whole_tasks
-from src.training.record.checkpoints import prune, seal
 
 logger = logging.getLogger(__name__)
 
 
 class OrderEpochs(TrainerCallback):
-    """Tells the plan which epoch it is, also after a resume in mid-epoch."""
+    """Callback that tells the plan the epoch, also after a resume within one."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -27,22 +24,22 @@ class OrderEpochs(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM, SIGUSR1 and Ctrl-C: save at the end of the step, then stop.
+    """Callback that saves at the end of the step after SIGTERM, SIGUSR1 or Ctrl-C, and stops.
 
-    Where an evaluation is due at that step, it comes first: what it finds is part of what is
-    saved. A second signal ends the process at once, as it would without this.
+    An evaluation that is due at that step comes first: its result is part of what is saved. A
+    second signal ends the process at once, as it would without this.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self):
-        self.received: Optional[int] = None  # by any process: all know it at one step
-        self._own: Optional[int] = None  # by this one
+        self.received: Optional[int] = None  # by any process
+        self._received_here: Optional[int] = None
         self._before: dict[int, Any] = {}
         self._group: Optional[Any] = None
 
     def _receive(self, number: int, frame: Any) -> None:
-        self._own = number
+        self._received_here = number
         self.restore()
         logger.warning(
             "%s: saving after this step, then stopping (once more: stop at once)",
@@ -50,7 +47,7 @@ class StopOnSignal(TrainerCallback):
         )
 
     def restore(self) -> None:
-        """Signals do again what they did before training."""
+        """Give the signals the handlers that they had before training."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -62,7 +59,7 @@ class StopOnSignal(TrainerCallback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.received = self._of_any_process()
+        self.received = self._signal_of_any_process()
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 
@@ -71,68 +68,25 @@ class StopOnSignal(TrainerCallback):
         if self.received and state.epoch != int(state.epoch):
             control.should_log = control.should_evaluate = control.should_save = False
 
-    def _of_any_process(self) -> Optional[int]:
-        """The signal that a process received: they must all stop at the same step."""
+    def _signal_of_any_process(self) -> Optional[int]:
+        """Return the signal that any process received: all must stop at the same step."""
         if self._group is None:
-            return self._own
-        flag = torch.tensor(self._own or 0)
-        most = torch.distributed.ReduceOp.MAX
-        torch.distributed.all_reduce(flag, most, group=self._group)
+            return self._received_here
+        flag = torch.tensor(self._received_here or 0)
+        largest = torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(flag, largest, group=self._group)
         return int(flag) or None
 
 
-class KeepCheckpoints(TrainerCallback):
-    """Seals what was saved, deletes what is over the limit.
-
-    It also saves the loss summed up since the last log and the first that was logged, which
-    the Trainer forgets, so that a continued run logs the losses of one that did not stop, and
-    refuses the same ones.
-    """
-
-    def __init__(self, trainer: Trainer, limit: Optional[int]):
-        self.trainer, self.limit = trainer, limit
-        self.resumed_from: Optional[Path] = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.resumed_from is not None:
-            window = json.loads((self.resumed_from / "loss_window.json").read_text())
-            rank = str(args.process_index)
-            self.trainer._tr_loss += window["loss"].get(rank, 0.0)
-            self.trainer._globalstep_last_logged = window["last_logged_step"]
-            self.trainer.watch.first_mean = window.get("first_mean")
-            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(best) if best.is_dir() else None
-            if not best.is_dir():  # lost: the best of what follows is the best there is
-                state.best_metric = state.best_global_step = None
-
-    def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        losses = {str(args.process_index): float(self.trainer._tr_loss)}
-        if args.world_size > 1:
-            gathered = [None] * args.world_size
-            torch.distributed.all_gather_object(gathered, losses)
-            losses = {rank: loss for part in gathered for rank, loss in part.items()}
-        if not state.is_world_process_zero:
-            return
-        window = {
-            "loss": losses,
-            "last_logged_step": self.trainer._globalstep_last_logged,
-            "first_mean": self.trainer.watch.first_mean,
-        }
-        (checkpoint / "loss_window.json").write_text(json.dumps(window))
-        seal(checkpoint)
-        prune(Path(args.output_dir), self.limit, state.best_model_checkpoint)
-
-
 class ProgressBars(ProgressCallback):
-    """The library's bars, without what it writes of every log."""
+    """The library's progress bars, without its line for every log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
 
 class Console(TrainerCallback):
-    """One short line for each log and evaluation."""
+    """Callback that prints one short line for each log and evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -157,6 +111,6 @@ class Console(TrainerCallback):
 
 
 def _figure(key: str, value: float) -> str:
-    """Rates in full; of a perplexity that no model worth its name has, the size."""
+    """Format large rates with separators and huge perplexities in scientific notation."""
     has_digits = value >= 10_000 and not ("perplexity" in key and value >= 1e6)
     return f"{value:,.0f}" if has_digits else f"{value:.4g}"

@@ -1,96 +1,70 @@
-"""The end of a run: scores, a few texts, the saved model and its card."""
+"""The end of a run: final scores, a few texts, the saved model and its card."""
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
 from src.evaluation.suite import is_score, is_share, of_whole_tasks
 from src.training.record import card
-from src.training.record.run_record import RunRecord
-from src.training.trainer import LanguageModelTrainer
+from src.training.trainer import LanguageModelTrainer, Outcome
 
 logger = logging.getLogger(__name__)
 
 
-def finish(
-    trainer: LanguageModelTrainer,
-    args: Arguments,
-    data: Data,
-    record: RunRecord,
-) -> dict[str, float]:
-    """Score, save and show the final model; then the run is finished. Returns the scores."""
-    scores = final_scores(trainer, args, data)
-    if args.training.do_train:
-        save(trainer, args, data, scores, record.command)
-    if not trainer.is_world_process_zero():
-        return scores
-    number = args.evaluation.num_generated_texts
-    if number:
-        set_seed(args.training.seed)
-        length = min(40, args.data.block_size)
-        texts = generate(trainer.model, trainer.tokenizer, number, length)
-        lines = ["  " + " / ".join(text.split("\n")) for text in texts]
-        logger.info("\nWritten by the model:\n%s", "\n".join(lines))
-    logger.info("\n%s\n\nResults: %s", table(scores), record.directory)
-    record.finish(scores)
-    return scores
-
-
 def final_scores(
-    trainer: LanguageModelTrainer, args: Arguments, data: Data
+    trainer: LanguageModelTrainer, outcome: Outcome, data: Data
 ) -> dict[str, float]:
-    """Everything that is reported of the final model, flat: {"eval_loss": 3.1, …}."""
+    """Return everything that is reported of the final model: {"eval_loss": 3.1, …}."""
     scores: dict[str, float] = {}
-    state = trainer.state
-    if trainer.average_kept:
-        scores["averaged_steps"] = trainer.weight_average.steps
-    elif args.training.load_best_model_at_end and state.best_global_step is not None:
-        if state.best_global_step != state.global_step:
-            logger.info(
-                "The final model is the best one, that of step %d:",
-                state.best_global_step,
-            )
-            words = trainer.plan.words_seen(state.best_global_step)
-            scores.update(best_step=state.best_global_step, best_words_seen=words)
-    if args.training.do_eval:
-        scores.update(trainer.evaluate())
+    state, plan = trainer.state, trainer.plan
+    if outcome.averaged_steps is not None:
+        scores["averaged_steps"] = outcome.averaged_steps
+    if outcome.best_step is not None:
+        step = outcome.best_step
+        logger.info("The final model is the best one, that of step %d:", step)
+        scores.update(best_step=step, best_words_seen=plan.words_seen(step))
+    if trainer.args.do_eval:
+        scores.update(trainer.evaluate(all_items=True))
         if data.train_stream is not None:
             scores["eval_unigram_perplexity"] = unigram_perplexity(
                 data.train_stream, data.validation, len(trainer.tokenizer)
             )
-    elif trainer.task_scores is not None:
-        found = trainer.task_scores.score(trainer.model, trainer.tokenizer, final=True)
-        scores.update({f"eval_{name}": score for name, score in found.items()})
-        trainer.log({f"eval_{name}": score for name, score in found.items()})
-    if args.training.do_train:
-        scores.update(steps=trainer.state.global_step, epochs=trainer.state.epoch)
-        scores["words_seen"] = trainer.plan.words_seen(trainer.state.global_step)
+    else:
+        of_tasks = trainer.tasks.score(trainer.model, trainer.tokenizer, all_items=True)
+        of_tasks = {f"eval_{name}": score for name, score in of_tasks.items()}
+        scores.update(of_tasks)
+        if of_tasks:
+            trainer.log(of_tasks)
+    if plan is not None:
+        words = plan.words_seen(state.global_step)
+        scores.update(steps=state.global_step, epochs=state.epoch, words_seen=words)
     return scores
 
 
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, length: int
-) -> list[str]:
-    """`number` texts that the model writes from BOS, up to `length` tokens each."""
-    model.eval()
+def show_texts(trainer: LanguageModelTrainer, args: Arguments) -> None:
+    """Log a few texts that the model writes from BOS."""
+    number = args.evaluation.num_generated_texts
+    if not number or not trainer.is_world_process_zero():
+        return
+    set_seed(args.training.seed)
+    model = trainer.model.eval()
     start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
-    texts = model.generate(
+    ids = model.generate(
         start,
         attention_mask=torch.ones_like(start),
         do_sample=True,
         top_p=0.9,
-        max_length=length,
+        max_length=min(40, args.data.block_size),
         pad_token_id=model.config.eos_token_id,
     )
-    return [
-        text.strip() for text in tokenizer.batch_decode(texts, skip_special_tokens=True)
-    ]
+    texts = trainer.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    lines = ["  " + " / ".join(text.strip().split("\n")) for text in texts]
+    logger.info("\nWritten by the model:\n%s", "\n".join(lines))
 
 
 def save(
@@ -100,55 +74,64 @@ def save(
     scores: dict[str, float],
     command: str,
 ) -> None:
-    """The final model, its tokenizer and its card, in the run's directory."""
-    model = trainer.model
-    model.config.use_cache = True  # off while training; generating is slow without
-    run_dir = Path(args.training.output_dir)
-    staging = (
-        run_dir / ".model"
-    )  # moved when complete: no half-written file has its name
+    """Save the trained model, its tokenizer and its card in the run's directory.
+
+    The files are written to a folder of their own first: none has its name before it is
+    complete.
+    """
+    if not args.training.do_train:
+        return
+    trainer.model.config.use_cache = (
+        True  # off while training; generating is slow without
+    )
+    staging = trainer.run_dir / ".model"
     trainer.save_model(str(staging))
-    weights = args.model.model_name_or_path
-    stream = data.train_stream
-    facts = {
+    if not trainer.is_world_process_zero():
+        return
+    named = {key.removeprefix("eval_"): score for key, score in scores.items()}
+    shown = [*FIGURES, *of_whole_tasks(named)]
+    card.write(
+        staging,
+        _facts(trainer, args, data, scores, command),
+        {name: named[name] for name in shown if name in named},
+    )
+    for file in staging.iterdir():
+        os.replace(file, trainer.run_dir / file.name)
+    staging.rmdir()
+
+
+def _facts(
+    trainer: LanguageModelTrainer,
+    args: Arguments,
+    data: Data,
+    scores: dict[str, float],
+    command: str,
+) -> dict[str, Any]:
+    """Return what the model card says of the run."""
+    weights, stream = args.model.model_name_or_path, data.train_stream
+    tokenizer = args.tokenizer.name_or_path or weights or "trained on the same text"
+    return {
         "title": f"{args.wandb.group}/{args.wandb.name}",
         "origin": (
             f"Trained further from {weights}" if weights else "Trained from scratch"
         ),
         "command": command,
-        "model_type": model.config.model_type,
-        "parameters": model.num_parameters(),
+        "model_type": trainer.model.config.model_type,
+        "parameters": trainer.model.num_parameters(),
         "block_size": args.data.block_size,
         "files": ", ".join(file["name"] for file in stream.files),
         "corpus_words": stream.info["words"],
         "corpus_tokens": stream.info["tokens"],
-        "words_seen": scores["words_seen"],
-        "epochs": scores["epochs"],
-        "steps": scores["steps"],
-        "chosen": chosen(scores),
+        **{key: scores[key] for key in ("words_seen", "epochs", "steps")},
+        "final_step": final_step(scores),
         "vocab_size": len(trainer.tokenizer),
-        "tokenizer": args.tokenizer.name_or_path
-        or weights
-        or "trained on the same text",
+        "tokenizer": tokenizer,
         "eval_files": ", ".join(data.validation_names),
     }
-    named = {key.removeprefix("eval_"): score for key, score in scores.items()}
-    shown = {name: named[name] for name in FIGURES if name in named}
-    shown |= {name: named[name] for name in of_whole_tasks(named)}
-    if trainer.is_world_process_zero():
-        card.write(staging, facts, shown)
-        for file in staging.iterdir():
-            os.replace(file, run_dir / file.name)
-        staging.rmdir()
 
 
-def _short(perplexity: float, digits: int) -> str:
-    """With so many digits behind the point; a huge one would be wider than its column."""
-    return f"{perplexity:.{'2e' if perplexity >= 1e6 else f'{digits}f'}}"
-
-
-def chosen(scores: dict[str, Any]) -> str:
-    """Which model of the run it is, where it is not the last."""
+def final_step(scores: dict[str, Any]) -> str:
+    """Return the step of the final model in words, where it is not the last step."""
     if "best_step" not in scores:
         return ""
     return (
@@ -158,38 +141,46 @@ def chosen(scores: dict[str, Any]) -> str:
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The scores as a small table: one row a file, then the tasks."""
-    suffix = "_bits_per_byte"
-    rows = [key[len("eval_") : -len(suffix)] for key in scores if key.endswith(suffix)]
-    rows = [row for row in rows if f"eval_{row}_loss" in scores]
-    lines = []
-    if "eval_loss" in scores:
-        lines.append(
-            f"{'':<24}{'loss':>9}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
-            f"{'perplexity/word':>17}"
-        )
-        for row in [*rows, ""]:
-            prefix = f"eval_{row}_" if row else "eval_"
-            loss, perplexity, accuracy, bits, word = (
-                scores[prefix + f] for f in FIGURES
-            )
-            lines.append(
-                f"{row or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
-                f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
-            )
+    """Return the scores as a small table: one row a file, then the tasks."""
+    lines = _text_rows(scores)
     if "eval_unigram_perplexity" in scores:
-        lines.append(
-            f"{'(unigram)':<24}{'':>9}{scores['eval_unigram_perplexity']:>12.2f}"
-        )
+        perplexity = scores["eval_unigram_perplexity"]
+        lines.append(f"{'(unigram)':<24}{'':>9}{perplexity:>12.2f}")
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
             label = name.replace("pairs_", "pairs: ")
-            # As `run_eval` has them; what is no share of right choices has no percent sign.
+            # As `run_eval` has them: correlations and the like have no percent sign.
             figure = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
             lines.append(f"{label:<43}{figure:>12}")
     if "words_seen" in scores:
         lines.append(
             f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"
-            f" {scores['steps']:,} steps{chosen(scores)}"
+            f" {scores['steps']:,} steps{final_step(scores)}"
         )
     return "\n".join(lines)
+
+
+def _text_rows(scores: dict[str, Any]) -> list[str]:
+    """Return the heading and a row for each dev file, and for all of them."""
+    if "eval_loss" not in scores:
+        return []
+    suffix = "_bits_per_byte"
+    rows = [key[len("eval_") : -len(suffix)] for key in scores if key.endswith(suffix)]
+    rows = [row for row in rows if f"eval_{row}_loss" in scores]
+    lines = [
+        f"{'':<24}{'loss':>9}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
+        f"{'perplexity/word':>17}"
+    ]
+    for row in [*rows, ""]:
+        prefix = f"eval_{row}_" if row else "eval_"
+        loss, perplexity, accuracy, bits, word = (scores[prefix + f] for f in FIGURES)
+        lines.append(
+            f"{row or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
+            f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
+        )
+    return lines
+
+
+def _short(perplexity: float, digits: int) -> str:
+    """Format a perplexity; a huge one, which would be wider than its column, as 1.23e+07."""
+    return f"{perplexity:.{'2e' if perplexity >= 1e6 else f'{digits}f'}}"

@@ -13,22 +13,42 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 
-from src.arguments import ModelArguments
+from src.arguments import Arguments, ModelArguments
 from src.data.packing.tokenizer import boundary_tokens
-from src.foundation import UserError
+from src.foundation import UserError, first_line
+from src.training.optimization.optimizer import check_optimizer
+
+
+def model_config(args: Arguments) -> PretrainedConfig:
+    """Return the configuration that the arguments describe, without the tokenizer's part.
+
+    Raises:
+        UserError: no such architecture or weights, an unknown key, blocks that are longer than
+            the model's positions, or an optimizer that does not fit.
+    """
+    config = architecture(args.model)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and args.data.block_size > positions:
+        raise UserError(
+            f"data.block_size={args.data.block_size} is beyond the model's {positions}"
+            " positions"
+        )
+    check_optimizer(args.training, config)
+    return config
 
 
 def architecture(args: ModelArguments) -> PretrainedConfig:
-    """The configuration that `args` describe, without the tokenizer's part of it."""
+    """Return the model's configuration, with the overrides."""
     if args.model_name_or_path:
         try:
             config = AutoConfig.from_pretrained(args.model_name_or_path, **_hub(args))
         except (OSError, ValueError) as error:
-            first = str(error).strip().split("\n")[0]
             raise UserError(
-                f"model.model_name_or_path={args.model_name_or_path}: {first}"
+                f"model.model_name_or_path={args.model_name_or_path}:"
+                f" {first_line(error)}"
             ) from error
     elif args.model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
@@ -51,9 +71,10 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
 def _override(
     config: PretrainedConfig, overrides: Any, from_scratch: bool
 ) -> PretrainedConfig:
-    """`config` with the `overrides`; from scratch, what is computed from them follows.
+    """Return the configuration with the overrides.
 
-    (A Llama's `head_dim` is `hidden_size / num_attention_heads` unless it is given.)
+    From scratch, what is computed from other values follows them: a Llama's `head_dim` is
+    `hidden_size / num_attention_heads` unless it is given.
     """
     if not isinstance(overrides, dict):
         raise UserError(
@@ -77,8 +98,8 @@ def _override(
             setattr(config, name, value)
         return config
     except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
-        last = str(error).strip().split("\n")[-1].strip()
-        raise UserError(f"model.config_overrides: {last}") from error
+        last_line = str(error).strip().split("\n")[-1].strip()
+        raise UserError(f"model.config_overrides: {last_line}") from error
 
 
 def _hub(args: ModelArguments) -> dict[str, Any]:
@@ -89,23 +110,20 @@ def _hub(args: ModelArguments) -> dict[str, Any]:
     )
 
 
-def check_block_size(block_size: int, config: PretrainedConfig) -> None:
-    """Raise `UserError` for blocks that are longer than what the model can read."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and block_size > positions:
-        raise UserError(
-            f"data.block_size={block_size} is beyond the model's {positions} positions"
-        )
-
-
-def build(
-    args: ModelArguments, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+def build_model(
+    args: Arguments, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The model in float32, its weights random (from torch's seed) or loaded."""
-    if (
-        "vocab_size" not in (args.config_overrides or {})
-        and not args.model_name_or_path
-    ):
+    """Build the model in float32 on its device, with random or existing weights.
+
+    Random weights are drawn from `training.seed`. The configuration gets the tokenizer's
+    vocabulary and special tokens.
+
+    Raises:
+        UserError: the vocabulary is too small, or the library cannot build the model.
+    """
+    model_args = args.model
+    has_own_vocabulary = "vocab_size" in (model_args.config_overrides or {})
+    if not (has_own_vocabulary or model_args.model_name_or_path):
         config.vocab_size = len(tokenizer)
     if config.vocab_size < len(tokenizer):
         raise UserError(
@@ -115,19 +133,24 @@ def build(
     config.bos_token_id, config.eos_token_id = boundary_tokens(tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     config.use_cache = False
-    options = dict(dtype=torch.float32)
-    if args.attn_implementation:
-        options["attn_implementation"] = args.attn_implementation
+    options: dict[str, Any] = dict(dtype=torch.float32)
+    if model_args.attn_implementation:
+        options["attn_implementation"] = model_args.attn_implementation
+    set_seed(args.training.seed)
     try:
-        if args.model_name_or_path:
+        if model_args.model_name_or_path:
             model = AutoModelForCausalLM.from_pretrained(
-                args.model_name_or_path, config=config, **options, **_hub(args)
+                model_args.model_name_or_path,
+                config=config,
+                **options,
+                **_hub(model_args),
             )
         else:
             model = AutoModelForCausalLM.from_config(config, **options)
     except (ValueError, ImportError, OSError, TypeError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"model: cannot build {config.model_type}: {first}") from error
+        raise UserError(
+            f"model: cannot build {config.model_type}: {first_line(error)}"
+        ) from error
     # It looks for padding, of which blocks have none, and waits for the device to do so.
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
-    return model
+    return model.to(args.training.device)

@@ -1,237 +1,258 @@
-"""A run put together: plan, model, step, data, callbacks; and trained."""
+"""Everything that is decided about a run before its Trainer exists."""
 
+import dataclasses
+import functools
 import logging
-import time
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
-import transformers
-from accelerate.utils.memory import release_memory, should_reduce_batch_size
-from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerState,
-    set_seed,
-)
+import torch
+from transformers import PreTrainedModel
 
 from src.arguments import Arguments, TrainingArguments
-from src.data.blocks import Blocks
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
-from src.evaluation.suite import Suite
-from src.foundation import UserError
-from src.training.description import describe
-from src.training.model import architecture, build
-from src.training.optimization.averaging import keep_better
-from src.training.optimization.schedule import check_lengths, schedule_kwargs
-from src.training.record.checkpoints import newest_whole, step
-from src.training.record.throughput import Clock
-from src.training.step.document_masking import needs_mask
-from src.training.step.forward import (
-    WRITTEN_OUT,
-    FastForward,
-    find_fast_forward,
-    install,
-)
-from src.training.step.micro_batching import (
-    StepLayout,
-    find_layout,
-    logit_chunk,
-    sequences_per_step,
-)
-from src.training.task_scores import TaskScores
-from src.training.trainer import LanguageModelTrainer
+from src.foundation import first_line
+from src.training.decision import Decision
+from src.training.optimization.schedule import averaging_steps, choose_schedule
+from src.training.step import forward, micro_batching
+from src.training.step.document_masking import choose_document_masking
+from src.training.step.micro_batching import MicroBatching
 
 logger = logging.getLogger(__name__)
 
 
-def plan_of(args: Arguments, blocks: Blocks) -> Plan:
-    """What every step trains on; `args.training.max_steps` is set to their number."""
+@dataclass(frozen=True)
+class Setup:
+    """The decisions about a run, each with its reason.
+
+    A run that only evaluates has no plan, and the architecture's own forward pass.
+
+    Args:
+        plan: the blocks of every step, and their words.
+        forward: the forward pass of training, built from the decisions.
+        masks_documents: whether documents are separated by a mask of ours.
+        precision: type of the matrix products.
+        compiled: whether the step is compiled.
+        attention: name of the attention; None: the architecture's own.
+        logit_chunk: tokens whose logits are in memory at once; None: all of a micro-batch.
+        micro_batching: micro-batch size and gradient accumulation steps.
+        schedule: arguments of the learning rate's schedule.
+        averaging_steps: span of the average of the weights; None: no average.
+        metric: name of the score that picks the best model.
+    """
+
+    plan: Optional[Plan]
+    forward: Callable[..., Any]
+    masks_documents: Decision[bool]
+    precision: Decision[torch.dtype]
+    compiled: Decision[bool] = Decision(False, "not compiled")
+    attention: Decision[Optional[str]] = Decision(None, "")
+    logit_chunk: Decision[Optional[int]] = Decision(None, "")
+    micro_batching: MicroBatching = MicroBatching(1, 1)
+    schedule: Decision[Optional[dict[str, Any]]] = Decision(None, "")
+    averaging_steps: Optional[int] = None
+    metric: Optional[str] = None
+
+    def trainer_arguments(self, training: TrainingArguments) -> TrainingArguments:
+        """Return the Trainer's arguments: those of the run, with what was decided."""
+        size = self.micro_batching
+        arguments = dataclasses.replace(
+            training,
+            max_steps=-1 if self.plan is None else self.plan.num_steps,
+            per_device_train_batch_size=size.sequences,
+            gradient_accumulation_steps=size.micro_batches,
+            lr_scheduler_kwargs=self.schedule.value,
+            metric_for_best_model=self.metric,
+            # The Trainer would delete old checkpoints before the new one is sealed.
+            save_total_limit=None,
+        )
+        if (
+            arguments.n_gpu > 1
+        ):  # the Trainer would choose DataParallel, the slowest way
+            arguments._n_gpu = 1
+        return arguments
+
+
+def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
+    """Plan the blocks and words of every step; None for a run that does not train.
+
+    Args:
+        sequences: of a step, over all devices.
+
+    Raises:
+        UserError: the text is beyond the challenge's limits.
+    """
     training = args.training
-    order = order_of(
-        args.data,
-        blocks,
-        training.seed if training.data_seed is None else training.data_seed,
-    )
+    if not training.do_train:
+        return None
+    seed = training.seed if training.data_seed is None else training.data_seed
     plan = Plan(
-        blocks,
-        order,
-        sequences_per_step(training, args.data.block_size),
+        data.train,
+        order_of(args.data, data.train, seed),
+        sequences,
         training.num_train_epochs,
         training.max_steps if training.max_steps > 0 else None,
         training.max_words,
         args.data.block_size_schedule,
     )
     check_budget(args.data, plan)
-    check_lengths(training, plan.num_steps)
-    training.max_steps = plan.num_steps
-    training.lr_scheduler_kwargs = schedule_kwargs(training, plan.num_steps)
     return plan
 
 
-def build_trainer(
+def decide(
     args: Arguments,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Data,
-    suite: Optional[Suite] = None,
-    wandb_run: Optional[Any] = None,
-    layout: Optional[StepLayout] = None,
-    clock: Optional[Clock] = None,
-) -> LanguageModelTrainer:
-    """Model, data and callbacks of a run, put together.
+    reasons: Mapping[str, str],
+    plan: Optional[Plan],
+    model: PreTrainedModel,
+    metric: Optional[str] = None,
+) -> Setup:
+    """Decide how the model is trained, and record the micro-batching with the run.
 
     Args:
-        layout: how a step is divided, where the run has recorded it; None: it is found.
-        clock: of the whole job; None: a new one.
+        reasons: key → why a value that was left open is what it is.
+        metric: name of the score that picks the best model.
+
+    Raises:
+        UserError: a part of the schedule is longer than the run, the memory does not suffice
+            for one sequence, or documents cannot be kept apart.
     """
-    training = args.training
-    _use_one_gpu(training)
-    plan = plan_of(args, data.train) if training.do_train else None
-    set_seed(training.seed)  # the weights are drawn from it
-    model = build(args.model, architecture(args.model), tokenizer).to(training.device)
-    masks = not args.data.attend_across_documents and needs_mask(model)
-    fast = FastForward()
-    if plan is not None:
-        size = args.data.block_size
-        if layout is None or not layout.fits(plan.blocks_per_step, training.world_size):
-            layout = find_layout(training, model, size, plan.num_steps)
-        fast = _speed_up(model, args, layout, masks)
-    # An evaluation alone has no batches of training, but the Trainer wants a number.
-    layout = layout or StepLayout(1, 1)
-    training.per_device_train_batch_size = layout.sequences
-    training.gradient_accumulation_steps = layout.micro_batches
-    trainer = LanguageModelTrainer(
-        model,
-        tokenizer,
-        training,
-        plan,
-        data.validation if training.do_eval else None,
-        data.validation_names,
-        _logging(wandb_run, has_words=plan is not None),
-        clock,
+    training, run_dir = args.training, Path(args.training.output_dir)
+    setup = Setup(
+        plan=plan,
+        forward=model.forward,
+        masks_documents=choose_document_masking(args.data, model),
+        precision=_precision(training, reasons),
+        metric=metric,
     )
-    trainer.layout, trainer.masks_documents = layout, masks
-    if suite is not None and suite.checksums:
-        number = args.evaluation.items_while_training
-        trainer.task_scores = TaskScores(suite, number)
-        trainer.task_scores.check(model, tokenizer)
-    describe(trainer, args, fast)
-    return trainer
-
-
-def _use_one_gpu(args: TrainingArguments) -> None:
-    """Each process: on several, the Trainer would choose DataParallel, the slowest way."""
-    if args.n_gpu > 1:
-        every = f"torchrun --nproc_per_node={args.n_gpu} -m src.run_clm"
-        logger.info("One of %d GPUs is used; all of them by %s …", args.n_gpu, every)
-        args._n_gpu = 1
-
-
-def _logging(wandb_run: Optional[Any], has_words: bool) -> list[TrainerCallback]:
-    if wandb_run is None:
-        return []
-    from src.training.record.wandb_logging import WandbLogging
-
-    return [WandbLogging(wandb_run, has_words)]
-
-
-def _speed_up(
-    model: PreTrainedModel, args: Arguments, layout: StepLayout, masks: bool
-) -> FastForward:
-    """Installs the fast forward pass in the model, as far as it fits."""
-    training = args.training
-    fast = find_fast_forward(model, layout.compiled, logit_chunk(training))
-    if args.model.attn_implementation:
-        fast.attention = None
-    if not (args.data.attend_across_documents or masks):
-        fast.attention = None  # the model's own sees where positions restart
-    if fast.attention == WRITTEN_OUT and training.gradient_checkpointing:
-        fast.attention = None  # what is computed again must be the same operations
-    install(model, fast, training.label_smoothing_factor)
-    return fast
-
-
-def train_within_memory(
-    build: Callable[[Optional[StepLayout]], LanguageModelTrainer], run_dir: Path
-) -> tuple[LanguageModelTrainer, bool]:
-    """Build and train; where memory does not suffice, once more in half the micro-batch.
-
-    The layout is on disk before the first step: a run that continues uses the same.
-    Returns the trainer, and False where a signal stopped it.
-    """
-    layout, retried = StepLayout.load(run_dir), False
-    while True:
-        trainer = build(layout=layout)
-        if trainer.is_world_process_zero():
-            trainer.layout.save(run_dir)
-        with trainer.args.main_process_first():  # it sets damaged checkpoints aside
-            checkpoint = newest_whole(run_dir)
-        try:
-            return trainer, train(trainer, checkpoint)
-        except RuntimeError as error:
-            layout = trainer.layout.halved()
-            if retried or layout is None or not should_reduce_batch_size(error):
-                raise
-            layout.save(run_dir)
-            if (
-                trainer.args.world_size > 1
-            ):  # the other processes are in the middle of a step
-                raise UserError(
-                    f"out of memory: the same command goes on in micro-batches of"
-                    f" {layout.sequences} sequences"
-                ) from error
-        logger.warning(
-            "Out of memory: going on in micro-batches of %d sequences instead of %d; a"
-            " step sees the same",
-            layout.sequences,
-            trainer.layout.sequences,
+    if plan is None:
+        return setup
+    sequences = plan.blocks_per_step // training.world_size
+    block_size = args.data.block_size
+    if recorded := micro_batching.recorded(run_dir, sequences):
+        size, is_compiled = recorded
+        compiled = Decision(
+            is_compiled,
+            "compiled" if is_compiled else "not compiled",
+            "as when this run began",
         )
-        retried = True
-        del trainer
-        release_memory()
-
-
-def train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
-    """Train, from `checkpoint` where there is one. False where a signal stopped it."""
-    if trainer.weight_average is not None and checkpoint:
-        trainer.weight_average.load(checkpoint)
-    done = _train(trainer, checkpoint)
-    if trainer.weight_average is not None and done:
-        keep_better(trainer)
-    return done
-
-
-def _train(trainer: LanguageModelTrainer, checkpoint: Optional[Path]) -> bool:
-    transformers.utils.logging.disable_progress_bar()  # one for each saved file
-    # It warns of tied weights as "missing", and of shares of the run written as steps.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if checkpoint:
-        logger.info("Continuing from %s", checkpoint)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps:
-            # Only what comes after training is missing. The Trainer would take one more
-            # step: it looks whether it is at the end only after each.
-            trainer.state = state
-            best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-            use_best = trainer.args.load_best_model_at_end and best.is_dir()
-            if not use_best:
-                state.best_global_step = None  # the final model is the last
-            trainer._load_from_checkpoint(str(best if use_best else checkpoint))
-            return True
-    trainer.checkpoints.resumed_from = checkpoint
-    plan, done = trainer.plan, step(checkpoint) if checkpoint else 0
-    tokens = plan.blocks_per_step * plan.blocks.block_size
-    trainer.throughput.begin(done * tokens, plan.words_seen(done))
-    began = time.perf_counter()
-    resumed = str(checkpoint) if checkpoint else None
+    else:
+        size = micro_batching.largest(training, block_size, sequences)
+        tokens = plan.num_steps * sequences * block_size
+        compiled = forward.choose_compilation(training, model, tokens)
+    setup = dataclasses.replace(
+        setup,
+        compiled=compiled,
+        micro_batching=size,
+        schedule=choose_schedule(training, plan.num_steps),
+        averaging_steps=averaging_steps(training, plan.num_steps),
+    )
     try:
-        with trainer.clock.phase("training"), logging_redirect_tqdm():
-            trainer.train(resume_from_checkpoint=resumed)
-    finally:
-        trainer.stop.restore()
-    if trainer.task_scores is not None and trainer.task_scores.seconds:
-        share = trainer.task_scores.seconds / (time.perf_counter() - began)
-        logger.info("Scoring tasks took %.1f %% of the training's time", 100 * share)
-    return trainer.stop.received is None
+        setup = _with_forward(setup, args, model)
+    except _compiler_errors() as error:
+        reason = first_line(error)
+        logger.warning("torch.compile fails here, going on without: %s", reason)
+        plain = Decision(False, "not compiled", f"it fails here: {reason}")
+        setup = _with_forward(dataclasses.replace(setup, compiled=plain), args, model)
+    if training.process_index == 0:
+        setup.micro_batching.save(run_dir, setup.compiled.value)
+    return setup
+
+
+def _with_forward(setup: Setup, args: Arguments, model: PreTrainedModel) -> Setup:
+    """Build the forward pass, and find the micro-batch size with it."""
+    training, compiled = args.training, setup.compiled.value
+    masks = setup.masks_documents.value
+    tokens = setup.micro_batching.sequences_per_step * args.data.block_size
+    chunk = forward.choose_logit_chunk(training, model, tokens)
+    attention = forward.choose_attention(args, model, compiled, chunk.value, masks)
+    built = forward.build_forward(
+        model, attention.value, chunk.value, compiled, training.label_smoothing_factor
+    )
+    try_batch = functools.partial(
+        micro_batching.train_on_one_batch,
+        model=model,
+        forward=built,
+        args=args,
+        blocks=setup.plan.blocks,
+        masks_documents=masks,
+        dtype=setup.precision.value,
+    )
+    return dataclasses.replace(
+        setup,
+        forward=built,
+        attention=attention,
+        logit_chunk=chunk,
+        micro_batching=micro_batching.fit(setup.micro_batching, args, try_batch),
+    )
+
+
+def _compiler_errors() -> type[Exception]:
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    return TorchDynamoException
+
+
+def _precision(
+    training: TrainingArguments, reasons: Mapping[str, str]
+) -> Decision[torch.dtype]:
+    """Return the type of the matrix products, which was resolved with the arguments."""
+    if training.fp16:
+        return Decision(torch.float16, "float16", "training.fp16=true")
+    given = f"training.bf16={str(bool(training.bf16)).lower()}"
+    reason = reasons.get("training.bf16")
+    if training.bf16:
+        return Decision(torch.bfloat16, "bfloat16", reason or given)
+    name = "float32 with TF32" if training.tf32 else "float32"
+    return Decision(torch.float32, name, f"bfloat16: {reason}" if reason else given)
+
+
+def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
+    """Log what is about to be trained, and what was decided about it."""
+    training, plan = args.training, setup.plan
+    weights = args.model.model_name_or_path
+    logger.info(
+        f"{model.config.model_type} with {model.num_parameters():,} parameters,"
+        f" {f'weights of {weights}' if weights else 'random weights'},"
+        f" on {training.device}"
+    )
+    if training.n_gpu > 1:
+        logger.info(
+            f"One of {training.n_gpu} GPUs is used; all of them by torchrun"
+            f" --nproc_per_node={training.n_gpu} -m src.run_clm …"
+        )
+    if plan is None:
+        return
+    logger.info("Step: %s", "; ".join(map(str, _step_decisions(setup, training))))
+    logger.info(
+        f"{len(plan.order):,} blocks of {plan.blocks.block_size} tokens,"
+        f" {plan.blocks_per_step} a step: {plan.words_seen(plan.num_steps):,} words in"
+        f" {plan.num_steps:,} steps; {plan.blocks.remainder} tokens at the end fill no"
+        " block and are not trained on"
+    )
+    epochs_end = math.ceil(training.num_train_epochs * plan.steps_per_epoch)
+    if training.max_words and plan.num_steps == epochs_end:
+        limit = f"training.max_words={training.max_words:,}"
+        logger.info("The epochs end before %s", limit)
+    for size, end in plan.stages:
+        logger.info(f"Sequences of {size} tokens until step {end:,}")
+
+
+def _step_decisions(setup: Setup, training: TrainingArguments) -> list[Any]:
+    """Return the decisions that describe a step, as they are shown."""
+    decisions: list[Any] = [
+        f"{setup.micro_batching} on each of {training.world_size} device(s)",
+        *(setup.precision, setup.compiled, setup.attention, setup.logit_chunk),
+        setup.schedule,
+    ]
+    if setup.plan.blocks.restart_positions:
+        decisions.append(setup.masks_documents)
+    if training.gradient_checkpointing:
+        decisions.append("gradient checkpointing")
+    if setup.averaging_steps is not None:
+        steps = f"{setup.averaging_steps:,} steps"
+        decisions.append(f"weights averaged: {training.averaging} of {steps}")
+    return decisions

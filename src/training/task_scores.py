@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import FIGURES
+from src.arguments import FIGURES, Arguments
 from src.evaluation.results import Result
 from src.evaluation.suite import Suite, scores
 from src.evaluation.tokenizer_checks import check_tokenizer
@@ -17,27 +17,46 @@ logger = logging.getLogger(__name__)
 
 
 class TaskScores:
-    """Scores a model that is being trained, and leaves it and the random state as they are.
+    """The scorer of a model that is being trained; the model and the random state stay.
 
-    Of several processes the first scores and tells the others.
+    Of several processes the first scores and sends the scores to the others.
 
     Args:
-        suite: all tasks; what the final model is scored on.
-        num_items: choices of each task that are scored while training, spread over its
-            parts, the same each time; None: all, 0: none.
+        suite: all tasks, on which the final model is scored.
+        num_items: items of each task that are scored while training, spread over its parts,
+            the same each time; None: all, 0: none.
+
+    Attributes:
+        seconds: spent on scoring until now.
     """
 
-    def __init__(self, suite: Suite, num_items: Optional[int]):
+    def __init__(self, suite: Suite, num_items: Optional[int] = None):
         self.suite = suite
         self.sample = suite if num_items is None else suite.sample(num_items)
         self.seconds = 0.0
 
-    def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Say what is scored when; warn of what in the tokenizer will spoil scores."""
+    @classmethod
+    def load(cls, args: Arguments) -> "TaskScores":
+        """Load the tasks that the run is scored on, and log those that it is not."""
+        suite = Suite.load(args.evaluation)
+        if suite.missing:
+            missing = ", ".join(suite.missing)
+            logger.info("%s has no data of: %s", args.evaluation.data, missing)
+        if suite.deferred:
+            names = ", ".join(suite.deferred)
+            logger.info("To be scored after the run, by src.run_eval: %s", names)
+        return cls(suite, args.evaluation.items_while_training)
+
+    def report(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Log which items are scored when, and what in the tokenizer will spoil scores."""
+        if not self.suite.checksums:
+            return
         cut = [
-            len(part.choices)
-            for part, whole in zip(self.sample.choices, self.suite.choices)
-            if len(part.choices) < len(whole.choices)
+            part.num_items
+            for part, whole in zip(self.sample.tasks, self.suite.tasks)
+            if part.num_items < whole.num_items
         ]
         if cut:
             logger.info(
@@ -49,13 +68,19 @@ class TaskScores:
             logger.warning("warning: %s", warning)
 
     def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, final: bool
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        all_items: bool,
     ) -> dict[str, float]:
-        """Shares and correlations by name, and `scoring_runtime` in seconds.
+        """Return shares and correlations by name, and `scoring_runtime` in seconds.
 
-        What the first process raises is raised in all: none waits for scores in vain.
+        Without tasks the result is empty.
+
+        Raises:
+            UserError: in all processes, if it was raised in the first.
         """
-        suite = self.suite if final else self.sample
+        suite = self.suite if all_items else self.sample
         if not suite.checksums:
             return {}
         start = time.perf_counter()
@@ -64,13 +89,14 @@ class TaskScores:
             try:
                 results = list(suite.score(model, tokenizer))
                 found = scores(results)
-                _tell_too_long(results if final else [])
+                if all_items:
+                    _warn_of_long_items(results)
             except UserError as error:
                 fault = str(error)
         if torch.distributed.is_initialized():
-            told = [found, fault]
-            torch.distributed.broadcast_object_list(told)
-            found, fault = told
+            shared = [found, fault]
+            torch.distributed.broadcast_object_list(shared)
+            found, fault = shared
         if fault is not None:
             raise UserError(fault)
         seconds = time.perf_counter() - start
@@ -78,20 +104,24 @@ class TaskScores:
         return {**found, "scoring_runtime": seconds}
 
 
-def _tell_too_long(results: list[Result]) -> None:
+def _warn_of_long_items(results: list[Result]) -> None:
     for result in results:
         if result.too_long:
             number = len(result.too_long)
             logger.warning("%s: %d items are too long", result.task, number)
 
 
-def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
-    """`training.metric_for_best_model` as it is logged: `blimp` may mean `blimp_fast`.
+def metric_name(args: Arguments, tasks: TaskScores) -> Optional[str]:
+    """Return `training.metric_for_best_model` as it is logged: `blimp` may be `blimp_fast`.
 
-    Raises `UserError` for a score that no evaluation during training has.
+    Raises:
+        UserError: no evaluation during training has the score.
     """
+    metric = args.training.metric_for_best_model
+    if not metric or metric.endswith(FIGURES):
+        return metric
     name = metric.removeprefix("eval_")
-    known = TaskScores(suite, num_items).sample.score_names
+    known = tasks.sample.score_names
     for candidate in (name, f"{name}_fast"):
         if candidate in known:
             return candidate
@@ -102,13 +132,13 @@ def resolve_metric(metric: str, suite: Suite, num_items: Optional[int]) -> str:
     )
 
 
-def check_metric(metric: Optional[str], found: dict[str, float]) -> None:
-    """Raise `UserError` where an evaluation lacks what is to pick the best model.
+def check_metric(metric: Optional[str], metrics: dict[str, float]) -> None:
+    """Raise `UserError` where an evaluation lacks the score that picks the best model.
 
     A correlation is not defined where a model gives all items the same score.
     """
-    if metric and f"eval_{metric.removeprefix('eval_')}" not in found:
+    if metric and f"eval_{metric.removeprefix('eval_')}" not in metrics:
         raise UserError(
             f"training.metric_for_best_model={metric} has no defined value in this"
-            f" evaluation, which found {', '.join(found)}"
+            f" evaluation, which has {', '.join(metrics)}"
         )

@@ -1,13 +1,14 @@
-"""Minimal pairs a second: ours against the challenge's pipeline, in one run.
+"""Minimal pairs per second: ours against the challenge's pipeline, in one run.
 
     python -m tests.benchmarks.minimal_pairs
     python -m tests.benchmarks.minimal_pairs --pairs-per-task=50 --rounds=2 --skip aoa
 
-GPT2-Small with random weights and a byte-level BPE of 16,384 entries. The reference does what
-the official pipeline does (sentence_zero_shot, reading, AoA_word in babylm-org/babylm-eval):
-pairs in batches of 64 in file order, padded, log-softmax over the vocabulary at every position;
-words of the reading times and of AoA one forward pass at a time. In every round all contestants
-take their turn; ratios are medians over rounds. The last line is one JSON object.
+The model is GPT2-Small with random weights and a byte-level BPE of 16,384 entries. The
+reference works like the official pipeline (sentence_zero_shot, reading and AoA_word in
+babylm-org/babylm-eval): pairs in padded batches of 64 in file order, log-softmax over the
+vocabulary at every position, and one forward pass per word of the reading times and of AoA. In
+each round all contestants take their turn; ratios are medians over rounds. The last line is one
+JSON object.
 """
 
 import argparse
@@ -22,8 +23,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from src.data.packing.tokenizer import load, save, train
-from src.evaluation.scoring.texts import Item, queries, score
-from src.evaluation.tasks import aoa, reading
+from src.evaluation.scoring.scorer import Item, Scorer
+from src.evaluation.tasks.aoa import AgeOfAcquisition
+from src.evaluation.tasks.reading import ReadingTimes
 from src.hardware import keep_freed_memory
 
 DATA = Path("babylm_data")
@@ -54,7 +56,7 @@ def gpt2_small() -> GPT2LMHeadModel:
 
 
 def blimp(num_pairs: int) -> list[list[tuple[str, str]]]:
-    """Of each paradigm its first pairs (good, bad)."""
+    """Return the first pairs (good, bad) of each paradigm."""
     tasks = []
     for name in PARADIGMS:
         lines = (FULL / "blimp_filtered" / f"{name}.jsonl").read_text().splitlines()
@@ -64,7 +66,7 @@ def blimp(num_pairs: int) -> list[list[tuple[str, str]]]:
 
 
 def reading_words(number: int) -> Words:
-    """The first words in the order of their sentences, as a whole file has them."""
+    """Return the first words, sorted by sentence as in the complete file."""
     with (FULL / "reading" / "reading_data.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     rows = sorted(rows, key=lambda row: (row["sentence"], int(row["context_length"])))
@@ -72,10 +74,10 @@ def reading_words(number: int) -> Words:
 
 
 def aoa_words(number: int) -> Words:
-    """Runs of neighbours, evenly over the sorted file: they share what they share in the whole.
+    """Return groups of neighbours, evenly spaced in the sorted file.
 
-    Of single pairs from everywhere, hardly two share more than BOS (the tree has 0.92 of the
-    tokens); in the whole file it has 0.76.
+    Neighbours share as many tokens as in the complete file, where the tree has 0.76 of the
+    tokens. Of single pairs, hardly two share more than BOS (0.92).
     """
     words = json.loads((FULL / "aoa" / "cdi_childes.json").read_text())
     pairs = [(c["context"].strip() + " ", w) for w in words for c in words[w]]
@@ -87,7 +89,7 @@ def aoa_words(number: int) -> Words:
 
 @torch.no_grad()
 def official_pairs(model, tokenizer, tasks: list) -> np.ndarray:
-    """Sums of the log-probabilities behind BOS [pairs, 2]."""
+    """Return the sums of the log-probabilities behind BOS [pairs, 2]."""
     scores = []
     for pairs in tasks:
         for start in range(0, len(pairs), BATCH_SIZE):
@@ -111,12 +113,12 @@ def _padded(model, tokenizer, texts: list[str]) -> torch.Tensor:
 
 def our_pairs(model, tokenizer, tasks: list, dtype=None) -> np.ndarray:
     items = [Item(text) for pairs in tasks for pair in pairs for text in pair]
-    asked = queries(tokenizer, items, "causal")
-    return score(model, asked, dtype=dtype).log_probability.reshape(-1, 2)
+    scorer = Scorer(model, tokenizer, dtype=dtype)
+    return scorer.score(scorer.queries(items)).log_probability.reshape(-1, 2)
 
 
 def _steps(tokenizer, context: str, word: str) -> list[tuple[str, int]]:
-    """(text so far, next token) for each token of the word, as the pipeline's reading."""
+    """Return (text so far, next token) for each token of the word, as the pipeline does."""
     steps = []
     for place, token in enumerate(tokenizer(word, add_special_tokens=False).input_ids):
         piece = tokenizer.decode(token)
@@ -128,7 +130,7 @@ def _steps(tokenizer, context: str, word: str) -> list[tuple[str, int]]:
 
 @torch.no_grad()
 def official_reading(model, tokenizer, words: Words) -> np.ndarray:
-    """Log-probability of each word [words], one forward pass a token of it."""
+    """Return the log-probability of each word [words], one forward pass per token."""
     found = []
     for pair in words:
         total = 0.0
@@ -140,15 +142,18 @@ def official_reading(model, tokenizer, words: Words) -> np.ndarray:
 
 
 def our_reading(model, tokenizer, words: Words, dtype=None) -> np.ndarray:
-    data = reading.Reading(words, [None] * len(words), {}, "")
-    prepared = reading.prepare(data, tokenizer)
-    surprisals = reading.surprisals(model, prepared, dtype=dtype)
-    return -np.array([surprisals[tokens].sum() for tokens in prepared.words])
+    task = ReadingTimes(
+        name="reading", folder="reading", data_checksum="",
+        contexts=words, previous=[None] * len(words), numbers={},
+    )  # fmt: skip
+    scorer = Scorer(model, tokenizer, dtype=dtype)
+    surprisals, _ = task.ask(scorer, task.prepare(scorer))
+    return -surprisals
 
 
 @torch.no_grad()
 def official_aoa(model, tokenizer, words: Words) -> np.ndarray:
-    """Log-probability of each word behind its context [words], one forward pass each."""
+    """Return the log-probability of each word [words], one forward pass per context."""
     found = []
     for context, word in words:
         row = tokenizer(context + word, return_offsets_mapping=True)
@@ -163,20 +168,21 @@ def official_aoa(model, tokenizer, words: Words) -> np.ndarray:
 
 
 def our_aoa(model, tokenizer, words: Words, dtype=None) -> np.ndarray:
-    pairs = [(word, context, 0) for context, word in words]
-    items = aoa.items(aoa.WordContexts(pairs, {}, ""))
-    return score(
-        model, queries(tokenizer, items, "causal"), dtype=dtype
-    ).log_probability
+    task = AgeOfAcquisition(
+        name="aoa", folder="AoA_word", data_checksum="", known={},
+        pairs=[(word, context, 0) for context, word in words],
+    )  # fmt: skip
+    scorer = Scorer(model, tokenizer, dtype=dtype)
+    return -task.ask(scorer, task.prepare(scorer)).nats
 
 
 def half(function: Callable) -> Callable:
-    """The same in bfloat16."""
+    """Return the function with bfloat16 as its `dtype`."""
     return lambda *args: function(*args, dtype=torch.bfloat16)
 
 
 def measure(contestants: dict[str, Callable], args: tuple, rounds: int) -> tuple:
-    """Seconds of each contestant in each round, and what each found last."""
+    """Return the seconds of each contestant in each round, and its last result."""
     seconds = {name: [] for name in contestants}
     found = {}
     for _ in range(rounds):
@@ -188,12 +194,12 @@ def measure(contestants: dict[str, Callable], args: tuple, rounds: int) -> tuple
 
 
 def ratio(seconds: dict[str, list[float]], name: str) -> float:
-    """How many times as fast as the official pipeline: median over rounds."""
+    """Return the speed relative to the official pipeline, the median over rounds."""
     return float(np.median(np.divide(seconds["official"], seconds[name])))
 
 
 def changed(found: dict[str, np.ndarray], name: str) -> int:
-    """Pairs of which another sentence is chosen than by the official pipeline."""
+    """Return the number of pairs whose choice differs from the official pipeline's."""
     good, bad = found["official"].T
     ours_good, ours_bad = found[name].T
     return int(((good > bad) != (ours_good > ours_bad)).sum())
@@ -225,7 +231,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as run_eval does; the reference has the good of it too
+    keep_freed_memory()  # as run_eval does; the reference benefits from it, too
     tokenizer, model = bpe(), gpt2_small()
     result: dict[str, Optional[float]] = {}
     tasks = {

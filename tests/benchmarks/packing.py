@@ -1,12 +1,12 @@
-"""How fast text becomes blocks, against the path of the Hugging Face example script.
+"""The speed of packing, compared with the Hugging Face example script.
 
     python -m tests.benchmarks.packing [--words=N] [--rounds=N] [--data=DIR] [--temp=DIR]
 
 The reference reads lines with `datasets`, tokenizes them with `map` and the same tokenizer,
-and groups them with another `map`. Every measured side is a process of its own, measured
-after its imports, with a cache folder that is new (but for the warm start); sides of a
-round follow each other, and what counts are medians of the rounds' ratios. It prints a table
-and, as its last line, one JSON object. Linux only: peaks are read from /proc.
+and groups them with another `map`. Each measurement runs in its own process, starts after the
+imports and uses a new cache folder (except for the warm start). The measurements of a round
+follow each other, and the medians of the rounds' ratios count. The output is a table and, as
+the last line, one JSON object. It runs on Linux only: memory peaks are read from /proc.
 """
 
 import argparse
@@ -43,24 +43,26 @@ MARKS: dict[str, tuple[str, Callable[[float, dict], bool]]] = {
 }
 
 
-# The sides: each runs in a process of its own and returns what it measured. They import
-# what they need, so that this process, which starts them, stays small.
+# The measurements. Each runs in its own process and imports what it needs, so that the
+# process that starts them stays small.
 
 
 def train_tokenizer(text: str, cache: str, tokenizers: str) -> dict:
-    """Train the tokenizer of all sides; also save it as the reference calls it.
+    """Train the tokenizer of all sides and save it twice.
 
-    That is without BOS and without a space before each line: ids are compared.
+    The reference uses a copy that adds no BOS and no space before a line, so that the ids of
+    both sides can be compared.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from src.data.packing.encoding import Encoder
+    from src.data.cache import Cache
+    from src.data.packing.encoding import plain_json
     from src.data.packing.tokenizer import load_or_train, save
 
-    trained = load_or_train(_sources(text, cache), VOCAB_SIZE, Path(cache))
+    trained = load_or_train(_sources(text, cache), VOCAB_SIZE, Cache(Path(cache)))
     bare = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(Encoder(trained).description),
+        tokenizer_object=Tokenizer.from_str(plain_json(trained)),
         eos_token=trained.eos_token,
     )
     for name, tokenizer in (("ours", trained), ("reference", bare)):
@@ -71,7 +73,7 @@ def train_tokenizer(text: str, cache: str, tokenizers: str) -> dict:
 
 
 def reference(text: str, cache: str, tokenizers: str, num_proc: Optional[int]) -> dict:
-    """The example script's path: lines, `map(tokenize)`, `map(group)`."""
+    """Measure the example script: read lines, `map(tokenize)`, `map(group)`."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -114,8 +116,7 @@ def reference(text: str, cache: str, tokenizers: str, num_proc: Optional[int]) -
 
 
 def pack_text(text: str, cache: str, tokenizers: str) -> dict:
-    """Ours, from files to a finished cache, with a tokenizer that is there."""
-    from src.data.packing.pack import pack
+    """Measure ours, from files to a finished cache, with an existing tokenizer."""
     from src.data.packing.tokenizer import load
     from src.data.prepare import find_corpora  # noqa: F401: `_sources` does
 
@@ -123,8 +124,7 @@ def pack_text(text: str, cache: str, tokenizers: str) -> dict:
     _forget_peak()
     tokenizer = load(str(Path(tokenizers) / "ours"))
     clock = Clock()
-    sources = _sources(text, cache)
-    stream = pack(sources, tokenizer, "auto", Path(cache), num_workers=NUM_THREADS)
+    stream = _pack(_sources(text, cache), tokenizer, cache)
     clock.lap("pack")
     return {
         **clock.laps,
@@ -134,22 +134,22 @@ def pack_text(text: str, cache: str, tokenizers: str) -> dict:
 
 
 def train_and_pack(text: str, cache: str) -> dict:
-    """Ours, from files to a finished cache, the tokenizer's training included."""
-    from src.data.packing.pack import pack
+    """Measure ours, from files to a finished cache, with the tokenizer's training."""
+    from src.data.cache import Cache
     from src.data.packing.tokenizer import load_or_train
     from src.data.prepare import find_corpora  # noqa: F401: `_sources` does
 
     clock = Clock()
     sources = _sources(text, cache)
-    tokenizer = load_or_train(sources, VOCAB_SIZE, Path(cache))
+    tokenizer = load_or_train(sources, VOCAB_SIZE, Cache(Path(cache)))
     clock.lap("train")
-    pack(sources, tokenizer, "auto", Path(cache), num_workers=NUM_THREADS)
+    _pack(sources, tokenizer, cache)
     clock.lap("pack")
     return clock.laps
 
 
 def compare_ids(stream: str, lines: list[str], tokens: list[str]) -> dict:
-    """Assert that both sides have the same tokens, line by line; returns how many."""
+    """Assert that both sides have the same tokens, line by line; return their number."""
     import numpy as np
     import pyarrow.compute as pc
     from datasets import Dataset, concatenate_datasets
@@ -164,7 +164,7 @@ def compare_ids(stream: str, lines: list[str], tokens: list[str]) -> dict:
     line_bytes = np.cumsum(pc.binary_length(column(lines, "text")).to_numpy())
     theirs = pc.list_flatten(theirs).to_numpy()
 
-    packed = Stream(Path(stream))
+    packed = Stream.open(Path(stream))
     begins = packed.documents.astype(np.int64)  # of BOS; an EOS is before each and last
     text = np.ones(len(packed), bool)
     text[begins] = text[begins - 1] = False
@@ -177,7 +177,7 @@ def compare_ids(stream: str, lines: list[str], tokens: list[str]) -> dict:
 
 
 def start(text: str, cache: str) -> dict:
-    """Find the text and load the data, as every run does."""
+    """Measure how long a run takes to find the text and load the data."""
     import src.data.prepare  # noqa: F401: `_load_data` does
 
     clock = Clock()
@@ -187,7 +187,7 @@ def start(text: str, cache: str) -> dict:
 
 
 def read_and_step(text: str, cache: str) -> dict:
-    """A batch from the blocks in a shuffled order, and a training step on it, on the CPU."""
+    """Measure reading a batch in shuffled order, and a training step on it on the CPU."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader
@@ -196,7 +196,7 @@ def read_and_step(text: str, cache: str) -> dict:
     torch.manual_seed(0)
     torch.set_num_threads(NUM_THREADS)
     tokenizer, data = _load_data(text, cache)
-    # No dropout: a step as short as it gets without compiling makes reading's share larger.
+    # No dropout: the shorter a step is, the larger is the share of reading.
     dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -226,7 +226,7 @@ def read_and_step(text: str, cache: str) -> dict:
             optimizer.zero_grad()
             clock.lap("step")
             steps.append(clock.laps["step"])
-    # The first of each makes what the others use.
+    # The first of each is slower: it allocates what the others use.
     return {"read": statistics.median(reads[1:]), "step": statistics.median(steps[1:])}
 
 
@@ -237,11 +237,11 @@ SIDES = {
 }
 
 
-# What the sides share.
+# What the measurements share.
 
 
 class Clock:
-    """Seconds between one lap and the next."""
+    """A stopwatch for the seconds between one lap and the next."""
 
     def __init__(self):
         self.laps: dict[str, float] = {}
@@ -257,7 +257,7 @@ def _files(text: str) -> list[Path]:
 
 
 def _arguments(text: str, cache: str) -> tuple[Any, Any]:
-    """The sections `data` and `model` of a run on `text`."""
+    """Return the sections `data` and `model` of a run on `text`."""
     from src.arguments import DataTrainingArguments, ModelArguments
 
     data = DataTrainingArguments(
@@ -274,8 +274,17 @@ def _sources(text: str, cache: str) -> list:
     return find_corpora(*_arguments(text, cache)).train
 
 
+def _pack(sources: list, tokenizer: Any, cache: str) -> Any:
+    """Return the packed stream of the sources."""
+    from src.data.cache import Cache
+    from src.data.packing.pack import Packer
+
+    packer = Packer(tokenizer, "auto", Cache(Path(cache)), num_workers=NUM_THREADS)
+    return packer.pack(sources)
+
+
 def _load_data(text: str, cache: str) -> tuple[Any, Any]:
-    """The tokenizer and the data that a run on `text` trains with."""
+    """Return the tokenizer and the data of a run on `text`."""
     from src.arguments import TokenizerArguments
     from src.data.prepare import find_corpora, load_data
 
@@ -285,9 +294,9 @@ def _load_data(text: str, cache: str) -> tuple[Any, Any]:
 
 
 def _memory(field: str) -> float:
-    """`VmRSS` or `VmHWM` (its peak) of this process, in MB.
+    """Return `VmRSS` or `VmHWM` (its peak) of this process in MB.
 
-    The peak that `getrusage` gives would include the process that started this one.
+    The peak from `getrusage` would include the process that started this one.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     (line,) = [line for line in status.splitlines() if line.startswith(f"{field}:")]
@@ -295,15 +304,15 @@ def _memory(field: str) -> float:
 
 
 def _forget_peak() -> None:
-    """Begin `VmHWM` anew: imports may need more, for a moment, than they keep."""
+    """Reset `VmHWM`, because imports need more memory for a moment than they keep."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-# The process that starts them.
+# The process that starts the measurements.
 
 
 class Bench:
-    """Runs sides one after the other, on texts and caches under a temporary folder."""
+    """A runner of measurements, on texts and caches in a temporary folder."""
 
     def __init__(self, folder: Path, text: Path):
         self.folder, self.text = folder, str(text)
@@ -311,8 +320,8 @@ class Bench:
         self._caches = itertools.count()
 
     def run(self, side: Callable, **arguments: Any) -> dict:
-        """What `side(**arguments)` returns in a new process; with its imports done."""
-        os.sync()  # what others have written is not this side's to wait for
+        """Return what `side(**arguments)` returns in a new process after its imports."""
+        os.sync()  # this measurement must not wait for what others have written
         command = [sys.executable, "-m", "tests.benchmarks.packing"]
         command += [f"--side={side.__name__}", json.dumps(arguments)]
         offline = dict(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -343,13 +352,13 @@ class Bench:
         )
 
     def clear(self) -> None:
-        """Remove the caches so far."""
+        """Remove all caches."""
         for cache in self.folder.glob("cache-*"):
             shutil.rmtree(cache)
 
 
 def measure(bench: Bench, num_rounds: int) -> tuple[list[dict], dict]:
-    """Every round's seconds, and what is measured once."""
+    """Return the seconds of every round, and what is measured only once."""
     bench.run(
         train_tokenizer,
         text=bench.text,
@@ -383,7 +392,7 @@ def measure(bench: Bench, num_rounds: int) -> tuple[list[dict], dict]:
 
 
 def results(rounds: list[dict], once: dict) -> dict[str, float]:
-    """The last line: medians of the rounds' ratios, megabytes, seconds, a share."""
+    """Return the last line: medians of ratios, megabytes, seconds and a share."""
     ratios = [sum(r["theirs"][lap] for lap in LAPS) / r["ours"]["pack"] for r in rounds]
     with_tokenizer = [r["theirs"]["tokenize"] / sum(r["both"].values()) for r in rounds]
     return {
@@ -397,7 +406,7 @@ def results(rounds: list[dict], once: dict) -> dict[str, float]:
 
 
 def table(rounds: list[dict], once: dict, size: tuple[int, int]) -> str:
-    """Every step's seconds and throughput; `size`: (words, bytes) of the text."""
+    """Return a table of seconds and throughput; `size` is (words, bytes) of the text."""
 
     def median(side: str, *laps: str) -> float:
         return statistics.median(sum(r[side][lap] for lap in laps) for r in rounds)
@@ -439,7 +448,7 @@ def table(rounds: list[dict], once: dict, size: tuple[int, int]) -> str:
 def write_text(data: Path, words: Optional[int], to: Path) -> tuple[int, int]:
     """Copy whole lines from the beginning of every file, in proportion to its words.
 
-    `words` None: all. Returns words and bytes of the copy.
+    Return the words and bytes of the copy. All lines are copied if `words` is None.
     """
     to.mkdir()
     found = {p: p.read_bytes().splitlines(keepends=True) for p in _files(str(data))}
@@ -465,7 +474,7 @@ def write_text(data: Path, words: Optional[int], to: Path) -> tuple[int, int]:
 
 
 def write_longer(text: Path, to: Path) -> None:
-    """The text `TIMES` over, its lines in another order each time, in as many files."""
+    """Write every file `TIMES` over, each time with its lines in another order."""
     to.mkdir()
     rng = random.Random(0)
     for path in _files(str(text)):

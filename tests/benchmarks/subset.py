@@ -1,10 +1,11 @@
-"""A fixed small part of a corpus, for trying things out at a fraction of the cost.
+"""A fixed small part of a corpus, to try things at a fraction of the cost.
 
     python -m tests.benchmarks.subset babylm_data/babylm_10M babylm_data/babylm_300k --words 300000
     python -m tests.benchmarks.subset babylm_data/babylm_dev babylm_data/babylm_dev_60k --words 60000
 
-Every file keeps its share of the words: whole lines, in ten stretches that begin at equal
-distances, so that all of its parts are there. The same text gives the same subset.
+Every file keeps its share of the words. Whole lines are taken from ten stretches that begin at
+equal distances, so that every part of a file is represented. The same text always gives the
+same subset.
 """
 
 import argparse
@@ -17,32 +18,33 @@ STRETCHES = 10
 
 
 def stretches(lines: list[str], num_words: int) -> list[str]:
-    """Lines of at most `num_words` words in all, from ten places of the text."""
+    """Return lines of at most `num_words` words in all, from ten stretches of the text."""
     ends, total = [], 0
     for line in lines:
         total += len(line.split())
         ends.append(total)
-    taken, left, at = [], min(num_words, total), 0
+    chosen, left, index = [], min(num_words, total), 0
     for number in range(STRETCHES):
         goal = left // (STRETCHES - number)
-        while at < len(lines) and ends[at] <= total * number // STRETCHES:
-            at += 1
-        while at < len(lines) and (words := len(lines[at].split())) <= goal:
-            taken.append(lines[at])
-            goal, left, at = goal - words, left - words, at + 1
-    return taken
+        while index < len(lines) and ends[index] <= total * number // STRETCHES:
+            index += 1
+        while index < len(lines) and (words := len(lines[index].split())) <= goal:
+            chosen.append(lines[index])
+            goal, left, index = goal - words, left - words, index + 1
+    return chosen
 
 
 def cut(source: Path, target: Path, num_words: int) -> dict[str, int]:
-    """Writes the subset of a folder's `*.train` and `*.dev`; returns the words of each file.
+    """Write the subset of a folder's `*.train` and `*.dev`; return the words of each file.
 
-    Raises `OSError` where there is no such file, or where the target is there already.
+    Raises:
+        OSError: There is no such file, the target exists, or the source has fewer words.
     """
     files = sorted(f for f in source.glob("*") if f.suffix in (".train", ".dev"))
     if not files:
         raise OSError(f"{source} has no file *.train or *.dev")
     if target.exists():
-        raise OSError(f"{target} is there already: move it away to make it anew")
+        raise OSError(f"{target} exists already: move it away to make it again")
     texts = {f.name: f.read_text(encoding="utf-8").splitlines(True) for f in files}
     sizes = {name: sum(len(x.split()) for x in lines) for name, lines in texts.items()}
     total = sum(sizes.values())
@@ -59,6 +61,7 @@ def cut(source: Path, target: Path, num_words: int) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(
         "python -m tests.benchmarks.subset",
         description="A fixed small part of a corpus",

@@ -1,4 +1,4 @@
-"""A small part of a corpus: its words, its places, what is refused."""
+"""A small part of a corpus: its words, where they come from, and what is refused."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from tests.benchmarks.subset import cut, main, stretches
 LINES = [f"line {n} has some words\n" for n in range(200)]  # five words each
 
 
-def test_the_words_are_from_ten_places_of_the_text():
+def test_the_words_are_from_ten_stretches_of_the_text():
     taken = [LINES.index(line) for line in stretches(LINES, 100)]
-    assert taken == [20 * place + n for place in range(10) for n in (0, 1)]
+    assert taken == [20 * stretch + n for stretch in range(10) for n in (0, 1)]
 
 
 @pytest.mark.parametrize("words", [5, 99, 250, 731, 1000, 5000])
 def test_there_are_never_more_words_than_wanted(words):
     taken = stretches(LINES, words)
-    found = sum(len(line.split()) for line in taken)
-    assert found <= words and found > min(words, 1000) - 5
-    assert taken == sorted(set(taken), key=LINES.index)  # in order, none twice
+    words_taken = sum(len(line.split()) for line in taken)
+    assert min(words, 1000) - 5 < words_taken <= words
+    assert taken == sorted(set(taken), key=LINES.index)  # in order, no line twice
 
 
 def test_every_file_keeps_its_share(tmp_path):
@@ -33,7 +33,7 @@ def test_every_file_keeps_its_share(tmp_path):
         assert (tmp_path / "again" / file.name).read_text() == file.read_text()
 
 
-def test_what_is_there_stays_and_what_cannot_be_is_refused(tmp_path, capsys):
+def test_an_existing_folder_stays_and_wrong_arguments_are_refused(tmp_path, capsys):
     (tmp_path / "a.dev").write_text("".join(LINES))
     arguments = [str(tmp_path), str(tmp_path / "part"), "--words"]
     assert main([*arguments, "2000"]) == 1
@@ -41,7 +41,7 @@ def test_what_is_there_stays_and_what_cannot_be_is_refused(tmp_path, capsys):
     assert main([*arguments, "100"]) == 0
     before = (tmp_path / "part/a.dev").read_text()
     assert main([*arguments, "200"]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "part/a.dev").read_text() == before
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "new")]) == 1
     assert "no file *.train or *.dev" in capsys.readouterr().err

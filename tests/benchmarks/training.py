@@ -183,7 +183,7 @@ def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
 
     from src.configuration.schema import CONF_DIR
     from src.data.prepare import find_corpora, load_data
-    from src.run_clm import checked_arguments
+    from src.run_clm import checked_configuration
 
     own = ["+model=gpt2-small", "+dataset=babylm_10M", "wandb.log=false"]
     own += [f"data.block_size={BLOCK_SIZE}", f"tokenizer.name_or_path={TOKENIZER}"]
@@ -194,7 +194,7 @@ def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         config.pop("hydra")
-    args = checked_arguments(config)
+    args = checked_configuration(config).args
     sources = find_corpora(args.data, args.model)
     return args, *load_data(sources, args.tokenizer, args.data, args.model)
 

@@ -1,7 +1,6 @@
 import pytest
 
-from src.configuration.identity import identity
-from src.configuration.schema import decide
+from src.configuration.run_configuration import run_configuration
 
 SAMPLE = ("+model=gpt2-tiny", "+dataset=sample")
 
@@ -61,9 +60,10 @@ def test_evaluation_cadence_counts_where_it_decides_the_best_model(composed):
 def test_what_tasks_are_scored_counts_where_it_decides_the_best_model(composed):
     scored = ["evaluation.tasks=fast", "evaluation.items_while_training=9"]
     scored += ["evaluation.batch_tokens=99", "evaluation.protocol=2025"]
+    sample = run_configuration(composed(*SAMPLE)).identity
     config = composed(*SAMPLE, *scored)
     assert config.wandb.name == "seed-42"
-    assert identity(config) == identity(composed(*SAMPLE))
+    assert run_configuration(config).identity == sample
     best = ["training.metric_for_best_model=eval_blimp", *scored]
     config = composed(*SAMPLE, *best)
     name = "_evaluation.{}-".format
@@ -72,7 +72,9 @@ def test_what_tasks_are_scored_counts_where_it_decides_the_best_model(composed):
         for key in ("items_while_training", "protocol", "tasks")
     )
     assert "batch_tokens" not in config.wandb.name
-    assert {"evaluation.pairs", "evaluation.data"} <= set(identity(config))
+    assert {"evaluation.pairs", "evaluation.data"} <= set(
+        run_configuration(config).identity
+    )
     kept = composed(*SAMPLE, *best, "training.load_best_model_at_end=false")
     assert "evaluation" not in kept.wandb.name
 
@@ -122,7 +124,7 @@ def test_the_tag_begins_the_group(composed):
 
 
 def test_identity_holds_what_changes_the_result_and_nothing_else(composed):
-    found = identity(composed(*SAMPLE))
+    found = run_configuration(composed(*SAMPLE)).identity
     assert found["training.learning_rate"] == 3e-3 and found["training.seed"] == 42
     assert found["model.config_overrides"]["n_layer"] == 4
     for harmless in (
@@ -137,7 +139,6 @@ def test_identity_holds_what_changes_the_result_and_nothing_else(composed):
 
 def test_a_run_without_evaluation_keeps_its_own_name(composed):
     config = composed(*SAMPLE, "training.eval_strategy=no")
-    before = config.training.output_dir
-    decide(config)
-    assert config.training.output_dir == before
-    assert before.endswith("seed-42_eval_strategy-no")
+    recorded = run_configuration(config).recorded
+    assert recorded["training"]["output_dir"] == config.training.output_dir
+    assert recorded["wandb"]["name"] == "seed-42_eval_strategy-no"

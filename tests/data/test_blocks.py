@@ -1,4 +1,4 @@
-"""Blocks: which token is a target where, in which order, how much text they hold."""
+"""Blocks: their inputs and targets, and how much text they hold."""
 
 import random
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.arguments import DataTrainingArguments
 from src.data.blocks import (
     IGNORE_INDEX,
     NO_BLOCK,
@@ -14,7 +13,8 @@ from src.data.blocks import (
     file_spans,
     split,
 )
-from src.data.packing.pack import pack
+from src.data.cache import Cache
+from src.data.packing.pack import Packer
 from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import train
 from src.data.text.corpus import read_corpus
@@ -26,9 +26,8 @@ def stream_of(folder: Path, boundary: str = "auto", **texts: str) -> Stream:
     for name, text in texts.items():
         (folder / f"{name}.train").write_text(text)
     paths = [f"{folder}/{name}.train" for name in texts]
-    data = DataTrainingArguments()
-    sources = read_corpus(paths, "data.train_file", data, folder / "cache")
-    return pack(sources, LETTERS, boundary, folder / "cache")
+    sources = read_corpus(paths, folder / "cache")
+    return Packer(LETTERS, boundary, Cache(folder / "cache")).pack(sources)
 
 
 @pytest.fixture

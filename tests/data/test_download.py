@@ -1,4 +1,4 @@
-"""src/data/download.py through the real hub client, against a hub on this machine."""
+"""The download with the real hub client, from a server on this machine."""
 
 import hashlib
 import io
@@ -36,8 +36,10 @@ LARGE = 1000  # bytes from which the pretended hub keeps a file in large file st
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as the client asks for: listings, and files by way of a
-    redirection, the larger ones named by their sha256 and the others by git's sha1."""
+    """The parts of the hub that the client uses: listings, and files behind a redirection.
+
+    Larger files are identified by their SHA-256, the others by git's SHA-1.
+    """
 
     daemon_threads = True
 
@@ -133,7 +135,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def texts(hub: Hub) -> dict[str, bytes]:
-    """The six files of 10M; switchboard has as many words as were published."""
+    """The six files of 10M; only switchboard has the published number of words."""
     files = {f"{source}.train.txt": f"{source} text\n".encode() for source in SOURCES}
     files["switchboard.train.txt"] = b"yeah so we\n" * 8263 + b"uh huh\n"
     hub.datasets[SMALL] = {"README.md": b"# Data", ".gitattributes": b"*"} | files
@@ -141,7 +143,7 @@ def texts(hub: Hub) -> dict[str, bytes]:
 
 
 def environment(endpoint: str, tmp_path: Path) -> dict[str, str]:
-    """This process's environment, without what would lead the client elsewhere."""
+    """Return this process's environment without variables that point to another hub."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -173,7 +175,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_fresh_download_puts_the_files_in_place_under_their_names(
+def test_a_fresh_download_puts_the_files_into_their_folders_under_their_names(
     hub: Hub, texts: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.datasets[DEV] = {f"{source}.dev": b"a dev line\n" * 200 for source in SOURCES}
@@ -207,7 +209,7 @@ def test_a_second_call_downloads_nothing_and_says_what_it_keeps(
 def test_a_download_broken_in_the_middle_of_a_file_is_continued_by_the_next_call(
     hub: Hub, texts: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Also where the hub sends the whole file again."""
+    """Even if the hub sends the whole file again."""
     # The client hands bytes on in pieces of 10 MiB, so that less would not be kept.
     content = random.Random(0).randbytes(6 << 20).hex().encode()
     hub.datasets[SMALL]["childes.train.txt"] = content
@@ -250,7 +252,7 @@ def test_wrong_bytes_are_refused_and_not_left_under_the_final_name(
     result = download(hub.url, tmp_path, "10M")
 
     assert result.returncode == 1
-    assert f"{name}: bytes and hash should be" in result.stderr
+    assert f"{name}: should have the hash" in result.stderr
     assert "Traceback" not in result.stderr
     files = {path.stem: path for path in (tmp_path / "data").rglob("*.*")}
     assert source not in files
@@ -269,7 +271,7 @@ def test_another_file_under_a_final_name_is_kept_and_named(
     result = download(hub.url, tmp_path, "10M")
 
     assert result.returncode == 1
-    assert f"{mine}: bytes and hash should be" in result.stderr
+    assert f"{mine}: should have 13 bytes, has 11" in result.stderr
     assert f"{other}: 1 words, no official file" in result.stderr
     assert mine.read_text() == "my own text"
     assert (mine.parent / "gutenberg.train").exists()
@@ -377,15 +379,15 @@ def test_an_archive_that_cannot_be_unpacked_is_named_and_the_rest_stays(
     assert (folder / "comps" / "base.jsonl").exists()
 
 
-def test_files_of_2025_are_said_to_be_elsewhere_with_the_place(tmp_path: Path) -> None:
+def test_the_message_for_files_of_2025_says_where_they_are(tmp_path: Path) -> None:
     result = download(
         "http://127.0.0.1:9", tmp_path, "10M", "dev", "eval", "--year", "2025"
     )
 
     assert result.returncode == 1
-    assert "text_data/train_10M.zip of https://osf.io/ad7qg/" in result.stderr
-    assert "text_data/dev.zip of https://osf.io/ad7qg/" in result.stderr
-    assert "evaluation_data of https://osf.io/ryjfm/" in result.stderr
+    assert "https://osf.io/ad7qg/ has text_data/train_10M.zip" in result.stderr
+    assert "dev.zip" in result.stderr
+    assert "https://osf.io/ryjfm/ has evaluation_data" in result.stderr
     assert str(tmp_path / "data" / "babylm_10M") in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""Which blocks a step trains on: a pure function; the words seen; the length of blocks."""
+"""The order of blocks as a pure function, the words seen and the length of blocks."""
 
 from itertools import product
 from pathlib import Path
@@ -133,7 +133,8 @@ def test_the_last_step_does_not_exceed_the_words_allowed(blocks):
     assert plan(blocks, epochs=3, max_words=10**9).words.tolist() == every
     assert plan(blocks, max_steps=2, max_words=every[4]).num_steps == 2
     with pytest.raises(
-        UserError, match=rf"max_words=3 .* first step .* {every[1]} words"
+        UserError,
+        match=rf"max_words=3 must be .* {every[1]}, the words of the first step",
     ):
         plan(blocks, max_words=3)
 
@@ -165,9 +166,9 @@ def test_files_are_mixed_and_ordered_by_their_names(blocks):
     [
         (
             dict(mix={"fist": 2}),
-            "data.mix: no file is called 'fist'; first, second are",
+            "data.mix: no file is named 'fist'; the files are first, second",
         ),
-        (dict(file_order=["first", "x"]), "data.file_order: no file is called 'x'"),
+        (dict(file_order=["first", "x"]), "data.file_order: no file is named 'x'"),
         (dict(file_order=["first"]), "must name every file; missing: second"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From the data section of a configuration to blocks; the table of what was found."""
+"""Preparation: from the data section of a configuration to blocks."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from src.foundation import UserError, sha256
 def prepare(
     folder: Path, vocab_size: int = 259, tokenizer: str | None = None, **options
 ) -> Data:
-    """What a run with these values of the data section trains on."""
+    """Return the data of a run with these values of the data section."""
     model = ModelArguments(cache_dir=str(folder / "cache"))
     data = DataTrainingArguments(**options)
     corpora = find_corpora(data, model)
@@ -90,14 +90,63 @@ def test_no_text_at_all_is_refused(tmp_path: Path):
         prepare(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["train_file", "validation_file"])
+def test_a_missing_file_is_refused_with_the_key_that_names_it(key, tmp_path: Path):
+    with pytest.raises(UserError, match=f"^data.{key}: no file matches '/no/a.txt'"):
+        prepare(tmp_path, **{key: "/no/a.txt"})
+
+
+@pytest.mark.parametrize(
+    "key, names",
+    [
+        ("tokenizer.name_or_path", {"name_or_path": "/no"}),
+        ("model.model_name_or_path", {}),
+    ],
+)
+def test_a_missing_tokenizer_is_refused_with_the_key_that_names_it(key, names, small):
+    model = ModelArguments(cache_dir=str(small / "cache"), model_name_or_path="/no")
+    data = DataTrainingArguments(train_file=f"{small}/*.train")
+    corpora = find_corpora(data, model)
+    with pytest.raises(UserError, match=f"^{key}: /no has no tokenizer: "):
+        load_data(corpora, TokenizerArguments(**names), data, model)
+
+
+def test_the_splits_of_a_hub_dataset_are_text(tmp_path: Path):
+    """From a folder, which `datasets` reads like a dataset of the hub."""
+    (tmp_path / "dogs").mkdir()
+    rows = '{"text": "The dog."}\n{"text": "A."}\n'
+    (tmp_path / "dogs/train.jsonl").write_text(rows)
+    (tmp_path / "dogs/validation.jsonl").write_text('{"text": "A dog sees."}\n')
+    data = prepare(tmp_path, dataset_name=str(tmp_path / "dogs"), block_size=4)
+    (row,) = data.train_stream.files
+    assert (row["name"], row["documents"], row["words"]) == ("dogs", 2, 3)
+    assert data.validation.words.sum() == 3 and data.validation_names == ["dogs"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "data.dataset_name: .*/dogs has no split `train`"),
+        ({"name": "/no/dogs"}, "data.dataset_name: /no/dogs: "),
+        ({"split": "train"}, "data.text_column: .*/dogs .train. has no column 'text'"),
+    ],
+)
+def test_a_hub_dataset_that_cannot_be_used_is_refused(options, message, tmp_path):
+    (tmp_path / "dogs").mkdir()
+    split = options.get("split", "validation")
+    (tmp_path / f"dogs/{split}.jsonl").write_text('{"words": "A dog sees."}\n')
+    with pytest.raises(UserError, match=f"^{message}"):
+        prepare(tmp_path, dataset_name=options.get("name", str(tmp_path / "dogs")))
+
+
 def test_text_shorter_than_a_block_is_refused_with_its_length(small: Path):
     files = dict(train_file=f"{small}/*.train", validation_file=f"{small}/s*.train")
     # 17 tokens: 16 inputs and the last one's target.
     assert len(prepare(small, block_size=16, **files).train) == 1
-    with pytest.raises(UserError, match="block_size=17: .* only 17 tokens on end"):
+    with pytest.raises(UserError, match="block_size=17: .* only 17 tokens in a row"):
         prepare(small, block_size=17, **files)
     # Without validation text each file is a span: the longer one has 10 of 11 tokens.
-    with pytest.raises(UserError, match="block_size=10: .* only 10 tokens on end"):
+    with pytest.raises(UserError, match="block_size=10: .* only 10 tokens in a row"):
         prepare(small, block_size=10, train_file=f"{small}/*.train")
 
 
@@ -185,7 +234,7 @@ def test_the_same_text_twice_is_warned_of(small: Path, caplog):
     (small / "copy.train").write_text((small / "first.train").read_text())
     files = dict(train_file=f"{small}/*.train", validation_file=f"{small}/s*.train")
     prepare(small, block_size=4, **files)
-    told = [record.getMessage() for record in caplog.records]
-    assert f"{small}/first.train has the same text as {small}/copy.train" in told
-    assert f"{small}/second.train has the same text as {small}/second.train" in told
-    assert len([line for line in told if "same text" in line]) == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert f"{small}/first.train has the same text as {small}/copy.train" in lines
+    assert f"{small}/second.train has the same text as {small}/second.train" in lines
+    assert len([line for line in lines if "same text" in line]) == 2

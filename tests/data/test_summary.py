@@ -1,4 +1,4 @@
-"""The table of what was found in a text."""
+"""The table that summarizes a packed text."""
 
 import json
 from pathlib import Path

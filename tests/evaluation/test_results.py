@@ -1,4 +1,4 @@
-"""Results on disk: one model a folder, the challenge's layout, and the table of the screen."""
+"""Results on disk in the challenge's layout, one model a folder; the table on the screen."""
 
 import dataclasses
 import json
@@ -6,20 +6,13 @@ import math
 
 import pytest
 
-from src.evaluation.results import (
-    Result,
-    Subject,
-    find_stored,
-    place,
-    read_record,
-    write_result,
-)
-from src.evaluation.table import BASELINES, overall, table
+from src.evaluation.results import Result, ResultKey, ResultsFolder
+from src.evaluation.table import PUBLISHED, overall, table
 from src.foundation import UserError
 
-SUBJECT = Subject("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal", seed=42)
+KEY = ResultKey("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal", seed=42)
 RECORD = "seed-42_lr-0_001/chck_1M/scores.json"
-HALF = dataclasses.replace(SUBJECT, dtype="bfloat16")
+HALF = dataclasses.replace(KEY, dtype="bfloat16")
 FILES = {
     "predictions.json": {"x": {"predictions": [{"id": "x_0", "pred": "a"}]}},
     "best_temperature_report.txt": "TEMPERATURE: 1.00\n",
@@ -33,7 +26,7 @@ def result(task="blimp", score=75.0, **more):
 
 
 def test_files_lie_where_the_official_scripts_look(tmp_path):
-    write_result(tmp_path, SUBJECT, result())
+    ResultsFolder(tmp_path).write(KEY, result())
     # The official scripts cut a name at its last dot: it has none.
     folder = tmp_path / "seed-42_lr-0_001" / "chck_1M"
     assert (folder / "scores.json").is_file()
@@ -50,10 +43,10 @@ def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
         "num_ties": 1, "too_long": ("x_0",), "seconds": 1.5,
         "subscores": {"UID": {"x": 75.0}},
     }  # fmt: skip
-    entry = write_result(tmp_path, SUBJECT, result(**more))
+    entry = ResultsFolder(tmp_path).write(KEY, result(**more))
     record = json.loads((tmp_path / RECORD).read_text())
     assert record["model"] == {
-        "name": SUBJECT.model, "revision": "chck_1M", "checksum": "c0ffee", "seed": 42
+        "name": KEY.model, "revision": "chck_1M", "checksum": "c0ffee", "seed": 42
     }  # fmt: skip
     assert record["scores"]["causal"]["blimp"] == entry == {
         "score": 75.0, "protocol": 2026, "items": 3, "ties": 1, "too_long": ["x_0"],
@@ -63,26 +56,26 @@ def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
 
 
 def test_a_score_that_is_none_is_null(tmp_path):
-    entry = write_result(tmp_path, SUBJECT, result(score=math.nan))
+    entry = ResultsFolder(tmp_path).write(KEY, result(score=math.nan))
     assert entry["score"] is None and entry["seconds"] is None
 
 
 def test_files_are_strict_json(tmp_path):
     values = [{"pred": math.nan, "id": "x"}, {"pred": 1.5, "id": "y"}]
-    write_result(
-        tmp_path, SUBJECT, result("reading", files={"predictions.json": values})
+    ResultsFolder(tmp_path).write(
+        KEY, result("reading", files={"predictions.json": values})
     )
     file = (tmp_path / RECORD).parent / "zero_shot/causal/reading/predictions.json"
     assert file.read_text() == ('[{"pred": null, "id": "x"}, {"pred": 1.5, "id": "y"}]')
 
 
 def test_later_tasks_and_backends_are_added(tmp_path):
-    write_result(tmp_path, SUBJECT, result())
-    masked = Subject(SUBJECT.model, SUBJECT.revision, "c0ffee", "mlm")
-    write_result(tmp_path, masked, result())
-    write_result(tmp_path, SUBJECT, result("reading"))
-    write_result(tmp_path, SUBJECT, result(score=80.0))
-    scores = read_record(tmp_path, SUBJECT)["scores"]
+    ResultsFolder(tmp_path).write(KEY, result())
+    masked = ResultKey(KEY.model, KEY.revision, "c0ffee", "mlm")
+    ResultsFolder(tmp_path).write(masked, result())
+    ResultsFolder(tmp_path).write(KEY, result("reading"))
+    ResultsFolder(tmp_path).write(KEY, result(score=80.0))
+    scores = ResultsFolder(tmp_path).read(KEY)["scores"]
     assert {b: sorted(tasks) for b, tasks in scores.items()} == {
         "causal": ["blimp", "reading"], "mlm": ["blimp"]
     }  # fmt: skip
@@ -90,22 +83,26 @@ def test_later_tasks_and_backends_are_added(tmp_path):
 
 
 def test_what_was_scored_in_the_same_way_is_found(tmp_path):
-    write_result(tmp_path, SUBJECT, result())
-    record = read_record(tmp_path, SUBJECT)
-    assert find_stored(record, SUBJECT, "blimp", 2026, "d")["score"] == 75
-    assert find_stored(record, SUBJECT, "blimp", 2025, "d") is None
-    assert find_stored(record, SUBJECT, "blimp", 2026, "other data") is None
-    assert find_stored(record, SUBJECT, "comps", 2026, "d") is None
-    assert find_stored(record, HALF, "blimp", 2026, "d") is None
+    folder = ResultsFolder(tmp_path)
+    entry = folder.write(KEY, result())
+    assert folder.find(KEY, {"blimp": "d", "comps": "d"}) == {"blimp": entry}
+    assert folder.find(KEY, {"blimp": None}) == {"blimp": entry}
+    assert folder.find(KEY, {"blimp": "other data"}) == {}
+    assert folder.find(HALF, {"blimp": "d"}) == {}
+    # Even if an entry of another protocol lay in this folder.
+    folder.write(KEY, dataclasses.replace(result(), protocol=2025))
+    assert folder.find(KEY, {"blimp": "d"}) == {}
 
 
 def test_fine_tuning_with_another_seed_is_another_score(tmp_path):
-    write_result(tmp_path, SUBJECT, result(seed=1))
-    record = read_record(tmp_path, SUBJECT)
-    for seed, data in ((1, "d"), (1, None)):
-        assert find_stored(record, SUBJECT, "blimp", 2026, data, seed)["seed"] == 1
-    assert find_stored(record, SUBJECT, "blimp", 2026, "d", 2) is None
-    assert find_stored(record, SUBJECT, "blimp", 2026, "d") is None
+    first = ResultsFolder(tmp_path, seed=42)
+    first.write(KEY, result(seed=42))
+    for data in ("d", None):
+        assert first.find(KEY, {"blimp": data})["blimp"]["seed"] == 42
+    assert ResultsFolder(tmp_path, seed=2).find(KEY, {"blimp": "d"}) == {}
+    assert ResultsFolder(tmp_path).find(KEY, {"blimp": "d"}) == {}
+    first.write(KEY, result(seed=1))
+    assert first.find(KEY, {"blimp": "d"}) == {}
 
 
 def test_choices_that_the_precision_changes_are_counted(tmp_path):
@@ -115,26 +112,33 @@ def test_choices_that_the_precision_changes_are_counted(tmp_path):
         return dataclasses.replace(result(**more), files=files)
 
     def changed(new):
-        written = write_result(tmp_path / "bf16", HALF, new, float32_dir=tmp_path)
-        return written["choices_changed"]
+        folder = ResultsFolder(tmp_path, is_bf16=True)
+        return folder.write(HALF, new)["choices_changed"]
 
     assert changed(predicted("a", "b", "c")) is None  # nothing is there
-    write_result(tmp_path, SUBJECT, predicted("a", "c", "b"))
+    ResultsFolder(tmp_path).write(KEY, predicted("a", "c", "b"))
     assert changed(predicted("a", "b", "c")) == 2
     assert changed(predicted("a", "c", "c")) == 1
     assert changed(predicted("b", "b", "b", data_checksum="other")) is None
     assert changed(predicted(1.5, 2.5, 3.5)) is None  # no choices
-    foreign = dataclasses.replace(SUBJECT, checksum="another")
+    foreign = dataclasses.replace(KEY, checksum="another")
     (tmp_path / RECORD).unlink()
     (tmp_path / RECORD).parent.joinpath("zero_shot").rename(tmp_path / "moved")
-    write_result(tmp_path, foreign, predicted("a", "b", "c"))
+    ResultsFolder(tmp_path).write(foreign, predicted("a", "b", "c"))
     assert changed(predicted("a", "b", "c")) is None
 
 
-def test_other_rules_have_folders_of_their_own(tmp_path):
-    assert place(tmp_path, 2026, False) == place(tmp_path, 2026, False, 42) == tmp_path
-    assert place(tmp_path, 2025, False) == tmp_path / "2025"
-    assert place(tmp_path, 2025, True, seed=1) == tmp_path / "2025_bf16_seed-1"
+@pytest.mark.parametrize(
+    "rules, name",
+    [
+        ((2026, False), ""),
+        ((2026, False, 42), ""),
+        ((2025, False), "2025"),
+        ((2025, True, 1), "2025_bf16_seed-1"),
+    ],
+)
+def test_other_rules_have_folders_of_their_own(tmp_path, rules, name):
+    assert ResultsFolder(tmp_path, *rules).path == tmp_path / name
 
 
 def test_what_the_precision_changed_is_said():
@@ -145,12 +149,12 @@ def test_what_the_precision_changed_is_said():
 
 
 def test_a_folder_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
-    write_result(tmp_path, SUBJECT, result())
+    ResultsFolder(tmp_path).write(KEY, result())
     file = tmp_path / RECORD
     before = file.read_text()
-    other = Subject("other/seed-42_lr-0.001", "chck_1M", "decaf", "causal")
+    other = ResultKey("other/seed-42_lr-0.001", "chck_1M", "decaf", "causal")
     with pytest.raises(UserError, match="holds the scores of another model: .*c0ffee"):
-        write_result(tmp_path, other, result(score=1.0))
+        ResultsFolder(tmp_path).write(other, result(score=1.0))
     assert file.read_text() == before
 
 
@@ -159,16 +163,16 @@ def test_scores_of_unknown_origin_are_not_overwritten(tmp_path):
         parents=True
     )
     with pytest.raises(UserError, match="scores without a scores.json"):
-        write_result(tmp_path, SUBJECT, result())
+        ResultsFolder(tmp_path).write(KEY, result())
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_broken_record_is_refused(tmp_path, content):
-    write_result(tmp_path, SUBJECT, result())
+    ResultsFolder(tmp_path).write(KEY, result())
     file = tmp_path / RECORD
     file.write_text(content)
     with pytest.raises(UserError, match="scores.json is no record of scores"):
-        read_record(tmp_path, SUBJECT)
+        ResultsFolder(tmp_path).read(KEY)
 
 
 def entry(score, **more):
@@ -224,7 +228,7 @@ def test_ties_and_what_was_too_long_are_said():
 
 def test_a_zero_of_aoa_that_was_not_measured_is_explained():
     def shown(score, r, p, number):
-        words = {"with_both_ages": number, "all": 40}
+        words = {"with_both_ages": float(number), "all": 40.0}  # as they are stored
         parts = {"words": words, "correlation": {"r": r, "p": p}}
         return table({"aoa": entry(score, subscores=parts)})
 
@@ -247,7 +251,7 @@ def test_the_table_says_by_what_rules_it_is():
 
 
 def test_the_overall_score_needs_all_nine():
-    scores = dict.fromkeys(BASELINES[0].scores, 50.0)
+    scores = dict.fromkeys(PUBLISHED, 50.0)
     scores.update(aoa=20.0, global_piqa_parallel=30.0, global_piqa_nonparallel=50.0)
     assert overall(scores) == pytest.approx((7 * 50 + 20 + 40) / 9)
     del scores["glue"]

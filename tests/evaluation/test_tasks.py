@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from src.evaluation.scoring.texts import Item, Scored
+from src.arguments import RunEvalArguments
+from src.evaluation.scoring.scorer import Item, Scored
 from src.evaluation.tasks.catalogue import (
     TASKS,
-    Selected,
-    load,
+    expand,
+    find_data,
     load_pairs_folders,
-    select,
+    load_tasks,
 )
-from src.evaluation.tasks.choice import spearman
+from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 
@@ -28,8 +29,19 @@ def scored(values, num_tokens=None):
     return Scored(np.array(values, float), np.array(num_tokens or [1] * len(values)))
 
 
-def read(task, folder, protocol=2026, subset="full"):
-    return load(Selected(task, subset, folder), protocol)
+def read(task, folder, protocol=2026):
+    source = TASKS[task]
+    return source.load(folder, name=task, folder=source.official, protocol=protocol)
+
+
+def result_of(task, values, **numbers):
+    return task.result([Answer(scored(values, **numbers))])
+
+
+def select(tasks, data_dir):
+    """Names of the tasks that have data, and of those that have none."""
+    found, missing = find_data(expand(tasks), data_dir)
+    return list(found), missing
 
 
 def pair(good, bad, **more):
@@ -50,7 +62,7 @@ def blimp(tmp_path):
 def test_a_score_is_the_mean_over_paradigms_not_over_pairs(blimp):
     task = read("blimp", blimp)
     assert task.items == [Item(text) for text in "a0 b0 a1 b1 c d".split()]
-    result = task.result(scored([-1, -2, -3, -2, -1, -2]))
+    result = result_of(task, [-1, -2, -3, -2, -1, -2])
     assert result.score == (50 + 100) / 2
     assert result.subscores == {
         "UID": {"i": 50, "n": 100},
@@ -76,14 +88,14 @@ def test_a_score_is_the_mean_over_paradigms_not_over_pairs(blimp):
 def test_a_tie_is_right_in_2025_wrong_in_2026_and_counted(
     blimp, protocol, score, chosen
 ):
-    result = read("blimp", blimp, protocol).result(scored([-1, -1, -1, -2, -1, -2]))
+    result = result_of(read("blimp", blimp, protocol), [-1, -1, -1, -2, -1, -2])
     assert (result.score, result.num_ties) == (score, 1)
     assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == chosen
 
 
 def test_a_text_that_stands_twice_is_a_tie_whatever_batching_made_of_it(tmp_path):
     folder = write(tmp_path / "twins", "same", pair("a", "a"))
-    result = read("supplement", folder).result(scored([-1.0000001, -1.0000002]))
+    result = result_of(read("supplement", folder), [-1.0000001, -1.0000002])
     assert (result.score, result.num_ties) == (0, 1)
 
 
@@ -91,7 +103,7 @@ def test_who_collates_the_predictions_finds_our_score(tmp_path):
     """The official scripts compare texts, and a pair may have the same text twice."""
     texts = [("a", "b"), ("c", "d"), ("e", "e"), ("f", "f ")]
     folder = write(tmp_path / "ties", "ties", *[pair(*both) for both in texts])
-    result = read("supplement", folder).result(scored([-1, -2, *[-1] * 5, -2]))
+    result = result_of(read("supplement", folder), [-1, -2, *[-1] * 5, -2])
     assert (result.score, result.num_ties) == (50, 2)
     predictions = result.files["predictions.json"]["ties"]["predictions"]
     collated = [p["pred"].strip() == good for p, (good, _) in zip(predictions, texts)]
@@ -101,14 +113,14 @@ def test_who_collates_the_predictions_finds_our_score(tmp_path):
 
 def test_a_choice_that_is_too_long_is_named_and_not_right(blimp):
     values = [-1, np.nan, -1, -2, -1, -2]
-    result = read("blimp", blimp).result(scored(values))
+    result = result_of(read("blimp", blimp), values)
     assert (result.score, result.too_long) == ((50 + 100) / 2, ("i_0",))
     assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == "b0"
 
 
 def test_rows_without_a_paradigm_belong_to_their_file(tmp_path):
     folder = write(tmp_path / "s", "hypernym", pair("a", "b"))
-    result = read("supplement", folder).result(scored([-1, -2]))
+    result = result_of(read("supplement", folder), [-1, -2])
     assert result.subscores == {"UID": {"hypernym": 100}}
 
 
@@ -127,7 +139,7 @@ def test_ewok_compares_targets_in_2025_and_contexts_in_2026(tmp_path):
     assert new.items == [right, Item("It is cold. I sweat.", len("It is cold."))]
 
     def answer(task):
-        predictions = task.result(scored([-2, -1])).files["predictions.json"]
+        predictions = result_of(task, [-2, -1]).files["predictions.json"]
         return predictions["weather"]["predictions"][0]["pred"]
 
     assert answer(old) == " I freeze."
@@ -145,7 +157,7 @@ def test_entity_tracking_is_a_mean_of_operations_then_of_splits(tmp_path):
     task = read("entity_tracking", folder)
     assert task.items[0] == Item("Box 0 contains a.", len("Box 0 contains "))
     # Files in order of their names: move_contents with three options, then regular.
-    result = task.result(scored([-1, -2, -3, -1, -2, -2, -1]))
+    result = result_of(task, [-1, -2, -3, -1, -2, -2, -1])
     assert result.subscores["UID"] == {
         "move_contents_0_ops": 100, "regular_0_ops": 100, "regular_1_ops": 0
     }  # fmt: skip
@@ -167,7 +179,7 @@ def test_comps_scores_the_property_behind_either_concept(tmp_path):
     }  # fmt: skip
     task = read("comps", write(tmp_path / "comps", "comps_wugs_dist-before", row))
     assert task.items == [Item("A wolf can howl.", 7), Item("A bird can howl.", 7)]
-    assert task.result(scored([-1, -2])).subscores["UID"] == {"wugs_dist_before": 100}
+    assert result_of(task, [-1, -2]).subscores["UID"] == {"wugs_dist_before": 100}
 
 
 def test_global_piqa_compares_means_over_tokens_and_has_its_own_label(tmp_path):
@@ -178,7 +190,7 @@ def test_global_piqa_compares_means_over_tokens_and_has_its_own_label(tmp_path):
     folder = write(tmp_path / "global_piqa_nonparallel", "eng_latn", row)
     task = read("global_piqa_nonparallel", folder)
     assert task.items[1] == Item("To open it, pull hard", len("To open it,"))
-    result = task.result(scored([-2, -3], num_tokens=[1, 2]))
+    result = result_of(task, [-2, -3], num_tokens=[1, 2])
     assert result.score == 100
     pred = result.files["predictions.json"]["e7"]["predictions"][0]
     assert pred == {"id": "e7_0", "pred": " pull hard"}
@@ -189,7 +201,7 @@ def test_wug_is_the_rank_correlation_with_people(tmp_path):
         {"sentences": f"a{i}\tb{i}", "ratio": r} for i, r in enumerate((0.1, 0.5, 1))
     ]
     folder = write(tmp_path / "wug_past_tense", "wug_past_tense", *rows)
-    result = read("wug_past", folder).result(scored([-3, -1, -1, -1, -1, -2]))
+    result = result_of(read("wug_past", folder), [-3, -1, -1, -1, -1, -2])
     assert result.score == pytest.approx(100)
     probability = result.files["predictions.json"]["wug_past"]["predictions"][1]["prob"]
     assert probability == pytest.approx(0.5)
@@ -198,11 +210,14 @@ def test_wug_is_the_rank_correlation_with_people(tmp_path):
     ]  # fmt: skip
 
 
-def test_equal_values_share_their_rank():
+def test_equal_values_share_their_rank(tmp_path):
     """Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)."""
-    found = spearman(np.array([0, 1, 1, 2]), np.array([1, 2, 3, 4]))
-    assert found == pytest.approx(4.5 / np.sqrt(4.5 * 5))
-    assert np.isnan(spearman(np.ones(3), np.arange(3)))
+    rows = [{"sentences": "a\tb", "ratio": ratio} for ratio in (0, 0.1, 0.2, 0.3)]
+    task = read("wug_past", write(tmp_path / "wug_past_tense", "wug", *rows))
+    found = result_of(task, [-2, -1, -1, -1, -1, -1, -1, -2]).score
+    assert found == pytest.approx(100 * 4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(result_of(task, [-1] * 8).score)
+    assert np.isnan(result_of(task, [np.nan] * 8).score)
 
 
 @pytest.mark.parametrize(
@@ -253,24 +268,22 @@ def test_fast_and_full_run_what_has_its_data_and_name_what_has_not(tmp_path):
     write(tmp_path / "full_eval" / "wug_past_tense", "x", wug)
     found, missing = select("fast", tmp_path)
     # WUG has no fast subset of its own: either copy will do.
-    assert [selected.name for selected in found] == ["blimp_fast", "wug_past"]
+    assert found == ["blimp_fast", "wug_past"]
     assert "supplement_fast" in missing and not {"comps", "aoa"} & set(missing)
     found, missing = select("full", tmp_path)
-    assert [selected.name for selected in found] == ["supplement", "wug_past"]
+    assert found == ["supplement", "wug_past"]
     assert {"blimp", "comps", "reading", "aoa"} <= set(missing)
 
 
 def test_a_named_task_must_have_its_data(tmp_path):
     write(tmp_path / "fast_eval" / "blimp_fast", "x", pair("a", "b"))
     found, missing = select(["blimp_fast", "blimp_fast"], tmp_path)
-    assert [(s.task, s.subset) for s in found] == [("blimp", "fast")] and not missing
+    assert found == ["blimp_fast"] and not missing
     with pytest.raises(UserError, match="comps needs the folder comps in .*full_eval"):
         select(["blimp_fast", "comps"], tmp_path)
-    with pytest.raises(UserError, match="must be of full, fast, .*; got blmp"):
+    with pytest.raises(UserError, match="must be names of full, fast, .*; got blmp"):
         select("blmp", tmp_path)
     assert select(["fast"], tmp_path) == select("fast", tmp_path)
-    with pytest.raises(UserError, match=r"fast stands alone, got \[fast, full\]"):
-        select(["fast", "full"], tmp_path)
     with pytest.raises(UserError, match="got comps_fast"):
         select(["comps_fast"], tmp_path)
     with pytest.raises(UserError, match="no data of any task in"):
@@ -282,7 +295,7 @@ def test_a_group_is_its_tasks(tmp_path):
     for name in ("wug_past_tense", "wug_adj_nominalization"):
         write(tmp_path / "full_eval" / name, name, wug)
     found, _ = select(["wug"], tmp_path)
-    assert [selected.task for selected in found] == ["wug_adj", "wug_past"]
+    assert found == ["wug_adj", "wug_past"]
 
 
 def test_an_empty_task_folder_is_refused(tmp_path):
@@ -314,7 +327,32 @@ def test_the_checksum_is_that_of_the_data(blimp):
     assert read("blimp", blimp).data_checksum != first
 
 
-def test_only_reading_and_aoa_are_no_choices_between_texts():
-    assert {name for name, task in TASKS.items() if task.format is None} == {
-        "reading", "aoa"
-    }  # fmt: skip
+def test_names_may_be_added_to_full_and_fast(tmp_path):
+    """What is named must have its data; what only a set includes need not."""
+    write(tmp_path / "fast_eval" / "blimp_fast", "x", pair("a", "b"))
+    write(tmp_path / "full_eval" / "comps", "x", {})
+    assert select(["fast", "comps"], tmp_path)[0] == ["blimp_fast", "comps"]
+    with pytest.raises(UserError, match="ewok_fast needs the folder ewok_fast in"):
+        select(["fast", "ewok_fast"], tmp_path)
+    named = expand(["full", "aoa"])
+    assert list(expand(["wug_fast"])) == ["wug_adj", "wug_past"]  # the same data
+    assert named["aoa"] and not named["blimp"] and "rte" not in named
+
+
+def test_tasks_that_take_long_come_last(tmp_path):
+    write(tmp_path / "fast_eval" / "blimp_fast", "x", pair("a", "b"))
+    row = {"sentence1": "A", "sentence2": "B", "label": 1}
+    for split in ("train", "valid"):
+        write(tmp_path / "full_eval" / "glue_filtered", f"rte.{split}", row)
+    pairs = write(tmp_path / "mine", "x", pair("a", "b"))
+    args = RunEvalArguments(
+        tasks=["rte", "fast"], pairs=str(pairs), data=str(tmp_path), bf16=True
+    )
+    tasks, missing = load_tasks(args, seed=3)
+    described = [(t.name, t.takes, t.folder, t.bf16, t.seed) for t in tasks]
+    assert described == [
+        ("blimp_fast", "model", "blimp/blimp_fast", True, None),
+        ("pairs_mine", "model", "pairs/mine", True, None),
+        ("rte", "training", "finetune/rte", True, 3),
+    ]
+    assert "ewok_fast" in missing and {"rte", "aoa"} < set(TASKS)

@@ -1,4 +1,4 @@
-"""What a tokenizer will do to scores is told before, each with its score and its mend."""
+"""Warnings about tokenizers, each with the scores that suffer and the remedy."""
 
 import pytest
 from tokenizers import pre_tokenizers, processors
@@ -34,7 +34,7 @@ def test_padding_may_be_eos_or_absent():
 
 
 @pytest.mark.parametrize(
-    "made, told, score, mend",
+    "changes, fault, score, remedy",
     [
         ({"single": "$A"}, "no BOS", "BLiMP", "TemplateProcessing"),
         ({"single": "<s> $A </s>"}, "special token", "Reading", "post-processor"),
@@ -43,9 +43,11 @@ def test_padding_may_be_eos_or_absent():
         ({"pad_token": "Ġthe"}, "pad token 'Ġthe'", "GLUE", "a token of its own"),
     ],
 )
-def test_each_trap_is_told_with_its_score_and_its_mend(made, told, score, mend):
-    (warning,) = check_tokenizer(tokenizer(**made))
-    assert told in warning and score in warning and mend in warning
+def test_each_trap_is_reported_with_its_score_and_its_remedy(
+    changes, fault, score, remedy
+):
+    (warning,) = check_tokenizer(tokenizer(**changes))
+    assert fault in warning and score in warning and remedy in warning
 
 
 def test_a_masked_model_may_do_without_bos_and_end_in_a_special_token():

@@ -1,12 +1,19 @@
 """The network: what can be asked for, what is refused, what comes out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from src.arguments import ModelArguments
+from src.arguments import (
+    Arguments,
+    DataTrainingArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from src.data.packing.tokenizer import save, train
 from src.foundation import UserError
-from src.training.model import architecture, build, check_block_size
+from src.training.model import architecture, build_model, model_config
 
 LETTERS = train(["a"], 259)  # 256 bytes, padding, BOS, EOS
 WORDS = train(["the dog the dog the dog"], 262)
@@ -34,8 +41,15 @@ def arguments(model_type: str = "gpt2", **overrides) -> ModelArguments:
 
 
 def built(args: ModelArguments, tokenizer=LETTERS, seed: int = 1):
-    torch.manual_seed(seed)
-    return build(args, architecture(args), tokenizer)
+    training = TrainingArguments(use_cpu=True, seed=seed)
+    all_args = Arguments(model=args, training=training)
+    return build_model(all_args, architecture(args), tokenizer)
+
+
+def config_for(args: ModelArguments, block_size: int):
+    data = DataTrainingArguments(block_size=block_size)
+    training = TrainingArguments(use_cpu=True)
+    return model_config(Arguments(model=args, data=data, training=training))
 
 
 def refusal(args: ModelArguments, tokenizer=LETTERS) -> str:
@@ -126,30 +140,27 @@ def test_the_weights_are_a_function_of_the_seed():
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_the_attention_kernel_is_the_one_asked_for(kernel):
-    args = arguments()
-    args.attn_implementation = kernel
+    args = replace(arguments(), attn_implementation=kernel)
     assert built(args).config._attn_implementation == kernel
 
 
 def test_a_kernel_that_is_not_installed_is_refused():
-    args = arguments()
-    args.attn_implementation = "flash_attention_2"
+    args = replace(arguments(), attn_implementation="flash_attention_2")
     assert refusal(args).startswith("model: cannot build gpt2: ")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama"])
 def test_blocks_longer_than_the_positions_are_refused(model_type):
-    config = architecture(arguments(model_type))
-    check_block_size(32, config)
+    assert config_for(arguments(model_type), block_size=32)
     with pytest.raises(UserError) as raised:
-        check_block_size(33, config)
+        config_for(arguments(model_type), block_size=33)
     told = "data.block_size=33 is beyond the model's 32 positions"
     assert str(raised.value) == told
 
 
 def test_a_model_without_positions_takes_any_block():
     args = ModelArguments(model_type="mamba", config_overrides={"hidden_size": 16})
-    check_block_size(100_000, architecture(args))
+    assert config_for(args, block_size=100_000)
 
 
 @pytest.fixture

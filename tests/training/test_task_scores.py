@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from src.arguments import ScoringArguments
 from src.data.packing.tokenizer import load
 from src.evaluation.suite import Suite
 from src.foundation import UserError
-from src.training.task_scores import TaskScores, resolve_metric
+from src.training.task_scores import TaskScores, metric_name
 from tests.test_run_clm import history, only_run
 
 
@@ -106,23 +107,29 @@ def test_a_score_can_pick_the_best_model(tiny, run_clm, pairs, caplog):
 
 def test_a_sample_is_spread_over_all_parts_and_the_same_each_time(suite):
     sample = suite.sample(4)
-    (task,) = sample.choices
+    (task,) = sample.tasks
     good = [choice.items[0].text for choice in task.choices]
     assert [text.split()[1] for text in good] == ["cat", "cat", "dog", "dog"]
-    assert suite.sample(4).choices[0].choices == task.choices
-    assert len(suite.sample(99).choices[0].choices) == 20
+    assert suite.sample(4).tasks[0].choices == task.choices
+    assert len(suite.sample(99).tasks[0].choices) == 20
     assert not suite.sample(0).checksums and suite.checksums
 
 
 def test_without_tasks_there_is_nothing_to_score():
-    scores = TaskScores(Suite.load(ScoringArguments()), None)
-    assert scores.score(None, None, final=True) == {} and scores.seconds == 0
+    scores = TaskScores(Suite.load(ScoringArguments()))
+    assert scores.score(None, None, all_items=True) == {} and scores.seconds == 0
+
+
+def resolve_metric(name, suite, num_items):
+    """What `training.metric_for_best_model=name` is called in the logs."""
+    args = SimpleNamespace(training=SimpleNamespace(metric_for_best_model=name))
+    return metric_name(args, TaskScores(suite, num_items))
 
 
 def test_the_metric_is_named_as_it_is_logged(suite, pairs):
     assert resolve_metric("eval_pairs", suite, None) == "pairs"
     assert resolve_metric("pairs_dogs", suite, None) == "pairs_dogs"
-    fast = Suite([replace(suite.choices[0], name="blimp_fast")])
+    fast = Suite([replace(suite.tasks[0], name="blimp_fast")])
     assert resolve_metric("blimp", fast, 5) == "blimp_fast"
     with pytest.raises(
         UserError, match="=ewok is neither .*: pairs, pairs_cats, pairs"
@@ -229,13 +236,13 @@ def score_twice(run: Path, pairs: Path, out: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = AutoModelForCausalLM.from_pretrained(run)
-    scores = TaskScores(Suite.load(ScoringArguments(pairs=str(pairs))), None)
-    found = scores.score(model, load(str(run)), final=True)
+    scores = TaskScores(Suite.load(ScoringArguments(pairs=str(pairs))))
+    found = scores.score(model, load(str(run)), all_items=True)
     del found["scoring_runtime"]
     if rank == 0:
         torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
     try:
-        scores.score(model, load(str(run)), final=True)
+        scores.score(model, load(str(run)), all_items=True)
     except UserError as error:
         found["error"] = str(error)
     (out / f"{rank}.json").write_text(json.dumps(found))

@@ -21,15 +21,21 @@ from src.arguments import (
     TrainingArguments,
 )
 from src.data.blocks import IGNORE_INDEX, Blocks, file_spans
-from src.data.packing.pack import pack
+from src.data.cache import Cache
+from src.data.packing.pack import Packer
 from src.data.packing.tokenizer import train as train_tokenizer
 from src.data.prepare import Data
 from src.data.text.corpus import read_corpus
+from src.evaluation.suite import Suite
 from src.foundation import UserError
 from src.training.callbacks import Console
 from src.training.final_model import final_scores
+from src.training.model import build_model, model_config
 from src.training.record.checkpoints import newest_whole
-from src.training.setup import build_trainer, train
+from src.training.setup import decide, plan_run, report
+from src.training.step.micro_batching import sequences_per_step
+from src.training.task_scores import TaskScores
+from src.training.trainer import LanguageModelTrainer, Outcome
 
 LETTERS = train_tokenizer(["a"], 259)  # every byte is a token; BOS is 1, EOS 2
 # Documents of all lengths, so that blocks have between 8 and 5 targets.
@@ -67,9 +73,8 @@ def stream_of(tmp_path):
         for name, text in texts.items():
             (tmp_path / f"{name}.txt").write_text(text)
         paths = [f"{tmp_path}/{name}.txt" for name in texts]
-        data = DataTrainingArguments()
-        sources = read_corpus(paths, "data.train_file", data, tmp_path / "cache")
-        return pack(sources, LETTERS, "blank_line", tmp_path / "cache")
+        sources = read_corpus(paths, tmp_path / "cache")
+        return Packer(LETTERS, "blank_line", Cache(tmp_path / "cache")).pack(sources)
 
     return call
 
@@ -89,6 +94,7 @@ def trainer_of(tmp_path, stream_of):
         blocks = Blocks(stream, spans, block_size, False, num_blocks, apart)
         validation = Blocks(dev, file_spans(dev), 8, True, None, apart)
         packed = Data(stream, blocks, validation, list(files))
+        Path(training.get("output_dir", tmp_path / "run")).mkdir(exist_ok=True)
         settings = dict(
             output_dir=str(tmp_path / "run"), use_cpu=True, do_train=True, do_eval=True,
             optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_steps=1,
@@ -101,9 +107,27 @@ def trainer_of(tmp_path, stream_of):
             data=arguments,
             training=TrainingArguments(**{**settings, **training}),
         )
-        return build_trainer(args, LETTERS, packed)
+        return built(args, packed)
 
     return call
+
+
+def built(
+    args, data, tokenizer=LETTERS, spy=lambda model: None
+) -> LanguageModelTrainer:
+    """The trainer of a run, put together as `run.train` does; `spy` sees the model first."""
+    plan = plan_run(args, data, sequences_per_step(args.training, args.data.block_size))
+    model = build_model(args, model_config(args), tokenizer)
+    spy(model)
+    setup = decide(args, {}, plan, model, args.training.metric_for_best_model)
+    report(setup, args, model)
+    tasks = TaskScores(Suite.load(args.evaluation))
+    return LanguageModelTrainer(args, setup, model, tokenizer, data, tasks)
+
+
+def train(trainer: LanguageModelTrainer) -> bool:
+    """Train to the end, or until a signal; from the newest checkpoint, if there is one."""
+    return trainer.fit().signal is None
 
 
 def stacked(blocks: Blocks, key: str) -> torch.Tensor:
@@ -129,7 +153,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_batch(trainer_of):
         expected.backward()
         by_hand = [p - 0.5 * p.grad for p in trainer.model.parameters()]
         trainer.model.zero_grad()
-        assert train(trainer, None)
+        assert train(trainer)
         assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
         weights = list(trainer.model.parameters())
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, by_hand))
@@ -152,7 +176,7 @@ def test_the_first_target_of_a_block_counts(trainer_of, model):
     log_probabilities = logits.log_softmax(-1)
     first, second = block["labels"].tolist()
     expected = -(log_probabilities[0, first] + log_probabilities[1, second]) / 2
-    train(trainer, None)
+    train(trainer)
     assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
 
 
@@ -167,13 +191,13 @@ def test_label_smoothing_is_honoured(trainer_of):
     log_probabilities = logits.log_softmax(-1)[labels != IGNORE_INDEX]  # [targets, 259]
     right = log_probabilities.gather(1, labels[labels != IGNORE_INDEX][:, None])[:, 0]
     expected = -(0.8 * right + 0.2 * log_probabilities.mean(1)).mean()
-    train(trainer, None)
+    train(trainer)
     assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
 
 
 def test_a_run_without_gradient_clipping_is_logged(trainer_of):
     trainer = trainer_of(max_grad_norm=0.0)
-    assert train(trainer, None) and len(losses(trainer)) == 1
+    assert train(trainer) and len(losses(trainer)) == 1
 
 
 @torch.no_grad()
@@ -220,18 +244,17 @@ def test_an_evaluation_is_what_one_computes_by_hand(trainer_of):
 def test_an_evaluation_keeps_three_numbers_a_block(trainer_of):
     """Logits of a validation set would be hundreds of gigabytes."""
     trainer, seen = trainer_of(), []
-    scores = trainer.compute_metrics
+    loop = trainer.evaluation_loop
 
-    def spy(prediction):
-        seen.append(prediction)
-        return scores(prediction)
+    def spy(*args, **kwargs):
+        seen.append(loop(*args, **kwargs))
+        return seen[-1]
 
-    trainer.compute_metrics = spy
+    trainer.evaluation_loop = spy
     trainer.evaluate()
-    (prediction,) = seen
-    assert prediction.predictions.shape == (len(trainer.eval_dataset), 3)
-    assert prediction.label_ids.shape == (len(trainer.eval_dataset), 3)
-    assert prediction.inputs is None
+    (output,) = seen
+    assert output.predictions.shape == (len(trainer.eval_dataset), 3)
+    assert output.label_ids.shape == (len(trainer.eval_dataset), 3)
 
 
 class Inputs:
@@ -272,12 +295,12 @@ def test_a_run_resumed_in_its_second_epoch_sees_the_rest_of_it(trainer_of):
     stopped = trainer_of(**settings)
     before = Inputs(stopped)
     stopped.add_callback(StopAfter(5))  # of four steps an epoch
-    train(stopped, None)
+    train(stopped)
     resumed = trainer_of(**settings)
     after = Inputs(resumed)
     checkpoint = newest_whole(run_dir(resumed))
     assert checkpoint == run_dir(resumed) / "checkpoint-5"
-    train(resumed, checkpoint)
+    train(resumed)
     epochs = [resumed.plan.order.blocks(epoch).tolist() for epoch in range(3)]
     assert before.seen == epochs[0] + epochs[1][:2]
     assert after.seen == epochs[1][2:] + epochs[2]
@@ -296,9 +319,9 @@ def test_every_log_says_how_many_words_were_seen(trainer_of):
     )  # fmt: skip
     stopped = trainer_of(**settings)
     stopped.add_callback(StopAfter(5))
-    train(stopped, None)
+    train(stopped)
     trainer = trainer_of(**settings)
-    train(trainer, newest_whole(run_dir(trainer)))
+    train(trainer)
     words, seen = trainer.train_dataset.words, []
     for epoch in range(3):
         seen += np.split(trainer.plan.order.blocks(epoch), [4, 8])
@@ -317,7 +340,7 @@ def test_a_last_batch_that_is_not_full_counts_its_own_tokens_only(trainer_of):
     labels = stacked(trainer.train_dataset, "labels")
     logits = trainer.model(input_ids=inputs).logits
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    train(trainer, None)
+    train(trainer)
     assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
 
 
@@ -334,13 +357,13 @@ def test_a_schedule_cuts_blocks_in_shorter_ones_and_resumes_inside_a_stage(train
         lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    train(whole, None)
+    train(whole)
     assert shapes == [(8, 2)] * 8 + [(4, 4)] * 4 + [(2, 8)] * 4  # two a step
     stopped = trainer_of(**settings)
     stopped.add_callback(StopAfter(5))
-    train(stopped, None)
+    train(stopped)
     resumed = trainer_of(**settings)
-    train(resumed, newest_whole(run_dir(resumed)))
+    train(resumed)
     assert losses(resumed) == losses(whole)
     for one, other in zip(resumed.model.parameters(), whole.model.parameters()):
         assert torch.equal(one, other)
@@ -352,7 +375,7 @@ def test_short_sequences_see_nothing_before_their_beginning(trainer_of):
     block = trainer.train_dataset[0]
     logits = trainer.model(input_ids=block["input_ids"].view(4, 2)).logits
     expected = F.cross_entropy(logits.flatten(0, 1), block["labels"])
-    train(trainer, None)
+    train(trainer)
     assert losses(trainer) == [pytest.approx(expected.item(), abs=1e-6)]
 
 
@@ -383,7 +406,7 @@ def test_documents_of_a_block_can_be_kept_apart(trainer_of, model, schedule):
     expected = total(trainer.train_dataset, 4 if schedule else 8)
     evaluated = trainer.evaluate()["eval_loss"]
     assert evaluated == pytest.approx(total(trainer.eval_dataset, 8), abs=1e-5)
-    train(trainer, None)
+    train(trainer)
     assert losses(trainer) == [pytest.approx(expected, abs=1e-5)]
 
 
@@ -411,17 +434,14 @@ def evaluations(trainer) -> dict[int, float]:
 
 def test_the_best_model_is_kept_between_two_saves_and_loaded_at_the_end(trainer_of):
     trainer = trainer_of(**OVERFITTING)
-    train(trainer, None)
+    outcome = trainer.fit()
     found = evaluations(trainer)
     best = min(found, key=found.get)
     assert 0 < best < 5  # neither saved by the cadence nor the last
     kept = sorted(path.name for path in run_dir(trainer).glob("checkpoint-*"))
     assert kept == sorted([f"checkpoint-{best}", "checkpoint-6"])
-    scores = final_scores(
-        trainer,
-        SimpleNamespace(training=trainer.args),
-        SimpleNamespace(train_stream=None),
-    )
+    assert outcome == Outcome(best_step=best)
+    scores = final_scores(trainer, outcome, SimpleNamespace(train_stream=None))
     assert scores["eval_loss"] == pytest.approx(found[best], rel=1e-6)
     assert (scores["steps"], scores["best_step"]) == (6, best)
     words = [trainer.plan.words_seen(step) for step in (6, best)]
@@ -431,7 +451,7 @@ def test_the_best_model_is_kept_between_two_saves_and_loaded_at_the_end(trainer_
     assert torch.equal(saved[name], trainer.model.state_dict()[name])
     shutil.rmtree(run_dir(trainer) / f"checkpoint-{best}")
     again = trainer_of(**OVERFITTING)
-    train(again, newest_whole(run_dir(again)))
+    train(again)
     assert again.state.best_global_step is None  # it ends with the last
 
 
@@ -440,14 +460,14 @@ def test_a_run_whose_best_checkpoint_was_lost_ends_with_the_best_of_the_rest(
 ):
     stopped = trainer_of(**OVERFITTING)
     stopped.add_callback(StopAfter(4))
-    train(stopped, None)
+    train(stopped)
     run = run_dir(stopped)
     state = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())
     best = state["best_global_step"]
     assert best < 4
     (run / f"checkpoint-{best}" / "model.safetensors").write_bytes(b"damaged")
     resumed = trainer_of(**OVERFITTING)
-    train(resumed, newest_whole(run))
+    train(resumed)
     rest = {s: loss for s, loss in evaluations(resumed).items() if s > 4}
     assert resumed.state.best_global_step == min(rest, key=rest.get)
     assert resumed.evaluate()["eval_loss"] == pytest.approx(min(rest.values()))
@@ -456,12 +476,12 @@ def test_a_run_whose_best_checkpoint_was_lost_ends_with_the_best_of_the_rest(
 def test_a_run_that_was_moved_still_ends_with_its_best_model(trainer_of, tmp_path):
     stopped = trainer_of(**OVERFITTING)
     stopped.add_callback(StopAfter(4))
-    train(stopped, None)
+    train(stopped)
     best = stopped.state.best_global_step
     moved = tmp_path / "moved"
     run_dir(stopped).rename(moved)
     resumed = trainer_of(**OVERFITTING, output_dir=str(moved))
-    train(resumed, newest_whole(moved))
+    train(resumed)
     assert resumed.state.best_model_checkpoint == str(moved / f"checkpoint-{best}")
 
 
@@ -470,7 +490,7 @@ def test_tensorboard_writes_its_events_where_its_variable_says(
 ):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    train(trainer_of(report_to=["tensorboard"]), None)
+    train(trainer_of(report_to=["tensorboard"]))
     assert list((tmp_path / "events").rglob("events.out.tfevents.*"))
 
 
@@ -489,7 +509,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(trainer_of):
     trainer.model.register_forward_pre_hook(spoil, with_kwargs=True)
     blocks = trainer.plan.order.blocks(3).tolist()
     with pytest.raises(UserError, match="the loss is nan at step 4, of blocks") as told:
-        train(trainer, None)
+        train(trainer)
     assert str(blocks)[1:-1] in str(told.value) and "checkpoint-3" in str(told.value)
     assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-3"
     assert not (run_dir(trainer) / "checkpoint-4").exists()
@@ -508,14 +528,14 @@ def test_weights_that_are_no_numbers_are_not_saved(trainer_of):
     trainer = trainer_of(max_steps=8, save_strategy="steps", save_steps=1)
     trainer.add_callback(Spoil())
     with pytest.raises(UserError, match="weights are .* no numbers after step 3"):
-        train(trainer, None)
+        train(trainer)
     assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-2"
 
 
 def test_a_loss_that_grows_beyond_reason_stops_the_run(trainer_of):
     trainer = trainer_of(max_steps=50, learning_rate=1e3, max_grad_norm=0.0)
     with pytest.raises(UserError, match="the loss is .* at step .*: training stops"):
-        train(trainer, None)
+        train(trainer)
 
 
 class Explode(TrainerCallback):
@@ -539,9 +559,8 @@ def test_a_continued_run_refuses_the_loss_that_it_was_stopped_for(trainer_of):
     for _ in range(2):
         trainer = trainer_of(**settings)
         trainer.add_callback(Explode(4))
-        newest = newest_whole(run_dir(trainer))
         with pytest.raises(UserError, match="the mean loss of steps 5–6 is ") as told:
-            train(trainer, newest)
+            train(trainer)
         assert "blocks" not in str(told.value)
         left = run_dir(trainer) / "checkpoint-4"
         kept = f"The newest checkpoint: {left}; the best by evaluation: {left}."
@@ -555,7 +574,7 @@ def test_weights_that_are_no_numbers_are_not_evaluated(trainer_of, monkeypatch):
     trainer.add_callback(Spoil())
     monkeypatch.setattr(trainer, "prediction_step", None)
     with pytest.raises(UserError, match="no numbers after step 3: .*: none yet"):
-        train(trainer, None)
+        train(trainer)
 
 
 class Reads(TorchDispatchMode):
@@ -580,14 +599,14 @@ def test_between_logs_nothing_waits_for_the_device(trainer_of):
             per_device_train_batch_size=4,
         )  # fmt: skip
         with Reads() as reads:
-            train(trainer, None)
+            train(trainer)
         found.append(reads.number)
     assert found[0] == found[1]
 
 
 def test_every_log_says_how_fast_it_was(trainer_of):
     trainer = trainer_of(max_steps=4, logging_steps=2)
-    train(trainer, None)
+    train(trainer)
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert all(row["tokens_per_second"] > row["words_per_second"] > 0 for row in rows)
     seconds = trainer.clock.seconds()["training"]
@@ -612,9 +631,9 @@ CAPPED = dict(
         ),  # a micro-batch, not what a chunk may have
         (dict(logit_chunk=7), "logits of 7 tokens at a time"),
         (dict(logit_chunk=0), "(training.logit_chunk=0)"),
-        (dict(label_smoothing_factor=0.1), "(the fused loss knows no label smoothing)"),
+        (dict(label_smoothing_factor=0.1), "(the fused loss has no label smoothing)"),
         (dict(model=CAPPED), "(the fused loss does not fit the architecture)"),
-        (dict(data=dict(attend_across_documents=False)), "; documents apart"),
+        (dict(data=dict(attend_across_documents=False)), "; document masking"),
         (dict(gradient_checkpointing=True), "; gradient checkpointing"),
     ],
 )
@@ -623,7 +642,7 @@ def test_the_line_says_how_a_step_is_computed(trainer_of, caplog, settings, told
     trainer_of(**settings)
     (line,) = [text for text in caplog.messages if text.startswith("Step: ")]
     assert told in line
-    assert ("; documents apart" in line) == ("data" in settings)
+    assert ("; document masking" in line) == ("data" in settings)
     assert ("; gradient checkpointing" in line) == (
         "gradient_checkpointing" in settings
     )
@@ -632,10 +651,10 @@ def test_the_line_says_how_a_step_is_computed(trainer_of, caplog, settings, told
 def test_attention_that_was_asked_for_is_the_one(trainer_of, caplog):
     caplog.set_level("INFO")
     trainer_of(model={**GPT2, "attn_implementation": "sdpa"})
-    assert "attention sdpa, the architecture's own" in caplog.text
+    assert "sdpa attention (model.attn_implementation=sdpa)" in caplog.text
     caplog.clear()
     trainer_of()
-    assert "attention causal, without a mask" in caplog.text
+    assert "causal attention (no mask is needed)" in caplog.text
 
 
 def test_the_console_has_rates_in_full_and_of_a_huge_perplexity_the_size(caplog):

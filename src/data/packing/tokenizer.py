@@ -1,43 +1,42 @@
-"""The tokenizer: trained on the training text, or loaded; saved so that others can load it.
+"""The tokenizer: trained on the training text or loaded, and saved so that others can load it.
 
-The default is a byte-level BPE (Radford et al. 2019). Called on a text it puts BOS before
-it and nothing behind it, and gives a bare word its leading space: what the challenge's
-pipeline expects. Packing puts BOS and EOS around documents itself, and no spaces.
+The default is a byte-level BPE (Radford et al. 2019). Called on a text, it puts BOS before
+the text and nothing behind it, and a space before a first word without one, as the
+challenge's pipeline expects. Packing puts BOS and EOS around documents itself and adds no
+spaces.
 """
 
-import hashlib
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from src.data.packing.cache import build_once
+from src.data.cache import Cache
+from src.data.packing.progress import ReadingBar
 from src.data.text.corpus import Source
 from src.data.text.documents import LINE
 from src.data.text.words import count_words
-from src.foundation import UserError
+from src.foundation import UserError, first_line, naming
 
 logger = logging.getLogger(__name__)
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 MIN_VOCAB_SIZE = len(pre_tokenizers.ByteLevel.alphabet()) + 3
-VERSION = 2  # of the trained tokenizer: another value makes every cached one stale
+VERSION = 2  # of the training; another value makes every cached tokenizer stale
 
 
 def train(
     texts: Iterable[str] | Iterable[list[str]], vocab_size: int, progress: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` entries, trained on `texts`.
+    """Train a byte-level BPE of at most `vocab_size` entries.
 
-    Entries 0, 1, 2 are padding, BOS and EOS. All 256 bytes are entries, so that every text
-    can be written and read back.
+    Entries 0, 1 and 2 are padding, BOS and EOS. All 256 bytes are entries, so that every text
+    can be encoded and decoded again.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
@@ -50,7 +49,7 @@ def train(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, BOS, EOS],
-        # Sorted: the order of the alphabet decides the ids.
+        # Sorted, because the order of the alphabet decides the ids.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=progress and sys.stderr.isatty(),
     )
@@ -69,44 +68,43 @@ def load(
     revision: Optional[str] = None,
     token: Optional[str] = None,
     cache_dir: Optional[Path] = None,
-    key: str = "tokenizer.name_or_path",
 ) -> PreTrainedTokenizerBase:
-    """A pretrained tokenizer from a directory or the hub; needs a fast one with EOS."""
+    """Load a pretrained tokenizer from a directory or the hub.
+
+    Raises:
+        UserError: There is none, or it has no fast implementation or no EOS token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision or "main", token=token, cache_dir=cache_dir
         )
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{key}={name_or_path}: no tokenizer there: {first}") from error
+        raise UserError(
+            f"{name_or_path} has no tokenizer: {first_line(error)}"
+        ) from error
     if not tokenizer.is_fast:
-        raise UserError(f"{key}={name_or_path}: the tokenizer must be a fast one")
+        raise UserError(f"{name_or_path}: the tokenizer must be a fast one")
     if boundary_tokens(tokenizer)[1] is None:
-        raise UserError(f"{key}={name_or_path}: the tokenizer has no EOS token")
+        raise UserError(f"{name_or_path}: the tokenizer has no EOS token")
     return tokenizer
 
 
 def load_or_train(
-    sources: list[Source],
-    vocab_size: int,
-    cache_dir: Path,
-    overwrite: bool = False,
-    progress: bool = False,
+    sources: list[Source], vocab_size: int, cache: Cache
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of `vocab_size` entries trained on `sources`; from the cache, or now."""
-    key = json.dumps([VERSION, vocab_size, [source.identity for source in sources]])
-    key = hashlib.sha256(key.encode()).hexdigest()[:16]
-    directory = cache_dir / "tokenizers" / key
+    """Return the tokenizer of `vocab_size` entries trained on `sources`, cached."""
 
-    def build(temporary: Path) -> None:
+    def build(directory: Path) -> None:
         logger.info("Training a tokenizer of %s entries …", f"{vocab_size:,}")
-        save(train(_lines(sources, progress), vocab_size, progress), temporary)
+        lines = _lines(sources, cache.progress)
+        save(train(lines, vocab_size, cache.progress), directory)
 
-    return build_once(directory, _load_whole, build, overwrite)
+    identity = [VERSION, vocab_size, [source.identity for source in sources]]
+    return cache.get("tokenizers", identity, _load_complete, build)
 
 
-def _load_whole(directory: Path) -> Optional[PreTrainedTokenizerBase]:
-    """The tokenizer, if both files are there to their end."""
+def _load_complete(directory: Path) -> Optional[PreTrainedTokenizerBase]:
+    """Load the tokenizer if both of its files are complete."""
     try:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             text = (directory / name).read_text(encoding="utf-8")
@@ -114,34 +112,27 @@ def _load_whole(directory: Path) -> Optional[PreTrainedTokenizerBase]:
                 return None
     except (OSError, ValueError):
         return None
-    return load(str(directory), key="model.cache_dir")
+    with naming("model.cache_dir"):
+        return load(str(directory))
 
 
 def _lines(sources: list[Source], progress: bool) -> Iterator[list[str]]:
-    """Lists of lines: tokens are not learnt across lines, since none are packed so."""
-    total = sum(source.size for source in sources)
-    began, words = time.perf_counter(), 0
-    with tqdm(
-        desc="Training the tokenizer: reading", total=total, unit="B", unit_scale=True,
-        disable=None if progress else True,
-    ) as bar:  # fmt: skip
+    """Yield lists of lines: no token is learnt across lines, since none is packed across."""
+    with ReadingBar("Training the tokenizer: reading", sources, progress) as bar:
         for source in sources:
             for piece in source.pieces("file"):
                 yield [line for text in piece.texts for line in LINE.findall(text)]
-                bar.update(len(piece.text.encode()))
-                words += count_words(piece.text)
-                speed = words / (time.perf_counter() - began)
-                bar.set_postfix_str(f"{speed:,.0f} words/s", refresh=False)
-    logger.info("The tokenizer is trained on %s words", f"{words:,}")
+                bar.advance(len(piece.text.encode()), count_words(piece.text))
+    logger.info("The tokenizer is trained on %s words", f"{bar.num_words:,}")
 
 
 def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Save so that `AutoTokenizer` loads the same tokenizer here and under 4.51.3.
+    """Save a tokenizer so that `AutoTokenizer` loads the same one here and under 4.51.3.
 
-    That version, which the challenge's pipeline pins, cannot read the class name and the list
-    of extra special tokens that transformers 5 writes; it turns a prefix space off where the
-    configuration does not ask for it, and makes token types, which GPT-2 would add to its
-    embeddings, where the configuration does not name the model's inputs.
+    The challenge's pipeline pins transformers 4.51.3. That version cannot read the class name
+    and the list of extra special tokens that transformers 5 writes. It also turns off a
+    prefix space that the configuration does not ask for, and it returns token types, which
+    GPT-2 would add to its embeddings, unless the configuration names the model's inputs.
     """
     tokenizer.save_pretrained(str(directory))
     file = Path(directory) / "tokenizer_config.json"
@@ -160,15 +151,14 @@ def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 
 def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
-    """(BOS, EOS) ids around a document; one stands in for the other where it is missing."""
-    bos = (
-        tokenizer.bos_token_id
-        if tokenizer.bos_token_id is not None
-        else tokenizer.cls_token_id
+    """Return the ids (BOS, EOS) put around a document.
+
+    Without BOS it is the CLS token and without EOS the SEP token. If one of the two is still
+    missing, it is the other; if both are, both are None.
+    """
+    special = (
+        (tokenizer.bos_token_id, tokenizer.cls_token_id),
+        (tokenizer.eos_token_id, tokenizer.sep_token_id),
     )
-    eos = (
-        tokenizer.eos_token_id
-        if tokenizer.eos_token_id is not None
-        else tokenizer.sep_token_id
-    )
-    return (bos if bos is not None else eos), (eos if eos is not None else bos)
+    bos, eos = (first if first is not None else second for first, second in special)
+    return (eos if bos is None else bos), (bos if eos is None else eos)

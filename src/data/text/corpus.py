@@ -1,6 +1,6 @@
-"""Text of every admitted kind, found, checked and read in bounded pieces."""
+"""Text of every supported kind: text files, tables and datasets of the hub."""
 
-import codecs
+import functools
 import glob
 import gzip
 import hashlib
@@ -10,10 +10,10 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import IO, Any, Callable, Iterator, Optional
 
 from src.arguments import DataTrainingArguments
-from src.data.packing.cache import file_checksums
+from src.data.cache import file_checksums
 from src.data.text.documents import Piece, cut, find_boundary, read_parts
 from src.foundation import UserError
 
@@ -28,158 +28,146 @@ TABLE_BUILDERS = {
 
 @dataclass(frozen=True)
 class Source:
-    """One file, or one hub dataset: its name in reports, its checksum, its texts.
+    """One text file, one table, or one split of a hub dataset."""
 
-    `texts()` yields iterators of parts (`read_parts`): one for a text file, one a row for a
-    table, which is empty where the row has no text.
-    """
-
-    name: str
-    checksum: str
-    size: int  # bytes; 0 where it is not known
+    name: str  # in reports and in `data.mix`
+    checksum: str  # SHA-256 of the file, or of what identifies the hub dataset
+    size: int  # bytes; 0 if unknown
+    # Returns an iterator over texts, which are iterators over parts (`read_parts`). A file is
+    # one text. A table has one text per row, without any part if the row has no words.
     texts: Callable[[], Iterator[Iterator[str]]]
     where: str = ""  # path, or name on the hub
-    reading: str = "text"  # how the bytes become text: another reading, another text
+    reading: str = "text"  # how the bytes are read; another reading gives another text
 
     @property
     def unit(self) -> str:
-        """What is a document where nothing separates them: a `file` or a `row`."""
+        """The document if nothing separates documents: a `file` or a `row`."""
         return "file" if self.reading in ("text", "gzip") else "row"
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What determines the text: the key of what is cached of it."""
+        """The pair that determines the text; the key of everything cached for it."""
         return self.checksum, self.reading
 
-    def boundary(self, chosen: str) -> str:
-        """What separates documents here: `chosen`, or what `auto` finds in the text."""
-        return find_boundary(self.texts()) if chosen == "auto" else chosen
+    def boundary(self, document_boundary: str) -> str:
+        """Return the document boundary; for `auto`, the one that the text has."""
+        if document_boundary == "auto":
+            return find_boundary(self.texts())
+        return document_boundary
 
     def pieces(self, boundary: str) -> Iterator[Piece]:
-        """The text, every character once and in order, cut in pieces at line ends."""
+        """Yield the text in pieces that end at line ends; every character once, in order."""
         return cut(self.texts(), boundary)
 
 
-def find_files(patterns: Any, key: str) -> list[Path]:
-    """The files that a path, a glob or a list of either names, in order, each once.
+def find_files(patterns: Any) -> list[Path]:
+    """Return the files that a path, a glob or a list of them names, in order, each once.
 
-    Raises `UserError`, naming `key`, for a pattern without a file, for a file that cannot
-    be read, is empty, or is of a kind that is not known.
+    Raises:
+        UserError: A pattern matches nothing, or a file cannot be read, is empty or is of an
+            unknown kind.
     """
-    patterns = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
-    found: dict[Path, Path] = {}
+    patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    files: dict[Path, Path] = {}
     for pattern in map(os.path.expanduser, map(str, patterns)):
-        matches = (
-            [pattern]
-            if os.path.exists(pattern)
-            else sorted(glob.glob(pattern, recursive=True))
-        )
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if os.path.exists(pattern):  # also if its name could be read as a glob
+            matches = [pattern]
         if not matches:
-            advice = (
-                " Get the challenge's text with ./download_data.sh."
-                if "babylm_data" in pattern
-                else ""
-            )
+            advice = " Get the challenge's text with ./download_data.sh."
             raise UserError(
-                f"{key}: no file matches {pattern!r} (looked in {Path.cwd()}).{advice}"
+                f"no file matches {pattern!r} (looked in {Path.cwd()})."
+                + advice * ("babylm_data" in pattern)
             )
         for path in map(Path, matches):
-            found.setdefault(path.resolve(), path)
-    for path in found.values():
-        _check_file(path, key)
-    return list(found.values())
+            _check_file(path)
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
 
 
-def _check_file(path: Path, key: str) -> None:
+def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise UserError(f"{key}: {path} is a directory; name its files: {path}/*.train")
+        raise UserError(f"{path} is a directory; name its files: {path}/*.train")
     if not path.name.endswith((*TEXT_SUFFIXES, *TABLE_BUILDERS)):
         kinds = " ".join([*TEXT_SUFFIXES, *TABLE_BUILDERS])
-        raise UserError(f"{key}: {path} must end in one of {kinds}")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read: {error.strerror}") from error
-    if empty:
-        raise UserError(f"{key}: {path} is empty")
+        raise UserError(f"{path} must end in one of {kinds}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read: Permission denied")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
 
 
 def read_corpus(
-    patterns: Any, key: str, data: DataTrainingArguments, cache_dir: Path
+    patterns: Any, cache_dir: Path, text_column: str = "text"
 ) -> list[Source]:
-    """The sources behind `patterns` (see `find_files`), with checksums of their bytes."""
-    paths = find_files(patterns, key)
+    """Return the sources that `patterns` name (see `find_files`), with their checksums.
+
+    The text itself is read later, piece by piece.
+    """
+    paths = find_files(patterns)
     checksums = file_checksums(paths, cache_dir)
-    return [
-        Source(
-            name,
-            checksums[path],
-            path.stat().st_size,
-            _reader(path, data.text_column),
-            str(path),
-            _reading(path, data.text_column),
-        )
-        for name, path in zip(_names(paths), paths)
-    ]
+    sources = []
+    for name, path in zip(_names(paths), paths):
+        if path.name.endswith(TEXT_SUFFIXES):
+            texts = functools.partial(_read_text, path)
+            reading = "gzip" if path.suffix == ".gz" else "text"
+        else:
+            texts = functools.partial(_read_table, path, text_column)
+            reading = f"{TABLE_BUILDERS[path.suffix]}:{text_column}"
+        size = path.stat().st_size
+        sources.append(Source(name, checksums[path], size, texts, str(path), reading))
+    return sources
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """File names without their endings; with the folder where two would be the same."""
+    """Return file names without their endings, with the folder if two would be equal."""
     stems = [re.sub(r"\.(txt\.gz|[a-z]+)$", "", path.name) for path in paths]
     stems = [re.sub(r"\.(train|dev|test)$", "", stem) for stem in stems]
-    if len(set(stems)) == len(stems):
-        return stems
-    longer = [
-        f"{path.resolve().parent.name}-{stem}" for path, stem in zip(paths, stems)
-    ]
-    return longer if len(set(longer)) == len(longer) else list(map(str, paths))
+    folders = [path.resolve().parent.name for path in paths]
+    longer = [f"{folder}-{stem}" for folder, stem in zip(folders, stems)]
+    for names in (stems, longer):
+        if len(set(names)) == len(paths):
+            return names
+    return list(map(str, paths))
 
 
-def _reading(path: Path, column: str) -> str:
-    if path.name.endswith(TEXT_SUFFIXES):
-        return "gzip" if path.suffix == ".gz" else "text"
-    return f"{TABLE_BUILDERS[path.suffix]}:{column}"
+def _read_text(path: Path) -> Iterator[Iterator[str]]:
+    """Yield the one text of a file: all line ends become `\\n`, a BOM is dropped."""
+    yield _read_text_parts(path)
 
 
-def _reader(path: Path, column: str) -> Callable[[], Iterator[Iterator[str]]]:
-    if path.name.endswith(TEXT_SUFFIXES):
-        return lambda: iter([_read_text(path)])
-    return lambda: _read_table(path, column)
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    """A text file in parts, with `\\n` whatever the line ends were, without a BOM."""
-    opened = gzip.open if path.suffix == ".gz" else open
+def _read_text_parts(path: Path) -> Iterator[str]:
     try:
         try:
-            with opened(path, "rt", encoding="utf-8-sig") as file:
+            with _open(path, "rt", encoding="utf-8-sig") as file:
                 yield from read_parts(file)
         except UnicodeDecodeError as error:
-            byte, value = _first_bad_byte(path)
-            likely = "utf-16" if byte == 0 and value in b"\xff\xfe" else "latin1"
+            offset, value = _first_bad_byte(path)
+            encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
             raise UserError(
-                f"{path} is not UTF-8: byte {byte:,} is 0x{value:02x} ({error.reason});"
-                f" `iconv -f {likely} -t utf-8` may mend it"
+                f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
+                f" `iconv -f {encoding} -t utf-8` may convert it"
             ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}") from error
+        raise UserError(f"{path} is not a complete gzip file: {error}") from error
+
+
+def _open(path: Path, mode: str, encoding: Optional[str] = None) -> IO:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, mode, encoding=encoding)
 
 
 def _first_bad_byte(path: Path) -> tuple[int, int]:
-    """Offset (in the unpacked file) and value of the byte where UTF-8 ends."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        read = 0
-        while True:
-            chunk = file.read(1 << 20)
+    """Return offset (in the unpacked file) and value of the first byte that is not UTF-8."""
+    offset = 0
+    with _open(path, "rb") as file:
+        for line in file:
             try:
-                decoder.decode(chunk, final=not chunk)
+                line.decode()
             except UnicodeDecodeError as error:
-                carried = len(error.object) - len(chunk)
-                return read - carried + error.start, error.object[error.start]
-            read += len(chunk)
+                return offset + error.start, line[error.start]
+            offset += len(line)
+    raise AssertionError(f"{path} is UTF-8")
 
 
 def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
@@ -187,7 +175,7 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
 
     builder = TABLE_BUILDERS[path.suffix]
     options: dict[str, Any] = {}
-    if builder == "csv":  # a text may be `NA` or `007`
+    if builder == "csv":  # keep texts such as `NA` and `007` as they are
         options = dict(na_filter=False, converters={column: str})
     try:
         rows = datasets.load_dataset(
@@ -197,14 +185,14 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
             streaming=True,
             **options,
         )
-        yield from row_texts(rows, column, str(path))
+        yield from _row_texts(rows, column, str(path))
     except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error
         raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
 
 
-def row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
-    """Every row's text in parts; none where it is nothing but white space."""
+def _row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
+    """Yield the text of every row in parts; no part if it has no words."""
     for row in rows:
         if column not in row:
             raise UserError(
@@ -212,36 +200,38 @@ def row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
                 f" {', '.join(row)}"
             )
         text = "" if row[column] is None else str(row[column])
-        has_text = text and not text.isspace()
-        yield read_parts(io.StringIO(text, newline=None)) if has_text else iter(())
+        has_words = text and not text.isspace()
+        yield read_parts(io.StringIO(text, newline=None)) if has_words else iter(())
 
 
 def read_hub(
-    data: DataTrainingArguments, split: str, cache_dir: Path, token: Optional[str]
-) -> Optional[Source]:
-    """A split of a hub dataset as a source; None where the dataset has no such split."""
+    data: DataTrainingArguments, cache_dir: Path, token: Optional[str]
+) -> dict[str, Source]:
+    """Return the splits of the hub dataset `data.dataset_name`, by name."""
     import datasets
 
-    options = dict(
-        revision=data.dataset_revision, token=token, cache_dir=str(cache_dir)
-    )
     try:
         builder = datasets.load_dataset_builder(
-            data.dataset_name, data.dataset_config_name, **options
+            data.dataset_name,
+            data.dataset_config_name,
+            revision=data.dataset_revision,
+            token=token,
+            cache_dir=str(cache_dir),
         )
         builder.download_and_prepare()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data.dataset_name={data.dataset_name}: {error}") from error
-    if split not in builder.info.splits:
-        return None
-    identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"
-    rows = builder.as_dataset(split=split)
-    where = f"{data.dataset_name} ({split})"
-    return Source(
-        name=builder.dataset_name,
-        checksum=hashlib.sha256(identity.encode()).hexdigest(),
-        size=builder.info.splits[split].num_bytes or 0,
-        texts=lambda: row_texts(rows, data.text_column, where),
-        where=where,
-        reading=f"rows:{data.text_column}",
-    )
+        raise UserError(f"{data.dataset_name}: {error}") from error
+
+    def source(split: str) -> Source:
+        identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"
+        rows, where = builder.as_dataset(split=split), f"{data.dataset_name} ({split})"
+        return Source(
+            name=builder.dataset_name,
+            checksum=hashlib.sha256(identity.encode()).hexdigest(),
+            size=builder.info.splits[split].num_bytes or 0,
+            texts=functools.partial(_row_texts, rows, data.text_column, where),
+            where=where,
+            reading=f"rows:{data.text_column}",
+        )
+
+    return {split: source(split) for split in builder.info.splits}

@@ -4,12 +4,12 @@ import itertools
 import re
 from typing import Iterable, Iterator, NamedTuple, TextIO
 
-# Characters that are read, tokenized and written at once. A line is tokenized by itself, so
-# that where a piece ends makes no difference, but in a line that is longer than a piece.
+# Characters that are read, tokenized and written together. Lines are tokenized one by one, so
+# the tokens do not depend on where a piece ends, except in a line longer than a piece.
 PIECE_LENGTH = 32_768
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
-# What separates documents: a match ends where a document begins.
+# The text between two documents. A match ends where the second document begins.
 SEPARATORS = {
     "blank_line": re.compile(r"\n\s*\n"),
     "heading": re.compile(
@@ -21,53 +21,61 @@ SEPARATORS = {
 
 
 class Piece(NamedTuple):
-    """Consecutive text."""
+    """Consecutive text of about `PIECE_LENGTH` characters, and the documents in it."""
 
-    texts: list[str]  # joined, they are the piece; tokenized one by one
-    documents: list[int]  # characters of the joined texts at which a document begins
-    continues_word: bool  # the piece before was cut inside a word
+    texts: list[str]  # the text in parts, which are tokenized separately
+    documents: list[int]  # offsets in `text`, in characters, where documents begin
+    continues_word: bool  # the previous piece ended inside a word
     num_separators: int
-    num_empty_texts: int  # texts of nothing but white space that were passed over
+    num_empty_texts: int  # texts without words, which were skipped
 
     @property
     def text(self) -> str:
-        """The whole piece."""
+        """The text of the piece as one string."""
         return "".join(self.texts)
 
 
 class Boundaries:
-    """Finds the beginnings of documents in one text that comes in parts.
+    """A scanner for document boundaries in one text that comes in parts.
 
-    A part ends at a line end, or inside a line that is longer than a part. Separators stay
-    in the text, behind the document before them; white space alone never makes a document.
+    A part ends at a line end, or inside a line that is longer than a part. A separator
+    belongs to the document before it. White space alone is not a document.
+
+    Args:
+        kind: A key of `SEPARATORS`.
     """
 
     def __init__(self, kind: str):
         self.kind, self.separator = kind, SEPARATORS[kind]
         self.num_found = 0
-        # What of the part before decides about the beginning of this one.
+        # The end of the previous part, as far as it matters for a separator's beginning.
         self._before = "\n"
         self._has_content = False
 
     def starts(self, part: str) -> list[int]:
-        """Characters of `part` at which another document begins than the first."""
+        """Return the offsets in the next part where a document after the first begins."""
         shift = len(self._before)
-        found = [m.end() - shift for m in self.separator.finditer(self._before + part)]
-        pending = found and not part[found[-1] :].strip()  # the text goes on, or ends
-        found = found[:-1] if pending else found
+        starts = [m.end() - shift for m in self.separator.finditer(self._before + part)]
+        # A separator at the end of the part counts only if text follows in the next one.
+        pending = starts and not part[starts[-1] :].strip()
+        starts = starts[:-1] if pending else starts
         self._before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
-        headings = len(found)  # the first may stand at the very beginning
+        num_separators = len(starts)
         if not self._has_content:
             first = re.search(r"\S", part)
             self._has_content = first is not None
-            found = [start for start in found if first and start > first.start()]
-        self.num_found += headings if self.kind == "heading" else len(found)
-        return found
+            starts = [start for start in starts if first and start > first.start()]
+        # The heading of the first document counts too: it shows that the text has headings.
+        self.num_found += num_separators if self.kind == "heading" else len(starts)
+        return starts
 
 
 def find_boundary(texts: Iterable[Iterator[str]]) -> str:
-    """What separates documents: `heading` where there is one, else `blank_line`, else `file`."""
-    found = "file"
+    """Return what separates the documents of some texts, which come in parts.
+
+    `heading` if there is any heading, else `blank_line` if there is any, else `file`.
+    """
+    boundary = "file"
     for parts in texts:
         headings, blank_lines = Boundaries("heading"), Boundaries("blank_line")
         for part in parts:
@@ -75,15 +83,15 @@ def find_boundary(texts: Iterable[Iterator[str]]) -> str:
             if headings.num_found:
                 return "heading"
             if blank_lines.starts(part):
-                found = "blank_line"
-    return found
+                boundary = "blank_line"
+    return boundary
 
 
 def read_parts(file: TextIO) -> Iterator[str]:
-    """A text in parts of about `PIECE_LENGTH` characters, so that memory stays bounded.
+    """Yield a text in parts of about `PIECE_LENGTH` characters, to bound the memory.
 
-    A part ends at a line end; or, in a line that is longer, before a space; or anywhere where
-    it has no space.
+    A part ends at a line end. A line longer than a part is cut before a space, or anywhere
+    if it has none.
     """
     rest = ""
     while text := file.read(PIECE_LENGTH):
@@ -100,30 +108,33 @@ def read_parts(file: TextIO) -> Iterator[str]:
 
 
 def cut(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
-    """Cut texts that come in parts (see `read_parts`) in pieces; every character once.
+    """Yield the pieces of some texts; joined, they are the texts.
 
-    Each text begins a document; where its others begin says `boundary`, one of blank_line,
-    heading, line, file. A text without words is no document: it is passed over and counted.
+    Each text begins a document. A text without words is skipped and counted.
+
+    Args:
+        texts: Iterators over the parts of each text (see `read_parts`).
+        boundary: What separates the documents of a text: a key of `SEPARATORS`.
     """
-    parts_, documents, size, inside_word = [], [], 0, False
+    parts, documents, size, inside_word = [], [], 0, False
     num_separators = num_empty = 0
-    for parts in texts:
+    for text in texts:
         boundaries, before = Boundaries(boundary), 0
-        first = next(parts, None)
+        first = next(text, None)
         if first is None:
             num_empty += 1
             continue
         documents.append(size)
         inside_word = inside_word and size > 0
-        for part in itertools.chain([first], parts):
+        for part in itertools.chain([first], text):
             documents += [size + start for start in boundaries.starts(part)]
             num_separators += boundaries.num_found - before
             before = boundaries.num_found
-            parts_.append(part)
+            parts.append(part)
             size += len(part)
             if size >= PIECE_LENGTH:
-                yield Piece(parts_, documents, inside_word, num_separators, num_empty)
-                parts_, documents, size, num_separators, num_empty = [], [], 0, 0, 0
+                yield Piece(parts, documents, inside_word, num_separators, num_empty)
+                parts, documents, size, num_separators, num_empty = [], [], 0, 0, 0
                 inside_word = not part[-1].isspace()
-    if parts_ or num_empty:
-        yield Piece(parts_, documents, inside_word, num_separators, num_empty)
+    if parts or num_empty:
+        yield Piece(parts, documents, inside_word, num_separators, num_empty)

@@ -1,12 +1,12 @@
-"""What a word is: what `str.split()` gives, as the challenge counts."""
+"""Words as the challenge counts them: the parts that `str.split()` returns."""
 
 import re
 
 import numpy as np
 
-# Each byte → whether it is ASCII white space.
+# A translation table that maps each byte to 1 if it is ASCII white space, else to 0.
 IS_SPACE = bytes(code < 128 and chr(code).isspace() for code in range(256))
-# White space that is no ASCII, in UTF-8.
+# The other white space of Unicode, encoded as UTF-8.
 OTHER_SPACE = re.compile(
     "|".join(chr(c) for c in range(128, 0x3001) if chr(c).isspace()).encode()
 )
@@ -15,13 +15,14 @@ OTHER_SPACE = re.compile(
 def word_starts(
     data: bytes, continues_word: bool = False, breaks: np.ndarray = np.zeros(0, int)
 ) -> np.ndarray:
-    """Whether a word begins at each byte of UTF-8 [num_bytes].
+    """Return a boolean array [num_bytes] that is true where a word begins.
 
-    A word is a run of characters that are not `str.isspace()`.
+    A word is a run of characters for which `str.isspace()` is false.
 
     Args:
-        continues_word: the text before ended inside a word.
-        breaks: bytes at which a word begins in any case, such as a document's first [n].
+        data: Text in UTF-8.
+        continues_word: Whether the text before `data` ends inside a word.
+        breaks: Offsets [n] at which a word ends in any case, such as a document's start.
     """
     if not data.isascii():
         data = OTHER_SPACE.sub(lambda space: b" " * len(space.group()), data)
@@ -34,5 +35,5 @@ def word_starts(
 
 
 def count_words(text: str) -> int:
-    """`len(text.split())`, without the words."""
+    """Return `len(text.split())` without making the list."""
     return int(np.count_nonzero(word_starts(text.encode())))

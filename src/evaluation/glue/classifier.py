@@ -1,4 +1,4 @@
-"""A model without its vocabulary layer, with a head that tells classes apart by one token.
+"""A classifier: a model without its vocabulary layer, with a head on the state of one token.
 
 The head and the token are those of finetune/classifier_model.py and eval_finetuning.sh in
 babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to July 2026). Not
@@ -7,10 +7,10 @@ babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to Jul
 
 import contextlib
 import copy
-import inspect
+import functools
 import logging
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from torch import nn
@@ -27,7 +27,11 @@ class Classifier(nn.Module):
     """A copy of a model without its vocabulary layer, and the pipelines' head on one token.
 
     Args:
-        last: reads the last token (texts padded on the left), else the first.
+        last: whether the head reads the last token (of texts padded on the left) or the
+            first one.
+
+    Raises:
+        UserError: the model is an encoder-decoder.
     """
 
     def __init__(
@@ -35,11 +39,13 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if model.config.is_encoder_decoder:
-            raise UserError("fine-tuning knows no encoder-decoder models")
+            raise UserError("encoder-decoder models cannot be fine-tuned")
+        self.last = last
         self.backbone = copy.deepcopy(model.base_model).float().train()
+        self.backbone.config.get_text_config().use_cache = False
         if not any(weight.requires_grad for weight in self.backbone.parameters()):
             self.backbone.requires_grad_(True)  # it was only to be evaluated
-        size = _width(self.backbone)
+        size = self._width()
         self.head = nn.Sequential(
             nn.LayerNorm(size, elementwise_affine=False),
             nn.Linear(size, size),
@@ -48,8 +54,7 @@ class Classifier(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(size, num_labels),
         )
-        self.last = last
-        self.gives_positions = last and _needs_positions(self.backbone)
+        self.gives_positions = last and self._needs_positions()
 
     def forward(
         self,
@@ -57,91 +62,89 @@ class Classifier(nn.Module):
         attention_mask: torch.Tensor,
         labels: Optional[torch.Tensor] = None,
     ) -> dict[str, torch.Tensor]:
-        """Logits [B, num_labels] and the mean cross-entropy in nats, from ids and mask [B, T]."""
-        states = _states(self.backbone, input_ids, attention_mask, self.gives_positions)
+        """Return logits [B, num_labels] and the mean cross-entropy in nats.
+
+        Args:
+            input_ids, attention_mask: [B, T].
+            labels: [B]; without them there is no loss.
+        """
+        states = self._states(input_ids, attention_mask, self.gives_positions)
         logits = self.head(states[:, -1 if self.last else 0]).float()
         if labels is None:
             return {"logits": logits}
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
+    def _states(
+        self, ids: torch.Tensor, mask: torch.Tensor, gives_positions: bool = False
+    ) -> torch.Tensor:
+        """Return the last hidden states [B, T, D] for ids and mask [B, T]."""
+        inputs = {"input_ids": ids, "attention_mask": mask, "return_dict": True}
+        if gives_positions:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        states = getattr(self.backbone(**inputs), "last_hidden_state", None)
+        if states is None:  # a model's own code may return another kind of output
+            states = self.backbone(**inputs, output_hidden_states=True).hidden_states[
+                -1
+            ]
+        return states
 
-def _states(
-    backbone: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    gives_positions: bool,
-) -> torch.Tensor:
-    """The last states [B, T, D] for ids and mask [B, T]."""
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if gives_positions:
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    takes = inspect.signature(type(backbone).forward).parameters
-    if "use_cache" in takes:
-        inputs["use_cache"] = False
-    output = backbone(**inputs, return_dict=True)
-    states = getattr(output, "last_hidden_state", None)
-    if states is None:
-        states = backbone(
-            **inputs, return_dict=True, output_hidden_states=True
-        ).hidden_states[-1]
-    return states
+    @torch.no_grad()
+    def _width(self) -> int:
+        """Return the size of the last states, which OPT projects to other than `hidden_size`."""
+        token = torch.ones((1, 1), dtype=torch.long, device=self.backbone.device)
+        return self._states(token, token).shape[-1]
 
+    @torch.no_grad()
+    def _needs_positions(self) -> bool:
+        """Return whether texts that are padded on the left need `position_ids`.
 
-@torch.no_grad()
-def _width(backbone: PreTrainedModel) -> int:
-    """Of the last states: not always the configuration's `hidden_size` (OPT projects them)."""
-    token = torch.ones((1, 1), dtype=torch.long, device=backbone.device)
-    return _states(backbone, token, token, False).shape[-1]
-
-
-@torch.no_grad()
-def _needs_positions(backbone: PreTrainedModel) -> bool:
-    """Whether padding on the left moves a text's positions, and `position_ids` mend that.
-
-    Not looked up by name but tried: with rotary positions, or with positions that are counted
-    from the mask, the states are right without.
-    """
-    vocab_size = backbone.get_input_embeddings().weight.shape[0]
-    size = min(8, max(2, (num_positions(backbone) or 8)))
-    pad = backbone.config.get_text_config().pad_token_id or 0
-    text = (pad + 1 + torch.arange(size // 2)) % vocab_size
-    ids = torch.cat([torch.full((size - len(text),), pad), text])[None]
-    ids, mask = ids.to(backbone.device), torch.zeros_like(ids).to(backbone.device)
-    mask[:, -len(text) :] = 1
-    short = slice(size - len(text), None)
-    backbone.eval()
-    try:
-        wanted = _states(backbone, ids[:, short], mask[:, short], False)
-        for gives_positions in (False, True):
-            with contextlib.suppress(*REFUSALS):
-                found = _states(backbone, ids, mask, gives_positions)[:, short]
-                if torch.allclose(found, wanted, atol=1e-3, rtol=1e-3):
-                    return gives_positions
-    finally:
-        backbone.train()
-    LOGGER.warning(
-        "%s reads a text otherwise where it is padded on the left: scores depend on the"
-        " other texts of a batch",
-        type(backbone).__name__,
-    )
-    return False
+        This is tried, not looked up by the architecture's name. With rotary positions, or
+        positions that are counted from the mask, the states are right without them.
+        """
+        vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
+        length = min(8, max(2, (num_positions(self.backbone) or 8))) // 2
+        pad = self.backbone.config.get_text_config().pad_token_id or 0
+        text = ((pad + 1 + torch.arange(length)) % vocab_size)[None]
+        text = text.to(self.backbone.device)
+        mask = torch.ones_like(text)
+        ids, padded_mask = F.pad(text, (length, 0), value=pad), F.pad(mask, (length, 0))
+        self.backbone.eval()
+        try:
+            alone = self._states(text, mask)
+            for gives_positions in (False, True):
+                with contextlib.suppress(*REFUSALS):
+                    padded = self._states(ids, padded_mask, gives_positions)
+                    if torch.allclose(padded[:, length:], alone, atol=1e-3, rtol=1e-3):
+                        return gives_positions
+        finally:
+            self.backbone.train()
+        LOGGER.warning(
+            "%s gives other states to a text that is padded on the left: scores depend on"
+            " the other texts of a batch",
+            type(self.backbone).__name__,
+        )
+        return False
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Rows to a padded batch: ids, mask [B, T] of the longest text's T, and labels [B]."""
+    """A collator of rows: padded ids and mask [B, T], and labels [B].
+
+    Args:
+        side: the side on which texts are padded.
+    """
 
     pad_id: int
-    left: bool
+    side: Literal["left", "right"]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            size = len(row["input_ids"])
-            place = slice(width - size, None) if self.left else slice(size)
-            ids[index, place] = torch.tensor(row["input_ids"])
-            mask[index, place] = 1
-        labels = torch.tensor([row["labels"] for row in rows])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        texts = [torch.tensor(row["input_ids"]) for row in rows]
+        masks = [torch.ones_like(text) for text in texts]
+        pad = functools.partial(
+            nn.utils.rnn.pad_sequence, batch_first=True, padding_side=self.side
+        )
+        return {
+            "input_ids": pad(texts, padding_value=self.pad_id),
+            "attention_mask": pad(masks),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }

@@ -1,32 +1,37 @@
-"""The challenge's seven (Super)GLUE tasks: rows in, token ids out; predictions in, scores out.
+"""The challenge's seven (Super)GLUE tasks, on which a copy of the model is fine-tuned.
 
 Texts, hyperparameters and metrics are those of the challenge's pipelines (finetune/ and
 eval_finetuning.sh in babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval of July 2026).
-The pipelines' validation file chooses the epoch and gives the score; there is no other.
+The pipelines' validation file chooses the epoch and gives the score. There is no other file.
 """
 
 import copy
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.evaluation.tasks.rows import checksum
-from src.foundation import UserError
+from src.evaluation.results import Result
+from src.evaluation.scoring.network import num_positions
+from src.evaluation.scoring.scorer import Scorer
+from src.evaluation.tasks.rows import read_rows
+from src.evaluation.tasks.task import Answer, Mean, Task
+from src.foundation import UserError, checksum_of_files
+from src.hardware import fast_bfloat16
 
 LOGGER = logging.getLogger(__name__)
 Metric = Literal["accuracy", "f1"]
+Example = tuple[str, str, int]  # two texts and a label
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of the protocol, equal in 2025 and 2026."""
+    """The hyperparameters of the protocol, equal in 2025 and 2026."""
 
     metric: Metric = "accuracy"  # chooses the epoch, and is the score
     batch_size: int = 32
@@ -41,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Format:
-    """How the two texts of a row are put together, and how a task is trained."""
+    """The two texts of a row, made of its fields, and the task's training."""
 
     first: str
     second: str
@@ -49,9 +54,16 @@ class Format:
     num_labels: int = 2
 
     @property
-    def fields(self) -> set[str]:
-        found = [*Formatter().parse(self.first), *Formatter().parse(self.second)]
-        return {name for _, name, _, _ in found if name}
+    def fields(self) -> dict[str, type]:
+        """The fields that a row must have besides its label."""
+        parsed = [*Formatter().parse(self.first), *Formatter().parse(self.second)]
+        return dict.fromkeys(sorted({name for _, name, _, _ in parsed if name}), str)
+
+    def read(self, row: dict[str, Any]) -> Example:
+        label, last = row.get("label"), self.num_labels - 1
+        if type(label) is not int or not 0 <= label <= last:
+            raise UserError(f"label must be one of 0 … {last}, got {label!r}")
+        return self.first.format(**row), self.second.format(**row), label
 
 
 FORMATS = {
@@ -72,90 +84,8 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Examples:
-    """N pairs of texts and their labels, in the order of the file."""
-
-    firsts: list[str]
-    seconds: list[str]
-    labels: np.ndarray  # int64 [N]
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    name: str
-    train: Examples
-    valid: Examples
-    data_checksum: str
-
-    @property
-    def recipe(self) -> Recipe:
-        return FORMATS[self.name].recipe
-
-    @property
-    def num_labels(self) -> int:
-        return FORMATS[self.name].num_labels
-
-
-def load(folder: Path, names: Sequence[str]) -> list[GlueTask]:
-    """Reads <task>.train.jsonl and <task>.valid.jsonl, in the order of `FORMATS`.
-
-    Raises:
-        UserError: a task without its data, a line that is no row of its task.
-    """
-    files = {
-        name: [folder / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-        for name in FORMATS
-    }
-    there = [name for name in FORMATS if all(file.exists() for file in files[name])]
-    if lacking := [f.name for n in names for f in files[n] if not f.exists()]:
-        others = f"; tasks=[{','.join(there)}] is all there" if there else ""
-        raise UserError(
-            f"evaluation.tasks: no {', '.join(lacking)} in {folder}{others}"
-        )
-    tasks = []
-    for name in (name for name in FORMATS if name in names):
-        train, valid = (_read(file, FORMATS[name]) for file in files[name])
-        tasks.append(GlueTask(name, train, valid, checksum(files[name])))
-    return tasks
-
-
-def _read(file: Path, form: Format) -> Examples:
-    content = file.read_bytes().removesuffix(b"\n")
-    if not content.strip():
-        raise UserError(f"evaluation.data: {file} is empty")
-    rows = [
-        _row(line, form, f"evaluation.data: {file}, line {number}")
-        for number, line in enumerate(content.split(b"\n"), start=1)
-    ]
-    return Examples(
-        [form.first.format(**row) for row in rows],
-        [form.second.format(**row) for row in rows],
-        np.array([row["label"] for row in rows], np.int64),
-    )
-
-
-def _row(line: bytes, form: Format, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # of JSON, or of its UTF-8
-        raise UserError(f"{place}: no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: must be a JSON object, got {type(row).__name__}")
-    for field in sorted(form.fields):
-        if not isinstance(row.get(field), str):
-            fault = f"must be a text, got {row[field]!r}" if field in row else "lacks"
-            raise UserError(f"{place}: the field {field} {fault}")
-    label = row.get("label")
-    if type(label) is not int or not 0 <= label < form.num_labels:
-        raise UserError(
-            f"{place}: label must be one of 0 … {form.num_labels - 1}, got {label!r}"
-        )
-    return row
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """The N token sequences of `Examples`."""
+    """The token sequences of N examples, a dataset of the Trainer."""
 
     ids: list[list[int]]
     labels: np.ndarray  # int64 [N]
@@ -169,101 +99,161 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class EncodedTask:
-    """A task as one tokenizer sees it: made once, for all checkpoints with that tokenizer."""
+class FineTuned:
+    """The answer of a model that was fine-tuned.
 
-    task: GlueTask
-    train: Encoded
-    valid: Encoded
-    max_length: int
+    Attributes:
+        metrics: metrics after each epoch.
+        predictions: labels predicted after each epoch [N].
+        num_cut: number of texts that were cut in each file.
+    """
+
+    metrics: list[dict[str, float]]
+    predictions: list[np.ndarray]
+    num_cut: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Task):
+    """A task that trains a copy of the model. An answer is `FineTuned`."""
+
+    train: list[Example]
+    valid: list[Example]
+    recipe: Recipe
+    num_labels: int
+    takes: ClassVar = "training"
+    mean: ClassVar = Mean("glue", tuple(FORMATS))
+
+    @classmethod
+    def load(
+        cls, directory: Path, name: str, bf16: Optional[bool], **common: Any
+    ) -> "FineTuning":
+        """Read <name>.train.jsonl and <name>.valid.jsonl.
+
+        Args:
+            bf16: bfloat16 matrix products; None: where a GPU is fast at them.
+            common: other fields of `Task`.
+
+        Raises:
+            UserError: a file is missing, or has a line that is no row of the task.
+        """
+        files = {
+            name: [directory / f"{name}.{split}.jsonl" for split in ("train", "valid")]
+            for name in FORMATS
+        }
+        complete = [n for n, both in files.items() if all(f.exists() for f in both)]
+        if name not in complete:
+            lacking = ", ".join(f.name for f in files[name] if not f.exists())
+            hint = f"; tasks=[{','.join(complete)}] have theirs" if complete else ""
+            raise UserError(f"no {lacking} in {directory}{hint}")
+        form = FORMATS[name]
+        train, valid = (read_rows(f, form.fields, form.read) for f in files[name])
+        return cls(
+            name=name,
+            train=train,
+            valid=valid,
+            recipe=form.recipe,
+            num_labels=form.num_labels,
+            bf16=fast_bfloat16(use_cpu=False) if bf16 is None else bf16,
+            data_checksum=checksum_of_files(files[name]),
+            **common,
+        )
+
+    @property
+    def num_items(self) -> int:
+        return len(self.valid)
+
+    def prepare(self, scorer: Scorer) -> dict[str, Encoded]:
+        """Return the token sequences of the two files, "train" and "valid"."""
+        limit = max_length(scorer.model, self.recipe)
+        encoded = {
+            "train": encode(self.train, scorer.tokenizer, limit),
+            "valid": encode(self.valid, scorer.tokenizer, limit),
+        }
+        for split, rows in encoded.items():
+            if rows.num_cut:
+                LOGGER.warning(
+                    "%s: %d of %d texts of the %s file are cut at %d tokens",
+                    *(self.name, rows.num_cut, len(rows), split, limit),
+                )
+        return encoded
+
+    def ask(self, scorer: Scorer, prepared: dict[str, Encoded]) -> FineTuned:
+        from src.evaluation.glue.finetuning import finetune  # imports the Trainer
+
+        return finetune(scorer, self, prepared["train"], prepared["valid"])
+
+    def result(self, answers: Sequence[Answer]) -> Result:
+        """Return the result of the first of the best epochs, in percent."""
+        tuned = answers[0].content
+        percents = [100 * metrics[self.recipe.metric] for metrics in tuned.metrics]
+        best = int(np.argmax(percents))
+        predictions = [
+            {"id": f"{self.name}_{number}", "pred": int(label)}
+            for number, label in enumerate(tuned.predictions[best])
+        ]
+        metrics = tuned.metrics[best]
+        return self.build_result(
+            answers,
+            score=percents[best],
+            subscores={
+                "metric": {name: 100 * value for name, value in metrics.items()},
+                "epoch": {str(n): value for n, value in enumerate(percents, start=1)},
+                "cut": tuned.num_cut,
+            },
+            files={
+                "results.txt": "\n".join(f"{k}: {v}" for k, v in metrics.items()),
+                "predictions.json": {self.name: {"predictions": predictions}},
+            },
+        )
+
+
+def max_length(model: PreTrainedModel, recipe: Recipe = Recipe()) -> int:
+    """Return the tokens of the longest text: the protocol's 512, or the model's positions."""
+    return min(recipe.max_length, num_positions(model) or recipe.max_length)
 
 
 def encode(
-    task: GlueTask, tokenizer: PreTrainedTokenizerBase, max_length: int = 512
-) -> EncodedTask:
-    """Pairs with the tokenizer's own special tokens; of a pair too long, the longer text is cut."""
-    tokenizer = copy.deepcopy(tokenizer)  # it would remember the length to cut at
-    train, valid = (
-        _encode(examples, tokenizer, max_length)
-        for examples in (task.train, task.valid)
-    )
-    for split, found in (("train", train), ("valid", valid)):
-        if found.num_cut:
-            LOGGER.warning(
-                "%s: %d of %d texts of the %s file are cut at %d tokens",
-                *(task.name, found.num_cut, len(found), split, max_length),
-            )
-    return EncodedTask(task, train, valid, max_length)
-
-
-def _encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_length: int = 512
 ) -> Encoded:
-    def ids(rows: Sequence[int], **options: Any) -> list[list[int]]:
-        return tokenizer(
-            [examples.firsts[row] for row in rows],
-            [examples.seconds[row] for row in rows],
-            verbose=False,
-            **options,
-        )["input_ids"]
+    """Return pairs of texts with the tokenizer's own special tokens.
 
-    found = ids(range(len(examples.labels)))
-    long = [row for row, tokens in enumerate(found) if len(tokens) > max_length]
+    Of a pair that is too long, the longer text is cut.
+    """
+    tokenizer = copy.deepcopy(tokenizer)  # it would remember the length to cut at
+
+    def tokenize(rows: list[Example], **options: Any) -> list[list[int]]:
+        firsts, seconds, _ = map(list, zip(*rows))
+        return tokenizer(firsts, seconds, verbose=False, **options)["input_ids"]
+
+    ids = tokenize(examples)
+    long = [row for row, tokens in enumerate(ids) if len(tokens) > max_length]
     if long:
-        cut = ids(long, truncation="longest_first", max_length=max_length)
+        options = {"truncation": "longest_first", "max_length": max_length}
+        cut = tokenize([examples[row] for row in long], **options)
         for row, tokens in zip(long, cut):
-            found[row] = tokens
-    return Encoded(found, examples.labels, len(long))
+            ids[row] = tokens
+    labels = np.array([label for _, _, label in examples], np.int64)
+    return Encoded(ids, labels, len(long))
 
 
 def measure(
     predictions: np.ndarray, labels: np.ndarray, num_labels: int = 2
 ) -> dict[str, float]:
-    """The metrics of results.txt, in its order, as shares: accuracy; with two labels also F1 of
-    label 1 and Matthews' correlation, both 0 where they are not defined. Integers [N], [N].
-    """
-    found = {"accuracy": float((predictions == labels).mean())}
-    if num_labels > 2:
-        return found
-    hits = int(((predictions == 1) & (labels == 1)).sum())
-    said, true, all_ = int(predictions.sum()), int(labels.sum()), len(labels)
-    found["f1"] = 2 * hits / (said + true) if said + true else 0.0
-    spread = (said * (all_ - said) * true * (all_ - true)) ** 0.5
-    found["mcc"] = (hits * all_ - said * true) / spread if spread else 0.0
-    return found
+    """Return the metrics of results.txt as shares, in its order.
 
-
-def official_files(
-    name: str, predictions: np.ndarray, metrics: dict[str, float]
-) -> dict[str, Any]:
-    """results.txt and predictions.json of results/<model>/<revision>/finetune/<task>."""
-    answers = [
-        {"id": f"{name}_{number}", "pred": int(label)}
-        for number, label in enumerate(predictions)
-    ]
-    return {
-        "results.txt": "\n".join(f"{key}: {value}" for key, value in metrics.items()),
-        "predictions.json": {name: {"predictions": answers}},
-    }
-
-
-def average(
-    entries: Mapping[str, Optional[Mapping[str, Any]]],
-) -> Optional[dict[str, Any]]:
-    """The challenge's GLUE score, the mean of the seven; None where one is missing.
+    They are the accuracy, and with two labels also F1 of label 1 and Matthews' correlation,
+    both 0 where they are not defined.
 
     Args:
-        entries: task → its entry of `scores.json`; those of one model, protocol and seed.
+        predictions, labels: integers [N].
     """
-    parts = {name: entries.get(name) for name in FORMATS}
-    if not all(parts.values()):
-        return None
-    seconds = [part["seconds"] for part in parts.values()]
-    return {
-        **parts["rte"],
-        "score": float(np.mean([part["score"] for part in parts.values()])),
-        "items": sum(part["items"] for part in parts.values()),
-        "seconds": None if None in seconds else sum(seconds),
-        "data_checksum": None,
-        "subscores": {"task": {name: part["score"] for name, part in parts.items()}},
-    }
+    metrics = {"accuracy": float((predictions == labels).mean())}
+    if num_labels > 2:
+        return metrics
+    hits = int(((predictions == 1) & (labels == 1)).sum())
+    said, true, all_ = int(predictions.sum()), int(labels.sum()), len(labels)
+    metrics["f1"] = 2 * hits / (said + true) if said + true else 0.0
+    spread = (said * (all_ - said) * true * (all_ - true)) ** 0.5
+    metrics["mcc"] = (hits * all_ - said * true) / spread if spread else 0.0
+    return metrics

@@ -1,32 +1,29 @@
-"""Fine-tuning on GLUE, as the challenge's pipelines do it, by Hugging Face's `Trainer`.
+"""Fine-tuning on GLUE as in the challenge's pipelines, with Hugging Face's `Trainer`.
 
 Source: finetune/{trainer,run}.py and eval_finetuning.sh of babylm/evaluation-pipeline-2025 and
-babylm-org/babylm-eval (script of May to July 2026). The token that the head reads:
+babylm-org/babylm-eval (script of May to July 2026). The head reads:
 
-* protocol 2026: the last one, texts padded on the left, for every model;
-* protocol 2025: the first one, padded on the right; for a causal model the last all the same,
-  since its first token sees nothing but itself.
+* protocol 2026: the last token of every model, texts padded on the left;
+* protocol 2025: the first token, padded on the right. Of a causal model the head reads the last
+  token all the same, since the first one sees nothing but itself.
 
-Two differences: padding changes no state here (`classifier.py`), and on a GPU matrix products
-are bfloat16 unless that is refused; in the pipelines everything is float32.
+Two things differ: padding changes no state here (`classifier.py`), and on a GPU matrix products
+are in bfloat16 unless that is refused. In the pipelines everything is float32.
 """
 
 import contextlib
 import gc
 import logging
-import math
 import random
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler, Subset
 from transformers import (
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
     Trainer,
@@ -36,11 +33,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from src.evaluation.glue.classifier import Classifier, Collate
-from src.evaluation.glue.data import EncodedTask, Recipe, measure, official_files
-from src.evaluation.results import Result
-from src.evaluation.scoring.network import num_positions
-from src.evaluation.scoring.texts import Backend, check_vocabulary
-from src.evaluation.tasks.choice import Protocol
+from src.evaluation.glue.data import Encoded, FineTuned, FineTuning, measure
+from src.evaluation.scoring.scorer import Scorer
 from src.foundation import UserError
 
 LOGGER = logging.getLogger(__name__)
@@ -48,157 +42,106 @@ EVAL_BATCH_SIZE = 64
 
 
 def finetune(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: EncodedTask,
-    backend: Backend = "causal",
-    protocol: Protocol = 2026,
-    seed: int = 42,
-    recipe: Optional[Recipe] = None,
-    bf16: Optional[bool] = None,
-    batch_tokens: int = 16384,
-) -> Result:
-    """Trains a copy of the model on the task; its score at its best epoch, in percent.
+    scorer: Scorer, task: FineTuning, train: Encoded, valid: Encoded
+) -> FineTuned:
+    """Train a copy of the scorer's model on a task, and return its predictions.
 
     The model, the random state and the disk are left as they were. The Trainer chooses the
-    device. `Result.folder` is to be taken from the folder of the model's revision.
+    device. A batch of more than the scorer's `batch_tokens` is summed up of smaller ones.
 
     Args:
-        data: the task as the tokenizer sees it, encoded with the model's `max_length`.
-        recipe: other hyperparameters than the protocol's.
-        bf16: matrix products in bfloat16; None: on a GPU that has them.
-        batch_tokens: bound of a forward pass; a batch beyond it is summed up of smaller ones.
+        train, valid: the task as the scorer's tokenizer gives it.
 
     Raises:
-        UserError: fewer rows than a batch, a vocabulary that is too small, NaN.
+        UserError: there are fewer rows than a batch has, or the model gives NaN.
     """
-    start = time.perf_counter()
-    recipe = recipe or data.task.recipe
-    _check(data, model, tokenizer, recipe)
+    if len(train) < task.recipe.batch_size:
+        raise UserError(
+            f"{len(train)} training rows are fewer than a batch of"
+            f" {task.recipe.batch_size}"
+        )
     with _random_state_kept(), tempfile.TemporaryDirectory() as scratch:
-        last = backend == "causal" or protocol == 2026
-        set_seed(seed)
+        last = scorer.backend == "causal" or task.protocol == 2026
+        set_seed(task.seed)
+        dropout = task.recipe.classifier_dropout
         trainer = FineTuner(
-            Classifier(model, data.task.num_labels, recipe.classifier_dropout, last),
-            _arguments(data, recipe, seed, bf16, batch_tokens, Path(scratch)),
-            data,
-            recipe,
-            Collate(_pad_id(tokenizer), left=last),
+            Classifier(scorer.model, task.num_labels, dropout, last),
+            _arguments(task, train, valid, scorer.batch_tokens, Path(scratch)),
+            task,
+            train,
+            valid,
+            Collate(_pad_id(scorer.tokenizer), "left" if last else "right"),
         )
         trainer.train()
-    result = trainer.result(protocol, seed, time.perf_counter() - start)
+    num_cut = {"train": train.num_cut, "valid": valid.num_cut}
+    tuned = FineTuned(trainer.metrics, trainer.predictions, num_cut)
     del trainer
-    gc.collect()  # it and its methods hold each other, and the weights
-    return result
-
-
-def _check(
-    data: EncodedTask,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-) -> None:
-    """Whether the model can read the tokens, and there is a batch of them."""
-    check_vocabulary(model, tokenizer)
-    assert data.max_length <= (num_positions(model) or math.inf)
-    if (num_rows := len(data.train)) < recipe.batch_size:
-        raise UserError(
-            f"evaluation.data: {data.task.name} has {num_rows} training rows, fewer than a"
-            f" batch of {recipe.batch_size}"
-        )
-
-
-def max_length(model: PreTrainedModel, recipe: Recipe = Recipe()) -> int:
-    """Tokens of the longest text: the protocol's 512, or what the model can read."""
-    return min(recipe.max_length, num_positions(model) or recipe.max_length)
+    gc.collect()  # the trainer and its methods hold each other, and the weights
+    return tuned
 
 
 class FineTuner(Trainer):
-    """Judges after each epoch, and remembers the first of the best (finetune/trainer.py).
+    """A Trainer that keeps the metrics and predictions of each epoch, and no weights.
 
-    The validation's texts are both what chooses the epoch and what is to be predicted: the
-    predictions are kept and the weights need not be.
+    The validation texts choose the epoch and are also the texts to be predicted.
+
+    Attributes:
+        metrics: metrics after each epoch.
+        predictions: labels predicted after each epoch [N].
     """
 
     def __init__(
         self,
         classifier: Classifier,
         args: TrainingArguments,
-        data: EncodedTask,
-        recipe: Recipe,
+        task: FineTuning,
+        train: Encoded,
+        valid: Encoded,
         collate: Collate,
     ) -> None:
-        lengths = [-len(ids) for ids in data.valid.ids]
+        lengths = [-len(ids) for ids in valid.ids]
         self.by_length = np.argsort(lengths, kind="stable")  # little padding
         super().__init__(
             model=classifier,
             args=args,
             data_collator=collate,
-            train_dataset=data.train,
-            eval_dataset=Subset(data.valid, self.by_length.tolist()),
+            train_dataset=train,
+            eval_dataset=Subset(valid, self.by_length.tolist()),
             compute_metrics=self._judge,
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.data, self.recipe = data, recipe
-        self.history: list[dict[str, float]] = []  # metrics of each epoch
-        self.best_epoch = 0  # from 1 on
-        self.predictions = np.zeros(0, np.int64)  # [N], of the best epoch
+        self.task, self.labels = task, valid.labels
+        self.metrics: list[dict[str, float]] = []
+        self.predictions: list[np.ndarray] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return WholeBatches(
-            len(self.train_dataset), self.recipe.batch_size, self.args.seed
+            len(self.train_dataset), self.task.recipe.batch_size, self.args.seed
         )
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, _ in model.named_parameters()]
 
     def _judge(self, prediction: EvalPrediction) -> dict[str, float]:
-        name, epoch = self.data.task.name, len(self.history) + 1
+        recipe, epoch = self.task.recipe, len(self.metrics) + 1
         logits = np.empty_like(prediction.predictions)
         logits[self.by_length] = prediction.predictions
         if not np.isfinite(logits).all():
-            raise UserError(f"fine-tuning on {name}: NaN after epoch {epoch}")
-        predictions = logits.argmax(-1)
-        metrics = measure(predictions, self.data.valid.labels, logits.shape[-1])
-        self.history.append(metrics)
-        score = metrics[self.recipe.metric]
-        best = self.history[self.best_epoch - 1][self.recipe.metric]
-        if not self.best_epoch or score > best:
-            self.best_epoch, self.predictions = epoch, predictions
+            raise UserError(f"NaN after epoch {epoch} of fine-tuning")
+        self.predictions.append(logits.argmax(-1))
+        metrics = measure(self.predictions[-1], self.labels, logits.shape[-1])
+        self.metrics.append(metrics)
+        score = 100 * metrics[recipe.metric]
         LOGGER.info(
             "%s, epoch %d of %d: %s %.2f",
-            *(name, epoch, self.recipe.num_epochs, self.recipe.metric, 100 * score),
+            *(self.task.name, epoch, recipe.num_epochs, recipe.metric, score),
         )
         return metrics
 
-    def result(self, protocol: Protocol, seed: int, seconds: float) -> Result:
-        task, metrics = self.data.task, self.history[self.best_epoch - 1]
-        metric = self.recipe.metric
-        epochs = enumerate(self.history, start=1)
-        return Result(
-            task=task.name,
-            folder=f"finetune/{task.name}",
-            protocol=protocol,
-            score=100 * metrics[metric],
-            num_items=len(self.predictions),
-            subscores={
-                "metric": {key: 100 * value for key, value in metrics.items()},
-                "epoch": {str(epoch): 100 * found[metric] for epoch, found in epochs},
-                "cut": {
-                    "train": self.data.train.num_cut,
-                    "valid": self.data.valid.num_cut,
-                },
-            },
-            files=official_files(task.name, self.predictions, metrics),
-            data_checksum=task.data_checksum,
-            seed=seed,
-            seconds=seconds,
-        )
-
 
 class WholeBatches(Sampler):
-    """A new order of N rows in each epoch, without the rows that fill no batch."""
+    """A sampler with a new order of N rows in each epoch, without an incomplete batch."""
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
         self.num_rows, self.size = num_rows, num_rows - num_rows % batch_size
@@ -213,22 +156,18 @@ class WholeBatches(Sampler):
 
 
 def _arguments(
-    data: EncodedTask,
-    recipe: Recipe,
-    seed: int,
-    bf16: Optional[bool],
-    batch_tokens: int,
-    scratch: Path,
+    task: FineTuning, train: Encoded, valid: Encoded, batch_tokens: int, scratch: Path
 ) -> TrainingArguments:
-    """The recipe in the Trainer's words; a batch in as few forward passes as are allowed."""
-    longest = max(map(len, data.train.ids + data.valid.ids))
+    """Return the recipe in the Trainer's terms, with as few forward passes as are allowed."""
+    recipe = task.recipe
+    longest = max(map(len, train.ids + valid.ids))
     allowed = max(1, batch_tokens // longest)
     rows = max(
         size
         for size in range(1, recipe.batch_size + 1)
         if recipe.batch_size % size == 0 and size <= allowed
     )
-    num_steps = len(data.train) // recipe.batch_size * recipe.num_epochs
+    num_steps = len(train) // recipe.batch_size * recipe.num_epochs
     has_gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(scratch),
@@ -242,8 +181,9 @@ def _arguments(
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": recipe.final_learning_rate},
         warmup_steps=int(recipe.warmup * num_steps),
-        bf16=has_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
-        seed=seed,
+        bf16=task.bf16,
+        use_cpu=task.bf16 and not has_gpu,  # required for bfloat16 on a processor
+        seed=task.seed,
         eval_strategy="epoch",
         save_strategy="no",
         logging_strategy="no",
@@ -259,14 +199,14 @@ def _arguments(
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token does behind the mask: the padding, else the end, else the first."""
+    """Return the padding token, else the end, else token 0: the mask hides any of them."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in known if token is not None)
 
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Python's, numpy's and torch's generators go on as if nothing had been drawn."""
+    """Restore the states of Python's, numpy's and torch's random generators at the end."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:

@@ -1,10 +1,10 @@
-"""Sequences into batches: common prefixes computed once, or equal lengths side by side.
+"""Batches in which common prefixes are computed once, or sequences of equal length together.
 
-A causal model's state at a token depends on what stands before it, and on nothing else. So the
-sequences of a task, sorted, are a tree: of `The dogs bark` and `The dogs howl` the first two
-tokens are computed once. A row of a batch is a piece of the tree, written down depth first;
-its tokens see their ancestors only. Depth first, the tokens below a token follow it without a
-gap, so that one number a token (the end of what is below it) describes the mask.
+A causal model's state at a token depends on the tokens before it only. So the sorted sequences
+of a task form a tree: of `The dogs bark` and `The dogs howl`, the first two tokens are computed
+once. A row of a batch is a part of the tree in depth-first order, and its tokens attend to
+their ancestors only. In this order the descendants of a token follow it without a gap, so one
+number per token, the end of its descendants, describes the attention mask.
 """
 
 import os
@@ -13,19 +13,19 @@ from typing import Iterator, Optional
 
 import numpy as np
 
-# Tokens: below, rows repeat prefixes; above, attention across a row costs.
+# Tokens of a row. Shorter rows repeat more prefixes, longer ones cost more attention.
 MIN_ROW = 256
 
 Sequence = tuple[int, ...]
-Wanted = list[tuple[int, int, int]]  # (position or place, target, slot)
+Wanted = list[tuple[int, int, int]]  # (index of a token, target, slot)
 
 
 @dataclass(frozen=True)
 class Query:
-    """How probable is `targets[i]`, read off the model's output at `positions[i]`?
+    """A question for the log-probabilities of `targets`, read at `positions` of the output.
 
-    For a causal model that is the token after `ids[: positions[i] + 1]`. `name` is what an
-    error calls the query.
+    In a causal model, position i predicts the token after `ids[: i + 1]`. Errors call the
+    query by its `name`.
     """
 
     ids: Sequence
@@ -36,64 +36,61 @@ class Query:
 
 @dataclass
 class Batch:
-    """Tokens for one forward pass, and which log-probabilities are wanted of it.
+    """The tokens of one forward pass, and the W log-probabilities that are read from it.
 
-    `depths` and `ends` are there for rows of a tree: a token's position in its sequence, and
-    the end (exclusive) of what is below it in its row.
+    A batch of tree rows has `depths`, the position of each token in its sequence, and `ends`,
+    the index in its row at which the descendants of each token end (exclusive).
     """
 
     ids: np.ndarray  # [B, T]
-    places: np.ndarray  # [W] where the output is read: indices into B x T, ascending
-    targets: np.ndarray  # [W] whose log-probability
-    slots: np.ndarray  # [W] where it goes in the flat list of all queries' answers
+    outputs: np.ndarray  # [W] flat indices into [B, T], ascending
+    targets: np.ndarray  # [W]
+    slots: np.ndarray  # [W] indices into the flat list of all answers
     depths: Optional[np.ndarray] = None  # [B, T]
     ends: Optional[np.ndarray] = None  # [B, T]
 
 
 @dataclass
 class Row:
-    """A piece of the tree, depth first (a single sequence is one too)."""
+    """A part of the tree in depth-first order; possibly a single sequence."""
 
     ids: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     wanted: Wanted = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
-    # Places of the last sequence's tokens.
-    path: list[int] = field(default_factory=list)
+    path: list[int] = field(
+        default_factory=list
+    )  # indices of the last sequence's tokens
 
     def add(self, ids: Sequence, shared: int, wanted: Wanted) -> None:
-        """A sequence whose first `shared` tokens are those of the one before it."""
-        for place in self.path[shared:]:
-            self.ends[place] = len(self.ids)
-        new = range(len(self.ids), len(self.ids) + len(ids) - shared)
-        self.path[shared:] = new
+        """Add a sequence that has its first `shared` tokens in common with the last one."""
+        length = len(self.ids) + len(ids) - shared
+        self.path[shared:] = range(len(self.ids), length)
         self.ids += ids[shared:]
         self.depths += range(shared, len(ids))
-        self.ends += [0] * len(new)
-        self.wanted += [(self.path[at], target, slot) for at, target, slot in wanted]
+        self.ends += [length] * (len(ids) - shared)
+        for index in self.path[:shared]:
+            self.ends[index] = length
+        self.wanted += [(self.path[i], target, slot) for i, target, slot in wanted]
         self.sequences.append(ids)
-
-    def close(self) -> None:
-        for place in self.path:
-            self.ends[place] = len(self.ids)
 
 
 def wanted_of_sequences(
-    queries: list[Query], causal: bool, num_positions: Optional[int] = None
+    queries: list[Query], causal: bool, max_length: float
 ) -> dict[Sequence, Wanted]:
-    """Each different sequence, once → (position, target, slot) of all that ask about it.
+    """Return each distinct sequence → (position, target, slot) of all queries about it.
 
-    Equal texts so get equal numbers, to the last bit: a tie stays a tie. What a causal model
-    would read behind the last position asked for changes nothing and is left out; so are
-    queries of more than `num_positions` tokens.
+    Equal texts thus get equal numbers to the last bit, and ties remain ties. For a causal
+    model, tokens behind the last position are left out, since they change nothing. Queries of
+    more than `max_length` tokens are left out.
     """
     sequences: dict[Sequence, Wanted] = {}
     slot = 0
     for query in queries:
         slots = range(slot, slot + len(query.positions))
         slot = slots.stop
-        if slots and len(query.ids) <= (num_positions or len(query.ids)):
+        if slots and len(query.ids) <= max_length:
             length = max(query.positions) + 1 if causal else len(query.ids)
             wanted = sequences.setdefault(query.ids[:length], [])
             wanted += zip(query.positions, query.targets, slots)
@@ -101,10 +98,10 @@ def wanted_of_sequences(
 
 
 def tree_rows(sequences: dict[Sequence, Wanted], batch_tokens: int) -> list[Row]:
-    """The tree of all sequences, cut into rows.
+    """Return the tree of all sequences, cut into rows.
 
-    A row may be twice as long as a long sequence, so that the options that follow one long
-    context stay together; but it has at most `batch_tokens`, or one sequence.
+    A row may be twice as long as a long sequence, so that the options behind one long context
+    stay together. It has at most `batch_tokens` tokens, or a single sequence.
     """
     rows: list[Row] = []
     previous: Sequence = ()
@@ -116,52 +113,43 @@ def tree_rows(sequences: dict[Sequence, Wanted], batch_tokens: int) -> list[Row]
             shared = 0
         rows[-1].add(ids, shared, sequences[ids])
         previous = ids
-    for row in rows:
-        row.close()
     return rows
 
 
 def single_rows(sequences: dict[Sequence, Wanted]) -> list[Row]:
-    """Each sequence by itself."""
+    """Return a row for each sequence."""
     rows = [Row() for _ in sequences]
     for row, (ids, wanted) in zip(rows, sequences.items()):
         row.add(ids, 0, wanted)
-        row.close()
     return rows
 
 
-def tree_batches(rows: list[Row], batch_tokens: int) -> Iterator[Batch]:
-    """Rows of similar length together; what they lack in length sees itself only."""
+def batches(rows: list[Row], batch_tokens: int, tree: bool) -> Iterator[Batch]:
+    """Yield batches of at most `batch_tokens` positions, or one row, the longest rows first.
+
+    Rows of a tree are padded with tokens that attend to themselves only. Single sequences
+    share a batch with others of their length: without padding and mask, the results are
+    exact by construction.
+    """
     rows = sorted(rows, key=lambda row: -len(row.ids))
-    while rows:
-        length = len(rows[0].ids)
-        number = max(1, batch_tokens // length)
-        yield _batch(rows[:number], length, tree=True)
-        rows = rows[number:]
-
-
-def equal_length_batches(rows: list[Row], batch_tokens: int) -> Iterator[Batch]:
-    """Rows of equal length together: no padding and no mask, so exact by construction."""
-    by_length: dict[int, list[Row]] = {}
-    for row in rows:
-        by_length.setdefault(len(row.ids), []).append(row)
-    for length, same in sorted(by_length.items(), reverse=True):
-        number = max(1, batch_tokens // length)
-        for start in range(0, len(same), number):
-            yield _batch(same[start : start + number], length, tree=False)
+    start = 0
+    while start < len(rows):
+        length = len(rows[start].ids)
+        chosen = rows[start : start + max(1, batch_tokens // length)]
+        if not tree:
+            chosen = [row for row in chosen if len(row.ids) == length]
+        yield _batch(chosen, length, tree)
+        start += len(chosen)
 
 
 def _batch(rows: list[Row], length: int, tree: bool) -> Batch:
-    ids = np.zeros((len(rows), length), np.int64)
-    depths = np.zeros_like(ids)
-    ends = np.tile(np.arange(1, length + 1), (len(rows), 1))
+    ids, depths, ends = tokens = np.zeros((3, len(rows), length), np.int64)
+    ends[:] = np.arange(1, length + 1)  # padding has no descendants
     wanted = []
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        depths[i, : len(row.ids)] = row.depths
-        ends[i, : len(row.ids)] = row.ends
-        wanted += [(i * length + at, target, slot) for at, target, slot in row.wanted]
-    places, targets, slots = np.array(sorted(wanted), np.int64).reshape(-1, 3).T
+        tokens[:, i, : len(row.ids)] = row.ids, row.depths, row.ends
+        wanted += [(i * length + index, *rest) for index, *rest in row.wanted]
+    outputs, targets, slots = np.array(sorted(wanted), np.int64).T
     if not tree:
-        return Batch(ids, places, targets, slots)
-    return Batch(ids, places, targets, slots, depths, ends)
+        return Batch(ids, outputs, targets, slots)
+    return Batch(ids, outputs, targets, slots, depths, ends)

@@ -1,36 +1,70 @@
-"""A model ready to be asked how probable texts are."""
+"""Log-probabilities of texts by a model, as the challenge defines them, exact and fast.
 
+The protocol is that of babylm-org/babylm-eval (April 2026) and its fork serdardoesml/babylm-eval
+(July 2026), the same as in 2025. A text is tokenized with the tokenizer's own defaults, special
+tokens included. The scored tokens are those whose last character lies behind the start of the
+scored part. Special tokens have no characters and are never scored.
+
+* causal: the log-probability of each token given the tokens before it. The first token is
+  scored only if a special token (BOS) comes before it.
+* mlm: pseudo-log-likelihood (Salazar et al. 2020). Each scored token is masked in a pass of its
+  own and read at its position.
+* mntp: the same, read one position earlier (masked next-token prediction, BehnamGhader et al.
+  2024).
+"""
+
+import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.evaluation.scoring.network import log_probabilities
-from src.evaluation.scoring.prefix_tree import Query
-from src.evaluation.scoring.texts import (
-    Backend,
-    Item,
-    Scored,
-    check_vocabulary,
-    queries,
-    score,
+from src.evaluation.scoring.network import (
+    Network,
+    autocast,
+    evaluating,
+    fast_layers,
+    num_positions,
 )
+from src.evaluation.scoring.prefix_tree import Query, wanted_of_sequences
+from src.foundation import UserError
+
+Backend = Literal["causal", "mlm", "mntp"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text that is scored from character `start` on."""
+
+    text: str
+    start: int = 0
+
+
+@dataclass
+class Scored:
+    """The scores of N items."""
+
+    # float64 [N], nats, sum over the scored tokens; NaN for texts beyond the model's context
+    log_probability: np.ndarray
+    num_tokens: np.ndarray  # int [N], scored tokens
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model, its tokenizer, and the settings with which texts are scored.
+    """A model, its tokenizer, and the settings for scoring texts.
 
     Args:
-        backend: `causal`, or `mlm` and `mntp` for masked models (`texts.py`).
-        batch_tokens: bound of the positions of a forward pass; a longer text goes alone.
-        dtype: of matrix products (autocast); None: what the weights are.
+        backend: `causal`, or `mlm` and `mntp` for masked models.
+        batch_tokens: maximum number of positions in a forward pass; a longer text is a batch
+            of its own.
+        dtype: type of matrix products (autocast); None: the weights' type.
         progress: label of the progress bars; None: no bars.
 
     Raises:
-        UserError: the model's vocabulary does not hold the tokenizer's entries.
+        UserError: the model's vocabulary is smaller than the tokenizer's.
     """
 
     model: PreTrainedModel
@@ -41,30 +75,92 @@ class Scorer:
     progress: Optional[str] = None
 
     def __post_init__(self) -> None:
-        check_vocabulary(self.model, self.tokenizer)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if size < len(self.tokenizer):
+            raise UserError(
+                f"the model's vocabulary of {size:,} does not hold the tokenizer's"
+                f" {len(self.tokenizer):,} entries"
+            )
 
     def queries(self, items: list[Item]) -> list[list[Query]]:
-        """Return the queries of each item: one, or one for each masked token."""
-        return queries(self.tokenizer, items, self.backend)
+        """Return the queries of each item: one, or for masked models one per scored token.
 
-    def log_probabilities(self, asked: list[Query]) -> list[np.ndarray]:
-        """Return, of each query, the log-probabilities of its targets, nats, float64."""
-        return log_probabilities(
-            self.model,
-            asked,
-            self.backend == "causal",
-            self.batch_tokens,
-            self.dtype,
-            self.progress,
+        Raises:
+            UserError: the tokenizer is not a fast one, or lacks the mask token that masked
+                models need.
+        """
+        if not items:
+            return []
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                "scoring needs a fast tokenizer (one that reports the characters of each"
+                " token)"
+            )
+        mask = self.tokenizer.mask_token_id
+        if self.backend != "causal" and mask is None:
+            raise UserError(
+                f"backend={self.backend} needs a tokenizer with a mask token"
+            )
+        encoded = self.tokenizer(
+            [item.text for item in items],
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )
+        # A token is predicted at its own position or at the one before it.
+        shift = 0 if self.backend == "mlm" else 1
+        queries = []
+        for item, ids, offsets in zip(
+            items, encoded["input_ids"], encoded["offset_mapping"]
+        ):
+            ends = enumerate(end for _, end in offsets)
+            scored = [i for i, end in ends if end > item.start and i >= shift]
+            if self.backend == "causal":
+                passes = [(tuple(ids[:-1]), scored)]
+            else:
+                passes = [((*ids[:i], mask, *ids[i + 1 :]), [i]) for i in scored]
+            queries.append([])
+            for inputs, predicted in passes:
+                positions = tuple(i - shift for i in predicted)
+                targets = tuple(ids[i] for i in predicted)
+                queries[-1].append(Query(inputs, positions, targets, item.text))
+        return queries
 
-    def score(self, asked: list[list[Query]]) -> Scored:
-        """Return the scores of N items from their queries."""
-        return score(
-            self.model,
-            asked,
-            self.backend,
-            self.batch_tokens,
-            self.dtype,
-            self.progress,
-        )
+    def log_probabilities(self, queries: list[Query]) -> list[np.ndarray]:
+        """Return the log-probabilities of each query's targets in nats, float64.
+
+        A query that exceeds the model's context gets NaN.
+
+        Raises:
+            UserError: the model gives NaN for another query, which the message names.
+        """
+        model, causal = self.model, self.backend == "causal"
+        max_length = num_positions(model) or math.inf
+        sequences = wanted_of_sequences(queries, causal, max_length)
+        answers = np.full(sum(len(query.targets) for query in queries), np.nan)
+        with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
+            network = Network(model)
+            batches = network.batches(sequences, causal, self.batch_tokens)
+            with autocast(model, self.dtype):
+                for batch in tqdm(batches, self.progress, disable=not self.progress):
+                    answers[batch.slots] = network.log_probabilities(batch)
+        of_queries, start = [], 0
+        for query in queries:
+            values = answers[start : start + len(query.targets)]
+            start += len(values)
+            if len(query.ids) <= max_length and np.isnan(values).any():
+                raise UserError(f"the model gives NaN for {query.name!r}")
+            of_queries.append(values)
+        return of_queries
+
+    def score(self, queries: list[list[Query]]) -> Scored:
+        """Return the scores of N items from the queries of each.
+
+        Raises:
+            UserError: the model gives NaN.
+        """
+        answers = iter(self.log_probabilities([q for item in queries for q in item]))
+        sums = [sum(next(answers).sum() for _ in item) for item in queries]
+        numbers = [sum(len(query.targets) for query in item) for item in queries]
+        return Scored(np.array(sums, float), np.array(numbers, int))

@@ -1,7 +1,6 @@
-"""Files of the challenge's zero-shot tasks in, texts to be scored out; scores in, results out.
+"""The challenge's tasks behind one interface.
 
-`catalogue` says which tasks there are, where their data lies and which are asked for,
-`rows` reads the files, `formats` turns a row into a `choice` between texts, and `choice`
-turns log-probabilities into right and wrong, shares and correlations. Nothing here knows
-a model: items are made once and scored by many checkpoints.
+`task` is the interface. `choice` (with `formats` for the rows of each task's files), `reading`,
+`aoa` and `glue` implement it. `catalogue` lists the tasks and reads those that are asked for,
+`rows` reads files.
 """

@@ -1,127 +1,277 @@
-"""Age of acquisition: are words learned in the order in which children learn them?
+"""Age of acquisition: whether a model learns words in the order in which children do.
 
-A word's surprisal in its contexts over a run's checkpoints gives its learning curve; a
-sigmoid is fitted to it, and to the share of children who say the word at 16 to 30 months.
-Where each passes its threshold is the word's age; the score is the correlation of the two
-ages over the words (Chang & Bergen 2022; AoA_word/ and utils.py in
-babylm/evaluation-pipeline-2025 and, as of July 2026, babylm-org/babylm-eval).
+A word's surprisal in its contexts over a run's checkpoints is its learning curve. A sigmoid is
+fitted to it, and another to the share of children who say the word at 16 to 30 months. A word's
+age is where its sigmoid passes a threshold. The score is the correlation of the two ages over
+the words (Chang & Bergen 2022; AoA_word/ and utils.py in babylm/evaluation-pipeline-2025 and,
+as of July 2026, babylm-org/babylm-eval).
 
-The two protocols differ in the model's curve. 2025: every context of every checkpoint is a
-point, chance is log2 of 300,000 though surprisals are in nats, the fit is free. 2026: the
-mean of a checkpoint's contexts is a point, chance is the tokens of the word times the log of
-the vocabulary, the fit has bounds, and a correlation with p above 0.1 counts as 0.
+The two protocols differ in the model's curve. In 2025 every context of every checkpoint is a
+point, chance is log2 of 300,000 though surprisals are in nats, and the fit has no bounds. In
+2026 the mean of a checkpoint's contexts is a point, chance is the number of the word's tokens
+times the log of the vocabulary's size, the fit has bounds, and a correlation with p above 0.1
+counts as 0.
 
-scipy, since which words count is decided by where its `curve_fit` ends, or that it does not
-converge: another optimizer would give another score.
+The fit is scipy's `curve_fit`: where it ends, and whether it converges, decides which words
+count. Another optimizer would give another score.
 """
 
-import csv
+import hashlib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from src.evaluation.models import Checkpoint
 from src.evaluation.results import Result
-from src.evaluation.scoring.texts import Item
-from src.evaluation.tasks.choice import Protocol
-from src.evaluation.tasks.rows import checksum
-from src.foundation import UserError
+from src.evaluation.scoring.prefix_tree import Query
+from src.evaluation.scoring.scorer import Item, Scorer
+from src.evaluation.tasks.rows import existing, read_table
+from src.evaluation.tasks.task import Answer, Protocol, Task
+from src.foundation import UserError, checksum_of_files
 
+LOGGER = logging.getLogger(__name__)
 AGES = np.arange(16, 31)  # months
-MIN_WORDS = 3  # of which a correlation can be told
-MAX_P = 0.1  # beyond, 2026 has a score of 0
+MIN_POINTS = 3  # points of a curve, and words of a correlation
+MAX_P = 0.1  # above it the score of 2026 is 0
 CHANCE_2025 = math.log2(300_000)
 CHILD_START = [1.0, 0.1, AGES.mean(), 0.0]
 CHILD_BOUNDS = ([0, 0, AGES[0], -0.5], [2.0, 1.0, AGES[-1], 0.5])
 
 
-@dataclass(frozen=True)
-class WordContexts:
-    """Words in contexts, and when children know them.
+class Surprisals(NamedTuple):
+    """The answer of one checkpoint.
 
-    `pairs` are (word, context, number of the context within the word); `known` is the share
-    of children who say a word at each of AGES [num_ages].
+    Attributes:
+        nats: surprisal of each word in its context, NaN where too long [num_pairs].
+        chance: word -> its surprisal by chance, which depends on the tokenizer.
+    """
+
+    nats: np.ndarray
+    chance: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgeOfAcquisition(Task):
+    """The task of age of acquisition. An answer is the `Surprisals` of a checkpoint.
+
+    Attributes:
+        pairs: (word, context, number of the context within the word).
+        known: word -> share of children who say it at each of `AGES` [num_ages].
     """
 
     pairs: list[tuple[str, str, int]]
     known: dict[str, np.ndarray]
-    data_checksum: str
+    takes: ClassVar = "series"
+
+    @classmethod
+    def load(cls, directory: Path, **common: Any) -> "AgeOfAcquisition":
+        """Read cdi_childes.json (contexts) and cdi_human.csv (children's ages).
+
+        Words of one letter are left out.
+
+        Args:
+            common: other fields of `Task`.
+        """
+        contexts_file = existing(directory / "cdi_childes.json")
+        human_file = existing(directory / "cdi_human.csv")
+        try:
+            contexts = json.loads(contexts_file.read_text(encoding="utf-8"))
+            pairs = [
+                (word, row["context"], number)
+                for word, rows in contexts.items()
+                for number, row in enumerate(rows)
+                if len(word) > 1
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            expected = 'must map words to lists of {"context": …}'
+            raise UserError(f"{contexts_file} {expected}: {error!r}") from error
+        if not pairs:
+            raise UserError(f"{contexts_file} has no word in a context")
+        table = read_table(human_file, ["word"], [str(age) for age in AGES])
+        table = table.drop_duplicates("word").set_index("word")
+        return cls(
+            pairs=pairs,
+            known=dict(zip(table.index, table.to_numpy())),
+            data_checksum=checksum_of_files([contexts_file, human_file]),
+            **common,
+        )
+
+    @property
+    def num_items(self) -> int:
+        return len(self.pairs)
 
     @property
     def words(self) -> list[str]:
         return list(dict.fromkeys(word for word, _, _ in self.pairs))
 
-
-def load(folder: Path) -> WordContexts:
-    """Reads cdi_childes.json (contexts; words of one letter are left out) and cdi_human.csv."""
-    contexts_file, human_file = folder / "cdi_childes.json", folder / "cdi_human.csv"
-    for file in (contexts_file, human_file):
-        if not file.exists():
-            raise UserError(f"evaluation.data: no {file.name} in {folder}")
-    try:
-        contexts = json.loads(contexts_file.read_text(encoding="utf-8"))
-        pairs = [
-            (word, row["context"], number)
-            for word, rows in contexts.items()
-            for number, row in enumerate(rows)
-            if len(word) > 1
+    @property
+    def items(self) -> list[Item]:
+        """The text of each pair, of which the word is scored."""
+        before = [context.strip() + " " for _, context, _ in self.pairs]
+        return [
+            Item(text + word.strip(), len(text))
+            for text, (word, _, _) in zip(before, self.pairs)
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"evaluation.data: {contexts_file} must map words to lists of"
-            f' {{"context": …}}: {error!r}'
-        ) from error
-    if not pairs:
-        raise UserError(f"evaluation.data: {contexts_file} has no word in a context")
-    known = _read_known(human_file)
-    return WordContexts(pairs, known, checksum([contexts_file, human_file]))
 
+    def series(
+        self, models: Sequence[Checkpoint]
+    ) -> dict[Checkpoint, list[Checkpoint]]:
+        """Return, for each run, the model that gets the score -> its checkpoints by words seen.
 
-def _read_known(file: Path) -> dict[str, np.ndarray]:
-    known: dict[str, np.ndarray] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=1):
+        The checkpoints are those of the run and those that are given. The score is the final
+        model's, or the last checkpoint's where the final model is not given. A run with too
+        few checkpoints is left out, or refused if the user named the task.
+        """
+        series = {}
+        for run in dict.fromkeys(model.model for model in models):
             try:
-                shares = [float(row[str(age)] or "nan") for age in AGES]
-                known.setdefault(row["word"], np.array(shares))
-            except (KeyError, ValueError, TypeError) as error:
-                raise UserError(
-                    f"evaluation.data: {file}, row {number}: needs word and the share of"
-                    f" children at {AGES[0]} to {AGES[-1]} months: {error!r}"
-                ) from error
-    return known
+                owner, steps = _series([m for m in models if m.model == run])
+            except UserError as error:
+                if self.is_named:
+                    raise
+                LOGGER.info("No %s for %s: %s", self.name, run, error)
+            else:
+                series[owner] = steps
+        return series
+
+    def checksum(self, asked: Sequence[Checkpoint]) -> str:
+        """Return the checksum of the data and the checkpoints."""
+        parts = [self.data_checksum, *(step.checksum for step in asked)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def prepare(self, scorer: Scorer) -> list[list[Query]]:
+        return scorer.queries(self.items)
+
+    def ask(self, scorer: Scorer, prepared: list[list[Query]]) -> Surprisals:
+        chance = chance_surprisals(self.words, scorer.tokenizer, self.protocol)
+        return Surprisals(-scorer.score(prepared).log_probability, chance)
+
+    def result(self, answers: Sequence[Answer]) -> Result:
+        """Return the result of a run from the answers of its checkpoints by words seen."""
+        steps = [answer.checkpoint for answer in answers]
+        table = np.stack([answer.content.nats for answer in answers])
+        too_long = np.flatnonzero(np.isnan(table).any(axis=0))
+        if self.protocol == 2026:
+            table = self._without_incomplete_words(table)
+        seen = [step.words_seen for step in steps]
+        ages = self._ages(np.array(seen), table, answers[-1].content.chance)
+        score, r, p = _correlation(np.array(list(ages.values())), self.protocol)
+        return self.build_result(
+            answers,
+            score=100 * score,
+            too_long=tuple(f"{self.pairs[i][0]}_{self.pairs[i][2]}" for i in too_long),
+            subscores={
+                "words": {"with_both_ages": len(ages), "all": len(self.words)},
+                "correlation": {"r": 100 * r, "p": p},
+            },
+            files={
+                "surprisal.json": self._official_surprisals(steps, seen, table),
+                "aoa_score.json": {"aoa": score},
+            },
+        )
+
+    def _without_incomplete_words(self, table: np.ndarray) -> np.ndarray:
+        """Return the table [num_steps, num_pairs] with NaN for words that lack a context.
+
+        If one of a word's contexts is too long for a checkpoint, the word has no mean there.
+        The official reader skips single nulls, and would take the mean of the rest.
+        """
+        words = np.array([word for word, _, _ in self.pairs])
+        incomplete = [np.isin(words, words[row]) for row in np.isnan(table)]
+        return np.where(incomplete, np.nan, table)
+
+    def _ages(
+        self, seen: np.ndarray, table: np.ndarray, chance: Mapping[str, float]
+    ) -> dict[str, tuple[float, float]]:
+        """Return (model's age, children's age) of the words that have both.
+
+        Args:
+            seen: words that each checkpoint has seen [num_steps].
+            table: surprisals [num_steps, num_pairs].
+        """
+        columns: dict[str, list[int]] = {}
+        for index, (word, _, _) in enumerate(self.pairs):
+            columns.setdefault(word, []).append(index)
+        ages = {}
+        for word, chosen in columns.items():
+            child = child_age(self.known[word]) if word in self.known else None
+            if child is None:
+                continue
+            points, words = table[:, chosen].mean(axis=1), seen
+            if self.protocol == 2025:
+                points, words = table[:, chosen].ravel(), np.repeat(seen, len(chosen))
+            age = model_age(words, points, chance[word], self.protocol)
+            if age is not None:
+                ages[word] = (age, child)
+        return ages
+
+    def _official_surprisals(
+        self, steps: Sequence[Checkpoint], seen: Sequence[int], table: np.ndarray
+    ) -> dict[str, Any]:
+        """Return surprisal.json, with an entry for each checkpoint and pair."""
+        results = [
+            {
+                "step": step.revision,
+                "word_count": num_words,
+                "target_word": word,
+                "context_id": number,
+                "context": context,
+                "surprisal": float(surprisal),
+            }
+            for step, num_words, row in zip(steps, seen, table)
+            for (word, context, number), surprisal in zip(self.pairs, row)
+        ]
+        metadata = {
+            "model_name": steps[-1].model,
+            "use_bos_only": False,
+            "total_steps": len(steps),
+            "completed_steps": len(steps),
+        }
+        return {"metadata": metadata, "results": results}
 
 
-def items(data: WordContexts) -> list[Item]:
-    """The text of each pair, of which the word is scored."""
-    before = [context.strip() + " " for _, context, _ in data.pairs]
-    return [
-        Item(text + word.strip(), len(text))
-        for text, (word, _, _) in zip(before, data.pairs)
-    ]
+def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
+    """Return the model that gets the score of one run, and the run's checkpoints."""
+    final = [model for model in given if model.revision == "main"]
+    steps = [step for model in final for step in model.checkpoints()]
+    steps += [model for model in given if model.revision != "main"]
+    steps = list({step.revision: step for step in steps}.values())
+    if unknown := [step.origin for step in steps if step.words_seen is None]:
+        names = ", ".join(unknown[:3])
+        raise UserError(f"the number of words seen is not known of {names}")
+    if len(steps) < MIN_POINTS:
+        raise UserError(
+            f"it takes {MIN_POINTS} checkpoints of a run, {given[0].model} has"
+            f" {len(steps)}"
+        )
+    steps.sort(key=lambda step: step.words_seen)
+    return (final or steps)[0 if final else -1], steps
 
 
 def chance_surprisals(
-    data: WordContexts, tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+    words: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
 ) -> dict[str, float]:
-    """Surprisal of each word by chance: nats, and bits in 2025.
+    """Return the surprisal of each word by chance: in nats, and in bits in 2025.
 
     The tokens of a word are those that it adds to a fixed word before it.
     """
     if protocol == 2025:
-        return dict.fromkeys(data.words, CHANCE_2025)
+        return dict.fromkeys(words, CHANCE_2025)
 
     def num_tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     alone = num_tokens("The")
     nats = math.log(tokenizer.vocab_size)
-    return {w: max(1, num_tokens(f"The {w}") - alone) * nats for w in data.words}
+    return {w: max(1, num_tokens(f"The {w}") - alone) * nats for w in words}
 
 
 def sigmoid(x: np.ndarray, a: float, b: float, c: float, d: float) -> np.ndarray:
@@ -131,7 +281,7 @@ def sigmoid(x: np.ndarray, a: float, b: float, c: float, d: float) -> np.ndarray
 def _crossing(
     x: np.ndarray, y: np.ndarray, threshold: float, least: float = 0, **fit
 ) -> float | None:
-    """Where the sigmoid fitted to the points (x, y) [n] passes the threshold, if it does."""
+    """Return where the sigmoid fitted to the points (x, y) [n] passes the threshold, if it does."""
     from scipy.optimize import OptimizeWarning, curve_fit
 
     try:
@@ -146,9 +296,9 @@ def _crossing(
 
 
 def child_age(shares: np.ndarray) -> float | None:
-    """Months at which half of the children say a word, from their shares at AGES."""
+    """Return the month at which half of the children say a word, from their shares at AGES."""
     given = ~np.isnan(shares)
-    if given.sum() < MIN_WORDS:
+    if given.sum() < MIN_POINTS:
         return None
     ages = AGES[given]
     lower, upper = CHILD_BOUNDS
@@ -161,14 +311,15 @@ def child_age(shares: np.ndarray) -> float | None:
 def model_age(
     num_words: np.ndarray, surprisals: np.ndarray, chance: float, protocol: Protocol
 ) -> float | None:
-    """log10 of the words seen when a word's surprisal is halfway from chance to its least.
+    """Return log10 of the words seen when surprisal is halfway from chance to its minimum.
 
     Args:
-        num_words: seen at each point, ascending [num_points].
-        surprisals: of the word there, NaN where there is none [num_points].
+        num_words: words seen at each point, ascending [num_points].
+        surprisals: of the word at each point, NaN where unknown [num_points].
+        chance: surprisal of the word by chance.
     """
     given = ~np.isnan(surprisals)
-    if len(surprisals) < MIN_WORDS or not given.any():
+    if len(surprisals) < MIN_POINTS or not given.any():
         return None
     seen, curve = num_words[given], -surprisals[given]
     steps = np.log10(seen + 1)
@@ -187,124 +338,14 @@ def model_age(
     return age if seen[0] <= 10**age - 1 <= seen[-1] else None
 
 
-def result(
-    data: WordContexts,
-    chance: Mapping[str, float],
-    surprisals: Mapping[str, np.ndarray],
-    num_words: Mapping[str, int],
-    protocol: Protocol = 2026,
-    model: str = "",
-) -> Result:
-    """The score of a run.
-
-    Args:
-        chance: `chance_surprisals` of the run's tokenizer.
-        surprisals: checkpoint ("chck_1M") → nats of each pair, NaN where too long
-            [num_pairs].
-        num_words: checkpoint → words seen.
-    """
-    steps = sorted(surprisals, key=num_words.__getitem__)
-    if len(steps) < MIN_WORDS:
-        raise UserError(
-            f"aoa needs at least {MIN_WORDS} checkpoints of a run, got {len(steps)}: {steps}"
-        )
-    seen = np.array([num_words[step] for step in steps])
-    table = np.stack([surprisals[step] for step in steps])
-    lost = np.flatnonzero(np.isnan(table).any(axis=0))
-    if protocol == 2026:
-        table = _whole_points(data, table)
-    ages = _ages(data, chance, seen, table, protocol)
-    score, r, p = _correlation(np.array(list(ages.values())), protocol)
-    return Result(
-        task="aoa",
-        folder="AoA_word",
-        protocol=protocol,
-        score=100 * score,
-        num_items=len(data.pairs) * len(steps),
-        too_long=tuple(f"{data.pairs[i][0]}_{data.pairs[i][2]}" for i in lost),
-        subscores={
-            "words": {"with_both_ages": len(ages), "all": len(data.words)},
-            "correlation": {"r": 100 * r, "p": p},
-        },
-        files={
-            "surprisal.json": _official(data, steps, seen, table, model),
-            "aoa_score.json": {"aoa": score},
-        },
-        data_checksum=data.data_checksum,
-    )
-
-
-def _whole_points(data: WordContexts, table: np.ndarray) -> np.ndarray:
-    """NaN for all contexts of a word, at a checkpoint, where one is too long: their mean is.
-
-    The official reader skips single values that are null, and takes the mean of the rest.
-    """
-    words = np.array([word for word, _, _ in data.pairs])
-    lost = [np.isin(words, words[row]) for row in np.isnan(table)]
-    return np.where(lost, np.nan, table)
-
-
-def _ages(
-    data: WordContexts,
-    chance: Mapping[str, float],
-    seen: np.ndarray,
-    table: np.ndarray,
-    protocol: Protocol,
-) -> dict[str, tuple[float, float]]:
-    """(model's age, children's) of the words that have both; table [checkpoints, pairs]."""
-    columns: dict[str, list[int]] = {}
-    for index, (word, _, _) in enumerate(data.pairs):
-        columns.setdefault(word, []).append(index)
-    ages = {}
-    for word, chosen in columns.items():
-        if word not in data.known:
-            continue
-        points, words = table[:, chosen].mean(axis=1), seen
-        if protocol == 2025:
-            points, words = table[:, chosen].ravel(), np.repeat(seen, len(chosen))
-        child = child_age(data.known[word])
-        if child is None:
-            continue
-        own = model_age(words, points, chance[word], protocol)
-        if own is not None:
-            ages[word] = (own, child)
-    return ages
-
-
 def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:
-    """(score, Pearson's r, its p) of pairs of ages [num_words, 2]; 0 where r cannot be told."""
+    """Return score, Pearson's r and its p of pairs of ages [num_words, 2].
+
+    The score is 0 where there are too few words.
+    """
     from scipy.stats import pearsonr
 
-    if len(ages) < MIN_WORDS:
+    if len(ages) < MIN_POINTS:
         return 0.0, math.nan, math.nan
     r, p = map(float, pearsonr(ages[:, 0], ages[:, 1]))
     return 0.0 if protocol == 2026 and p > MAX_P else r, r, p
-
-
-def _official(
-    data: WordContexts,
-    steps: Sequence[str],
-    seen: np.ndarray,
-    table: np.ndarray,
-    model: str,
-) -> dict:
-    """surprisal.json: an entry a checkpoint and pair."""
-    results = [
-        {
-            "step": step,
-            "word_count": int(words),
-            "target_word": word,
-            "context_id": number,
-            "context": context,
-            "surprisal": float(surprisal),
-        }
-        for step, words, row in zip(steps, seen, table)
-        for (word, context, number), surprisal in zip(data.pairs, row)
-    ]
-    metadata = {
-        "model_name": model,
-        "use_bos_only": False,
-        "total_steps": len(steps),
-        "completed_steps": len(steps),
-    }
-    return {"metadata": metadata, "results": results}

@@ -1,225 +1,214 @@
-"""Which zero-shot tasks there are, where their data lies, which of them are asked for.
+"""The catalogue of tasks: names, places of the data, and the tasks that the user asks for.
 
 Names, folders and sizes are those of the challenge's strict tracks (July 2026; WUG: 2025).
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from src.arguments import ScoringArguments
+from src.evaluation.glue.data import FORMATS, FineTuning
 from src.evaluation.tasks import formats
-from src.evaluation.tasks.choice import ChoiceTask, Protocol
-from src.evaluation.tasks.formats import Format
-from src.evaluation.tasks.rows import checksum, find_folder, read_rows
-from src.foundation import UserError
+from src.evaluation.tasks.aoa import AgeOfAcquisition
+from src.evaluation.tasks.reading import ReadingTimes
+from src.evaluation.tasks.rows import find_folder
+from src.evaluation.tasks.task import Protocol, Task
+from src.foundation import UserError, naming
 
-Subset = Literal["full", "fast"]
-# Of the name of a task that has two sets of data.
-SUFFIX = {"full": "", "fast": "_fast"}
-OWN_PAIRS = "pairs"  # what the names of the user's own tasks begin with
+FULL, FAST = ("full",), ("fast",)
+OWN_PAIRS = "pairs"  # beginning of the names of the user's own tasks
+# Tasks that take long come last.
+ORDER = ("model", "series", "training")
 
 
 @dataclass(frozen=True)
-class Task:
-    """Where a task's data lies, and how they are read.
+class Source:
+    """The place of a task's data, and the function that reads them.
 
-    `fast` is None for a task that has no fast subset. A task without a `format` is no
-    choice between texts: `evaluation/reading.py` and `evaluation/aoa.py` have it.
+    Attributes:
+        load: (directory, fields of `Task`) -> the task.
+        official: its folder among the official results.
+        folder: its folder in full_eval, fast_eval or both.
+        sets: the sets that have the folder, of `full` and `fast`.
+        is_share: whether its score is a share of right answers, rather than a correlation
+            or an explained variance.
+        trains: whether the task trains a copy of the model. `full` leaves such tasks out.
     """
 
-    official: str  # its folder among the official results
-    full: str  # its folder in full_eval
-    fast: str | None  # its folder in fast_eval
-    format: Format | None = None
-    split_of: Callable[[str], str] | None = None
-    per_token: bool = False
-    correlated: bool = False
+    load: Callable[..., Task]
+    official: str
+    folder: str
+    sets: Sequence[str] = FULL
+    is_share: bool = True
+    trains: bool = False
+
+    def find(self, data_dir: Path) -> Path | None:
+        """Return the folder of the data. Where both sets have it, either copy will do."""
+        folders = [find_folder(data_dir / f"{s}_eval", self.folder) for s in self.sets]
+        return next((folder for folder in folders if folder), None)
 
 
-WUG_ADJECTIVES = Format(formats.WUG_FIELDS, formats.wug("wug_adj"))
-WUG_PAST_TENSE = Format(formats.WUG_FIELDS, formats.wug("wug_past"))
 # fmt: off
 TASKS = {
-    "blimp": Task("blimp", "blimp_filtered", "blimp_fast", formats.PAIRS),
-    "supplement": Task("blimp", "supplement_filtered", "supplement_fast", formats.PAIRS),
-    "ewok": Task("ewok", "ewok_filtered", "ewok_fast", formats.EWOK),
-    "entity_tracking": Task(
-        "entity_tracking", "entity_tracking", "entity_tracking_fast",
-        formats.ENTITY_TRACKING, split_of=formats.entity_split,
+    "blimp": Source(formats.PAIRS.load, "blimp", "blimp_filtered"),
+    "blimp_fast": Source(formats.PAIRS.load, "blimp", "blimp_fast", FAST),
+    "supplement": Source(formats.PAIRS.load, "blimp", "supplement_filtered"),
+    "supplement_fast": Source(formats.PAIRS.load, "blimp", "supplement_fast", FAST),
+    "ewok": Source(formats.EWOK.load, "ewok", "ewok_filtered"),
+    "ewok_fast": Source(formats.EWOK.load, "ewok", "ewok_fast", FAST),
+    "entity_tracking": Source(
+        formats.ENTITY_TRACKING.load, "entity_tracking", "entity_tracking"
     ),
-    "comps": Task("comps", "comps", None, formats.COMPS),
-    "global_piqa_parallel": Task(
-        "global_piqa_parallel", "global_piqa_parallel", "global_piqa_parallel",
-        formats.GLOBAL_PIQA, per_token=True,
+    "entity_tracking_fast": Source(
+        formats.ENTITY_TRACKING.load, "entity_tracking", "entity_tracking_fast", FAST
     ),
-    "global_piqa_nonparallel": Task(
-        "global_piqa_nonparallel", "global_piqa_nonparallel", "global_piqa_nonparallel",
-        formats.GLOBAL_PIQA, per_token=True,
+    "comps": Source(formats.COMPS.load, "comps", "comps"),
+    "global_piqa_parallel": Source(
+        formats.GLOBAL_PIQA.load,
+        "global_piqa_parallel", "global_piqa_parallel", FULL + FAST,
     ),
-    "wug_adj": Task(
-        "wug_adj", "wug_adj_nominalization", "wug_adj_nominalization", WUG_ADJECTIVES,
-        correlated=True,
+    "global_piqa_nonparallel": Source(
+        formats.GLOBAL_PIQA.load,
+        "global_piqa_nonparallel", "global_piqa_nonparallel", FULL + FAST,
     ),
-    "wug_past": Task(
-        "wug_past", "wug_past_tense", "wug_past_tense", WUG_PAST_TENSE, correlated=True
+    "wug_adj": Source(
+        formats.WUG_ADJECTIVES.load,
+        "wug_adj", "wug_adj_nominalization", FULL + FAST, is_share=False,
     ),
-    "reading": Task("reading", "reading", "reading"),
-    "aoa": Task("AoA_word", "aoa", None),
+    "wug_past": Source(
+        formats.WUG_PAST_TENSE.load,
+        "wug_past", "wug_past_tense", FULL + FAST, is_share=False,
+    ),
+    "reading": Source(
+        ReadingTimes.load, "reading", "reading", FULL + FAST, is_share=False
+    ),
+    "aoa": Source(AgeOfAcquisition.load, "AoA_word", "aoa", is_share=False),
+    **{
+        name: Source(FineTuning.load, f"finetune/{name}", "glue_filtered", trains=True)
+        for name in FORMATS
+    },
 }
 # fmt: on
 GROUPS = {
     "global_piqa": ("global_piqa_parallel", "global_piqa_nonparallel"),
     "wug": ("wug_adj", "wug_past"),
+    "glue": tuple(FORMATS),
 }
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A task that is asked for and has its data."""
-
-    task: str  # key of TASKS
-    subset: Subset
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """What its score is called: "blimp", "blimp_fast"."""
-        return _name(self.task, self.subset)
-
-
-def select(
-    tasks: str | Sequence[str], data_dir: Path
-) -> tuple[list[Selected], list[str]]:
-    """The tasks asked for that have their data, and the names of those that have not.
+def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]]:
+    """Return the tasks that are asked for, and the names of those that have no data.
 
     Args:
-        tasks: "full", "fast", or names: of TASKS, of GROUPS, or of a fast subset
-            ("blimp_fast"). What is named must have its data.
-        data_dir: the folder that holds full_eval and fast_eval.
+        seed: seed of fine-tuning.
+
+    Raises:
+        UserError: an unknown task; a task that the user named has no data; data that cannot
+            be used.
     """
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
-    if len(names) > 1 and (alone := [name for name in names if name in SUFFIX]):
-        raise UserError(
-            f"evaluation.tasks: {alone[0]} stands alone, got [{', '.join(names)}]"
-        )
-    explicit = names[0] not in SUFFIX
-    wanted = list(_named(names) if explicit else _subset(names[0]))
-    found, missing = [], []
-    for name, subset in wanted:
-        folder = _folder(TASKS[name], subset, data_dir)
-        if folder is not None:
-            found.append(Selected(name, subset, folder))
-        elif explicit:
-            raise UserError(
-                f"evaluation.tasks: {_name(name, subset)} needs the folder"
-                f" {_folder_name(TASKS[name], subset)} in {data_dir / f'{subset}_eval'}"
+    common = {"protocol": args.protocol, "bf16": bool(args.bf16)}
+    of_training = {"protocol": args.protocol, "bf16": args.bf16, "seed": seed}
+    with naming(args.key("tasks")):
+        wanted = expand(args.tasks or [])
+    with naming(args.key("data")):
+        found, missing = find_data(wanted, Path(args.data))
+        tasks = [
+            TASKS[name].load(
+                directory,
+                name=name,
+                folder=TASKS[name].official,
+                is_named=wanted[name],
+                **(of_training if TASKS[name].trains else common),
             )
+            for name, directory in found.items()
+        ]
+    folders = [args.pairs] if isinstance(args.pairs, str) else args.pairs or []
+    with naming(args.key("pairs")):
+        tasks += load_pairs_folders(folders, **common)
+    tasks.sort(key=lambda task: ORDER.index(task.takes))
+    return tasks, missing
+
+
+def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
+    """Return task -> whether the user named it, rather than `full` or `fast`.
+
+    Args:
+        tasks: one or several of `full`, `fast`, keys of `TASKS` and keys of `GROUPS`.
+    """
+    wanted: dict[str, bool] = {}
+    for name in [tasks] if isinstance(tasks, str) else tasks:
+        if name in FULL + FAST:
+            in_set = [t for t, s in TASKS.items() if name in s.sets and not s.trains]
+            wanted = {**dict.fromkeys(in_set, False), **wanted}
         else:
-            missing.append(_name(name, subset))
-    if not found:
-        raise UserError(f"evaluation.tasks={tasks}: no data of any task in {data_dir}")
-    return found, missing
-
-
-def _subset(subset: Subset) -> Iterable[tuple[str, Subset]]:
-    for name, task in TASKS.items():
-        if _folder_name(task, subset):
-            yield name, subset
-
-
-def _named(names: Sequence[str]) -> Iterable[tuple[str, Subset]]:
-    """Each (task, subset) once, in the order in which it was asked for."""
-    wanted: dict[tuple[str, Subset], None] = {}
-    for asked in names:
-        subset: Subset = "fast" if asked.endswith(SUFFIX["fast"]) else "full"
-        name = asked.removesuffix(SUFFIX[subset])
-        members = GROUPS.get(name, (name,))
-        if not all(m in TASKS and _folder_name(TASKS[m], subset) for m in members):
-            fast = [f"{n}_fast" for n, task in TASKS.items() if task.fast]
-            known = ["full", "fast", *TASKS, *GROUPS, *fast]
-            close = difflib.get_close_matches(asked, known, n=1)
-            raise UserError(
-                f"evaluation.tasks must be of {', '.join(known)}; got {asked}"
-                + (f": did you mean {close[0]}?" if close else "")
-            )
-        wanted.update(dict.fromkeys((member, subset) for member in members))
+            wanted |= dict.fromkeys(_members(name), True)
     return wanted
 
 
-def _name(name: str, subset: Subset) -> str:
-    two = TASKS[name].fast not in (None, TASKS[name].full)
-    return name + SUFFIX[subset] if two else name
+def _members(name: str) -> Sequence[str]:
+    """Return the tasks that a name means."""
+    members = GROUPS.get(name, (name,))
+    if all(member in TASKS for member in members):
+        return members
+    # Where both sets have the same data, the suffix makes no difference.
+    whole = name.removesuffix("_fast")
+    members = GROUPS.get(whole, (whole,))
+    if all(m in TASKS and TASKS[m].sets == FULL + FAST for m in members):
+        return members
+    known = ["full", "fast", *TASKS, *GROUPS]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    raise UserError(f"must be names of {', '.join(known)}; got {name}{hint}")
 
 
-def _folder_name(task: Task, subset: Subset) -> str | None:
-    return task.full if subset == "full" else task.fast
+def find_data(
+    wanted: Mapping[str, bool], data_dir: Path
+) -> tuple[dict[str, Path], list[str]]:
+    """Return task -> the folder of its data, and the names of tasks without data.
 
+    Args:
+        wanted: task -> whether the user named it.
 
-def _folder(task: Task, subset: Subset, data_dir: Path) -> Path | None:
-    """Its data. Where the fast subset is the whole task, either copy will do."""
-    name = _folder_name(task, subset)
-    found = find_folder(data_dir / f"{subset}_eval", name)
-    if found is None and task.full == task.fast:
-        other = "fast" if subset == "full" else "full"
-        return find_folder(data_dir / f"{other}_eval", name)
-    return found
-
-
-def load(selected: Selected, protocol: Protocol) -> ChoiceTask:
-    """Reads a task that has a format: its rows become choices."""
-    task = TASKS[selected.task]
-    folder = f"{task.official}/{_folder_name(task, selected.subset)}"
-    loaded = load_pairs(selected.folder, task.format, protocol, "evaluation.data")
-    return replace(
-        loaded,
-        name=selected.name,
-        folder=folder,
-        split_of=task.split_of,
-        per_token=task.per_token,
-        correlated=task.correlated,
-    )
-
-
-def load_pairs(
-    folder: Path,
-    format: Format = formats.PAIRS,
-    protocol: Protocol = 2026,
-    key: str = "evaluation.pairs",
-) -> ChoiceTask:
-    """A folder of minimal pairs in BLiMP's format: pairs_<folder>. Errors name `key`."""
-    choices = []
-    for file, number, row in read_rows(folder, format.fields, key):
-        try:
-            choice = format.read(row, file.stem, protocol)
-        except UserError as error:
-            place = f"{key}: {file}, line {number}"
-            raise UserError(f"{place}: {error}") from error
-        if choice is not None:
-            choices.append(choice)
-    if not choices:
-        raise UserError(f"{key}: protocol {protocol} leaves nothing of {folder}")
-    return ChoiceTask(
-        name=f"{OWN_PAIRS}_{folder.name}",
-        folder=f"{OWN_PAIRS}/{folder.name}",
-        protocol=protocol,
-        choices=tuple(choices),
-        data_checksum=checksum(list(folder.glob("*.jsonl"))),
-    )
+    Raises:
+        UserError: a task that the user named has no data, or none has.
+    """
+    found, missing = {}, []
+    for name, is_named in wanted.items():
+        folder = TASKS[name].find(data_dir)
+        if folder is not None:
+            found[name] = folder
+        elif is_named:
+            root = data_dir / f"{TASKS[name].sets[0]}_eval"
+            raise UserError(f"{name} needs the folder {TASKS[name].folder} in {root}")
+        else:
+            missing.append(name)
+    if wanted and not found:
+        raise UserError(f"no data of any task in {data_dir}")
+    return found, missing
 
 
 def load_pairs_folders(
-    folders: Sequence[Path], protocol: Protocol = 2026
-) -> list[ChoiceTask]:
-    """The user's own folders of minimal pairs; their names must tell them apart."""
-    places: dict[str, Path] = {}
-    for folder in folders:
-        name = Path(folder).resolve().name
-        if other := places.get(name):
-            raise UserError(
-                f"evaluation.pairs: two folders may not have the same name, got {other}"
-                f" and {folder}"
-            )
-        places[name] = folder
-    return [load_pairs(Path(f).resolve(), protocol=protocol) for f in places.values()]
+    folders: Sequence[str], protocol: Protocol = 2026, bf16: bool = False
+) -> list[Task]:
+    """Return the tasks of the user's own minimal pairs, a folder each: `pairs_<folder>`.
+
+    Raises:
+        UserError: a folder is missing or empty, or two have the same name.
+    """
+    tasks: dict[str, Task] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        name = f"{OWN_PAIRS}_{folder.resolve().name}"
+        if name in tasks:
+            raise UserError(f"two folders may not have the same name, got {folders}")
+        tasks[name] = formats.PAIRS.load(
+            folder.resolve(),
+            name=name,
+            folder=OWN_PAIRS,
+            protocol=protocol,
+            bf16=bf16,
+        )
+    return list(tasks.values())

@@ -1,32 +1,41 @@
-"""A choice between texts: the most probable is chosen, and must be the right one.
+"""A choice between texts: the most probable text is chosen, and should be the right one.
 
-Rules of the challenge's pipelines (babylm/evaluation-pipeline-2025, and 2026:
-babylm-org/babylm-eval as of July 2026). They differ in ties: in 2025 the first of the tied
-texts was chosen, which is mostly the right one; in 2026 one is drawn at random. Ours for
-2026 counts a tie as wrong, so that a score depends on nothing but the model, and writes a
-wrong answer to the predictions, so that who collates them finds the same score.
+The rules are those of the challenge's pipelines (babylm/evaluation-pipeline-2025, and for
+2026 babylm-org/babylm-eval as of July 2026). They differ in ties. In 2025 the first of the
+tied texts was chosen, which is mostly the right one. In 2026 the pipeline draws one at
+random. Here a tie in 2026 counts as wrong, so that a score depends on the model alone. The
+predictions then hold a wrong answer, so that the official scripts compute the same score.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from src.evaluation.results import Result
-from src.evaluation.scoring.texts import Item, Scored
+from src.evaluation.scoring.prefix_tree import Query
+from src.evaluation.scoring.scorer import Item, Scored, Scorer
+from src.evaluation.tasks.rows import Fields, read_rows
+from src.evaluation.tasks.task import Answer, Protocol, Task
+from src.foundation import UserError, checksum_of_files
 
-Protocol = Literal[2025, 2026]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One question: texts of which one is right.
+    """A question: several texts, of which one is right.
 
-    `uid` is the official name of the part of the task that it belongs to, `answers` are
-    what the official predictions call the texts, `tags` are further parts to report.
+    Attributes:
+        uid: official name of the part of the task that the question belongs to.
+        answers: names of the texts in the official predictions.
+        label: index of the right text.
+        tags: further parts for which a score is reported, kind of part -> its name.
+        ratio: share of people who prefer the first text (WUG).
     """
 
     uid: str
@@ -34,90 +43,162 @@ class Choice:
     answers: tuple[str, ...]
     label: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
-    ratio: float = np.nan  # of people who prefer the first text (WUG)
+    ratio: float = np.nan
 
 
 @dataclass(frozen=True)
-class ChoiceTask:
-    """A task read and ready: `items` to be scored, `result` of their scores."""
+class Format:
+    """The format of a task's rows, and the rules by which its choices are scored.
 
-    name: str
-    folder: str  # official place of the results: task/dataset
-    protocol: Protocol
+    Attributes:
+        fields: fields that a row must have, with their types.
+        read: (row, name of its file without ending, protocol) -> choice, or None for a row
+            that the protocol leaves out.
+        split_of: uid -> its split. Means are taken over the uids of a split first.
+        per_token: whether the mean log-probability of a token decides, not the sum.
+        correlated: whether the score is Spearman's rho with `Choice.ratio`, not the share
+            of right choices.
+    """
+
+    fields: Fields
+    read: Callable[[Row, str, Protocol], Choice | None]
+    split_of: Callable[[str], str] | None = None
+    per_token: bool = False
+    correlated: bool = False
+
+    def load(
+        self, directory: Path, folder: str, protocol: Protocol, **common: Any
+    ) -> "ChoiceTask":
+        """Read the *.jsonl files of a directory, in order of their names.
+
+        Args:
+            folder: official folder of the task, without that of the dataset.
+            common: other fields of `Task`.
+        """
+        choices = []
+        files = sorted(directory.glob("*.jsonl"))
+        if not files:
+            raise UserError(f"no *.jsonl file in {directory}")
+        for file in files:
+
+            def convert(row: Row, stem: str = file.stem) -> Choice | None:
+                return self.read(row, stem, protocol)
+
+            choices += filter(None, read_rows(file, self.fields, convert))
+        if not choices:
+            raise UserError(f"protocol {protocol} leaves nothing of {directory}")
+        return ChoiceTask(
+            format=self,
+            choices=tuple(choices),
+            folder=f"{folder}/{directory.name}",
+            protocol=protocol,
+            data_checksum=checksum_of_files(files),
+            **common,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceTask(Task):
+    """A task of choices between texts. An answer is a `Scored` of the choices' texts."""
+
+    format: Format
     choices: tuple[Choice, ...]
-    data_checksum: str
-    split_of: Callable[[str], str] | None = None  # uids whose mean is taken first
-    per_token: bool = False  # the mean log-probability of a token decides, not the sum
-    correlated: bool = False  # Spearman's rho with `ratio`, not the share of right ones
+
+    @property
+    def num_items(self) -> int:
+        return len(self.choices)
+
+    @property
+    def parts(self) -> list[str]:
+        return list(dict.fromkeys(choice.uid for choice in self.choices))
 
     @property
     def items(self) -> list[Item]:
         """The texts of all choices, one choice after the other."""
         return [item for choice in self.choices for item in choice.items]
 
-    def result(self, scored: Scored) -> Result:
-        """What the log-probabilities of `items`, in that order, amount to.
+    def sample(self, num_items: int) -> "ChoiceTask":
+        """Return the task with choices at even distances, so that each part has its share."""
+        number = min(num_items, len(self.choices))
+        indices = np.linspace(0, len(self.choices) - 1, number).round().astype(int)
+        return replace(self, choices=tuple(self.choices[index] for index in indices))
 
-        A choice with a text that is too long (NaN) counts as wrong (in a correlation: not
-        at all) and is named.
+    def prepare(self, scorer: Scorer) -> list[list[Query]]:
+        return scorer.queries(self.items)
+
+    def ask(self, scorer: Scorer, prepared: list[list[Query]]) -> Scored:
+        return scorer.score(prepared)
+
+    def result(self, answers: Sequence[Answer]) -> Result:
+        """Return the result of one model.
+
+        A choice with a text that is too long (NaN) is named and counts as wrong. A
+        correlation leaves it out.
         """
-        values = self._values(scored)
+        (answer,) = answers
+        values = self._values(answer.content)
         decisions = [decide(c, v, self.protocol) for c, v in zip(self.choices, values)]
-        right = [c.label == chosen for c, (chosen, _) in zip(self.choices, decisions)]
-        ids = _ids(self.choices)
-        if self.correlated:
+        if self.format.correlated:
             subscores = {}
             score = 100 * _human_correlation(self.choices, values)
         else:
-            subscores = _shares(_groups(self.choices), right)
-            if self.split_of:
-                subscores["split"] = _split_means(subscores["UID"], self.split_of)
+            right = [c.label == index for c, (index, _) in zip(self.choices, decisions)]
+            subscores = _shares(self.choices, right)
+            if self.format.split_of:
+                split = _split_means(subscores["UID"], self.format.split_of)
+                subscores["split"] = split
             score = fmean(subscores.get("split", subscores["UID"]).values())
-        answers = [
-            _answer(choice, index, self.protocol)
-            for choice, (index, _) in zip(self.choices, decisions)
-        ]
-        chosen = _predictions(self.choices, ids, answers, values, self.correlated)
-        report = _report(score, subscores, self.correlated)
-        return Result(
-            task=self.name,
-            folder=self.folder,
-            protocol=self.protocol,
+        ids = _ids(self.choices)
+        predictions: dict = defaultdict(lambda: {"predictions": []})
+        for choice, name, value, (index, _) in zip(
+            self.choices, ids, values, decisions
+        ):
+            row = {"id": name, "pred": _prediction(choice, index, self.protocol)}
+            if self.format.correlated:
+                row["prob"] = first_share(value)
+            predictions[choice.uid]["predictions"].append(row)
+        return self.build_result(
+            answers,
             score=score,
-            num_items=len(self.choices),
             num_ties=sum(tied for _, tied in decisions),
             too_long=tuple(i for i, v in zip(ids, values) if np.isnan(v).any()),
             subscores=subscores,
-            files={"predictions.json": chosen, "best_temperature_report.txt": report},
-            data_checksum=self.data_checksum,
+            files={
+                "predictions.json": dict(predictions),
+                "best_temperature_report.txt": _report(score, subscores),
+            },
         )
 
     def _values(self, scored: Scored) -> list[np.ndarray]:
-        """Scores of each choice's texts.
+        """Return the scores of each choice's texts, arrays [num_texts].
 
-        A text that stands twice in a choice gets the same score twice: batching may give
-        it two that differ in the last bits.
+        A text that stands twice in a choice gets the same score twice. Batching may give
+        the two scores that differ in the last bits.
         """
         values = np.array(scored.log_probability, np.float64)
-        if self.per_token:
+        if self.format.per_token:
             values = values / np.maximum(1, scored.num_tokens)
         ends = np.cumsum([len(choice.items) for choice in self.choices])
-        split = np.split(values, ends[:-1])
-        for choice, own in zip(self.choices, split):
+        of_choices = np.split(values, ends[:-1])
+        for choice, of_texts in zip(self.choices, of_choices):
             if len(set(choice.items)) < len(choice.items):
-                own[:] = own[[choice.items.index(item) for item in choice.items]]
-        return split
+                first = [choice.items.index(item) for item in choice.items]
+                of_texts[:] = of_texts[first]
+        return of_choices
 
 
 def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int, bool]:
-    """Index of the chosen text, and whether several have the highest of `values` [texts].
+    """Return the index of the chosen text, and whether texts are tied for the highest value.
 
     Of tied texts the first is chosen in 2025, the first wrong one in 2026. Where a text is
-    too long to be scored (NaN), the first wrong one.
+    too long to be scored (NaN), the first wrong one is chosen.
+
+    Args:
+        values: score of each text [num_texts].
     """
-    wrong = 1 if choice.label == 0 else 0
+    first_wrong = 1 if choice.label == 0 else 0
     if np.isnan(values).any():
-        return wrong, False
+        return first_wrong, False
     highest = np.flatnonzero(values == values.max()).tolist()
     tied = len(highest) > 1
     if tied and protocol == 2026 and highest[0] == choice.label:
@@ -125,21 +206,21 @@ def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int,
     return highest[0], tied
 
 
-def _answer(choice: Choice, chosen: int, protocol: Protocol) -> str:
-    """What the predictions call the chosen text.
+def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
+    """Return the name of the chosen text in the predictions.
 
-    The official scripts find out by the text itself whether it is right. Seven pairs of
-    BLiMP have the same text twice, such as "Douglas's senator was left by Susan.": they are
-    tied, so wrong in 2026, and a text that is wrong is the empty one.
+    The official scripts compare texts to find out whether an answer is right. Seven pairs of
+    BLiMP have the same text twice, such as "Douglas's senator was left by Susan.". They are
+    tied, so they are wrong in 2026, and the empty text stands for a wrong answer.
     """
-    answer, right = choice.answers[chosen], choice.answers[choice.label]
-    is_wrong = chosen != choice.label and protocol == 2026
+    answer, right = choice.answers[index], choice.answers[choice.label]
+    is_wrong = index != choice.label and protocol == 2026
     return "" if is_wrong and answer.strip() == right.strip() else answer
 
 
 def _ids(choices: Sequence[Choice]) -> list[str]:
-    """Official ids: the uid and the number of the choice within it, from 0."""
-    uses: dict[str, int] = defaultdict(int)
+    """Return the official ids: the uid and the number of the choice within it, from 0."""
+    uses: Counter = Counter()
     ids = []
     for choice in choices:
         ids.append(f"{choice.uid}_{uses[choice.uid]}")
@@ -147,24 +228,16 @@ def _ids(choices: Sequence[Choice]) -> list[str]:
     return ids
 
 
-def _groups(choices: Sequence[Choice]) -> dict[str, dict[str, list[int]]]:
-    """ "UID" and each tag → its values → the choices (indices) that have it."""
-    groups: dict = defaultdict(lambda: defaultdict(list))
-    for index, choice in enumerate(choices):
-        for group, name in {"UID": choice.uid, **choice.tags}.items():
-            groups[group][name].append(index)
-    return groups
-
-
 def _shares(
-    groups: Mapping[str, Mapping[str, list[int]]], right: Sequence[bool]
+    choices: Sequence[Choice], right: Sequence[bool]
 ) -> dict[str, dict[str, float]]:
-    """Percent of right choices in every group."""
+    """Return the percentage of right choices for each uid ("UID") and each tag."""
+    groups: dict = defaultdict(lambda: defaultdict(list))
+    for choice, is_right in zip(choices, right):
+        for group, name in {"UID": choice.uid, **choice.tags}.items():
+            groups[group][name].append(is_right)
     return {
-        group: {
-            name: 100 * sum(right[index] for index in indices) / len(indices)
-            for name, indices in members.items()
-        }
+        group: {name: 100 * sum(own) / len(own) for name, own in members.items()}
         for group, members in groups.items()
     }
 
@@ -179,7 +252,7 @@ def _split_means(
 
 
 def first_share(values: np.ndarray) -> float:
-    """How much of the probability of the texts the first one has."""
+    """Return the first text's share of the probability of all texts [num_texts]."""
     shifted = np.exp(values - values.max())
     return float(shifted[0] / shifted.sum())
 
@@ -187,52 +260,27 @@ def first_share(values: np.ndarray) -> float:
 def _human_correlation(
     choices: Sequence[Choice], values: Sequence[np.ndarray]
 ) -> float:
-    pairs = [
-        (first_share(value), choice.ratio)
-        for choice, value in zip(choices, values)
-        if not np.isnan(value).any()
-    ]
-    return spearman(*np.array(pairs).T) if pairs else np.nan
+    """Return Spearman's rho of the first text's shares, by the model and by people.
+
+    NaN where one of the two is constant.
+    """
+    from scipy.stats import spearmanr
+
+    shares = np.array([first_share(value) for value in values])
+    ratios = np.array([choice.ratio for choice in choices])
+    known = ~np.isnan(shares)
+    shares, ratios = shares[known], ratios[known]
+    if len(set(shares)) < 2 or len(set(ratios)) < 2:
+        return np.nan
+    return float(spearmanr(shares, ratios).statistic)
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation of two arrays [n]; NaN where one of them is constant."""
-    first, second = _ranks(first), _ranks(second)
-    first, second = first - first.mean(), second - second.mean()
-    norm = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / norm) if norm > 0 else np.nan
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks [n] from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _predictions(
-    choices: Sequence[Choice],
-    ids: Sequence[str],
-    answers: Sequence[str],
-    values: Sequence[np.ndarray],
-    with_probability: bool,
-) -> dict[str, dict[str, list[dict]]]:
-    """predictions.json: uid → its choices in the order of its file."""
-    found: dict = defaultdict(lambda: {"predictions": []})
-    for choice, name, answer, value in zip(choices, ids, answers, values):
-        prediction = {"id": name, "pred": answer}
-        if with_probability:
-            prediction["prob"] = first_share(value)
-        found[choice.uid]["predictions"].append(prediction)
-    return dict(found)
-
-
-def _report(
-    score: float, subscores: Mapping[str, Mapping[str, float]], correlated: bool
-) -> str:
-    """best_temperature_report.txt; a correlation is not × 100 there."""
-    metric = "SPEARMAN'S RHO" if correlated else "ACCURACY"
-    average = score / 100 if correlated else score
-    groups = {"UID": {"avg": average}} if correlated else subscores
+def _report(score: float, subscores: Mapping[str, Mapping[str, float]]) -> str:
+    """Return best_temperature_report.txt. A correlation, without subscores, is not × 100."""
+    metric, average, groups = "ACCURACY", score, subscores
+    if not subscores:
+        metric, average = "SPEARMAN'S RHO", score / 100
+        groups = {"UID": {"avg": average}}
     lines = ["TEMPERATURE: 1.00", ""]
     for group, members in groups.items():
         lines.append(f"### {group.upper()} {metric}")

@@ -1,31 +1,23 @@
-"""How a row of each task's files becomes a choice between texts.
+"""The formats of the tasks' files: functions that turn a row into a choice between texts.
 
-A format is a function (row, file name without ending, protocol) → choice, or None for a row
-that the protocol leaves out, with the fields that the row must have. What is scored of a
-text begins where the official pipelines begin: a leading space belongs to EWoK's targets
-and PIQA's solutions and not to COMPS' phrases, which matters to tokenizers that cut it off.
+The scored part of a text begins where it begins in the official pipelines: a leading space
+belongs to EWoK's targets and PIQA's solutions, but not to COMPS' phrases. This matters to
+tokenizers that cut it off.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-from src.evaluation.scoring.texts import Item
-from src.evaluation.tasks.choice import Choice, Protocol
-from src.evaluation.tasks.rows import Fields
+from src.evaluation.scoring.scorer import Item
+from src.evaluation.tasks.choice import Choice, Format, Row
+from src.evaluation.tasks.task import Protocol
 from src.foundation import UserError
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Format:
-    fields: Fields
-    read: Callable[[Row, str, Protocol], Choice | None]
 
 
 def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """BLiMP and everything in its format. Rows without a `field` belong to their file."""
+    """Read a row of BLiMP, or of another task in its format.
+
+    A row without a `field` belongs to the part that its file is.
+    """
     texts = (row["sentence_good"], row["sentence_bad"])
     items = tuple(map(Item, texts))
     if "field" not in row:
@@ -36,7 +28,7 @@ def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Which target fits the context (2025); which context fits the target (2026)."""
+    """Read a question: which target fits the context (2025), or the reverse (2026)."""
     contexts, targets = [row["Context1"]] * 2, [row["Target1"], row["Target2"]]
     if protocol == 2026:
         contexts, targets = [row["Context1"], row["Context2"]], [row["Target1"]] * 2
@@ -53,7 +45,7 @@ def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def entity_tracking(row: Row, stem: str, protocol: Protocol) -> Choice | None:
-    """2026 leaves out rows with an option that has "nothing" in it."""
+    """Read the options for a box. 2026 leaves out rows with "nothing" in an option."""
     prefix, options = row["input_prefix"], tuple(row["options"])
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise UserError(f"options must be at least two texts, got {options!r}")
@@ -72,7 +64,7 @@ COMPS_PARTS = {
 
 
 def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Of which concept the property is the more probable."""
+    """Read a question: for which concept is the property more probable."""
     prefixes = (row["prefix_acceptable"], row["prefix_unacceptable"])
     texts = tuple(f"{prefix} {row['property_phrase']}" for prefix in prefixes)
     items = tuple(Item(t, len(prefix) + 1) for t, prefix in zip(texts, prefixes))
@@ -80,7 +72,7 @@ def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Two or four solutions; every row is its own part, called by its `example_id`."""
+    """Read two or four solutions. Every row is a part of its own, named `example_id`."""
     answers = []
     while f"solution{len(answers)}" in row:
         answers.append(f" {row[f'solution{len(answers)}']}")
@@ -94,7 +86,7 @@ def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def wug(uid: str) -> Callable[[Row, str, Protocol], Choice]:
-    """Forms of a word that does not exist, the share of people who prefer the first."""
+    """Return a reader of invented words in several forms, for which people were asked."""
 
     def read(row: Row, stem: str, protocol: Protocol) -> Choice:
         texts = tuple(row["sentences"].split("\t"))
@@ -106,7 +98,7 @@ def wug(uid: str) -> Callable[[Row, str, Protocol], Choice]:
 
 
 def entity_split(uid: str) -> str:
-    """The mean over 0 to 5 operations inside a split comes before the mean over splits."""
+    """Return the split of a part, without its number of operations (0 to 5)."""
     return uid.rsplit("_", 2)[0]
 
 
@@ -120,7 +112,9 @@ EWOK = Format(
     ewok,
 )
 ENTITY_TRACKING = Format(
-    {"input_prefix": str, "options": list, "numops": int}, entity_tracking
+    {"input_prefix": str, "options": list, "numops": int},
+    entity_tracking,
+    split_of=entity_split,
 )
 COMPS = Format(
     dict.fromkeys(("prefix_acceptable", "prefix_unacceptable", "property_phrase"), str),
@@ -135,5 +129,8 @@ GLOBAL_PIQA = Format(
         "example_id": object,
     },
     global_piqa,
+    per_token=True,
 )
 WUG_FIELDS = {"sentences": str, "ratio": (int, float)}
+WUG_ADJECTIVES = Format(WUG_FIELDS, wug("wug_adj"), correlated=True)
+WUG_PAST_TENSE = Format(WUG_FIELDS, wug("wug_past"), correlated=True)

@@ -1,31 +1,29 @@
-"""Reading times: what a model's surprisal adds to length, frequency and position.
+"""Reading times: the variance that surprisal explains beyond length, frequency and position.
 
-The words of 205 English sentences with eye-tracking and self-paced reading times (de Varda
-et al. 2023), scored as the challenge's pipelines score them (reading/ in
-babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval, the same in both). A word is
-tokenized without its context, and a word of several tokens goes from token to token by
-way of their text. So ids are asked for here, not texts: with a tokenizer that gives a bare
-word no leading space, only they lead to the score that the challenge would give.
+The data are the words of 205 English sentences with eye-tracking and self-paced reading times
+(de Varda et al. 2023), scored as in the challenge's pipelines (reading/ in
+babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval, the same in both). The pipelines
+tokenize a word without its context, and go from token to token of a word through their text.
+So this task asks for ids, not for texts: where a tokenizer gives a bare word no leading space,
+only the ids lead to the challenge's score.
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from src.evaluation.results import Result
-from src.evaluation.scoring.network import log_probabilities
 from src.evaluation.scoring.prefix_tree import Query
-from src.evaluation.scoring.texts import Backend
-from src.evaluation.tasks.choice import Protocol
-from src.evaluation.tasks.rows import checksum
-from src.foundation import UserError
+from src.evaluation.scoring.scorer import Backend, Scorer
+from src.evaluation.tasks.rows import existing, read_table
+from src.evaluation.tasks.task import Answer, Task
+from src.foundation import checksum_of_files
 
 WORDS = ("Subtlex_log10", "length", "context_length")
 SPILL_OVER = (*WORDS, "prev_length", "prev_pred")
@@ -33,84 +31,148 @@ EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
 NUMBERS = (*WORDS, "prev_length", *EYE_TRACKING, SELF_PACED)
 TEXTS = ("item", "word", "prev_item", "prev_word")
-# The pipelines read the table with pandas, which takes these for a missing text.
-MISSING = frozenset(("", "None", "NA", "N/A", "NaN", "nan", "NULL", "null", "n/a"))
 NUM_MASKS = 3  # behind the context of a masked model: room for words to come
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The words in the order of the file: texts, and numbers [num_words], NaN where none."""
+class Prepared:
+    """The queries of all words, as one tokenizer gives them.
 
-    contexts: list[tuple[str, str]]  # context, word
-    previous: list[tuple[str, str] | None]  # of the word before; None for the first
+    Attributes:
+        queries: the distinct queries.
+        words: indices into `queries` of each word.
+        previous: indices of the word before it; None for the first word of a sentence.
+    """
+
+    queries: list[Query]
+    words: list[list[int]]
+    previous: list[list[int] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingTimes(Task):
+    """The task of reading times.
+
+    An answer holds the surprisal of each word and of the word before it in nats, an array
+    [2, num_words] with NaN where a text is too long or there is no word before.
+
+    Attributes:
+        contexts: (context, word) in the order of the file.
+        previous: the same of the word before; None for the first word of a sentence.
+        numbers: column -> its values [num_words], NaN where there is none.
+    """
+
+    contexts: list[tuple[str, str]]
+    previous: list[tuple[str, str] | None]
     numbers: dict[str, np.ndarray]
-    data_checksum: str
 
+    @classmethod
+    def load(cls, directory: Path, **common: Any) -> "ReadingTimes":
+        """Read reading_data.csv as the pipelines do, with the defaults of pandas.
 
-def load(folder: Path) -> Reading:
-    """Reads reading_data.csv. Raises `UserError` for a missing column or a bad number."""
-    file = folder / "reading_data.csv"
-    if not file.exists():
-        raise UserError(f"evaluation.data: no reading_data.csv in {folder}")
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines)
-        rows = list(reader)
-    if lacking := set(NUMBERS + TEXTS) - set(reader.fieldnames or ()):
-        raise UserError(f"evaluation.data: {file} lacks the columns {sorted(lacking)}")
-    if not rows:
-        raise UserError(f"evaluation.data: {file} is empty")
-    numbers = {name: np.empty(len(rows)) for name in NUMBERS}
-    for index, row in enumerate(rows):
-        for name in NUMBERS:
-            numbers[name][index] = _number(
-                row[name], f"{file}, row {index + 1}: {name}"
-            )
-    return Reading(
-        contexts=[
-            ("None" if row["item"] in MISSING else row["item"], row["word"])
-            for row in rows
-        ],
-        previous=[
-            (
-                None
-                if row["prev_item"] in MISSING
-                else (row["prev_item"], row["prev_word"])
-            )
-            for row in rows
-        ],
-        numbers=numbers,
-        data_checksum=checksum([file]),
-    )
+        Args:
+            common: other fields of `Task`.
 
+        Raises:
+            UserError: the file or a column is missing, or a number is no number.
+        """
+        file = existing(directory / "reading_data.csv")
+        table = read_table(file, TEXTS, NUMBERS)
+        # pandas takes the text "None" for a missing one: the sentence "None of them" loses
+        # its first word, which is put back as a context but not as a word before another.
+        contexts = table[["item", "word"]].fillna("None")
+        previous = table[["prev_item", "prev_word"]].fillna({"prev_word": "None"})
+        return cls(
+            contexts=list(contexts.itertuples(index=False, name=None)),
+            previous=[
+                pair if isinstance(pair[0], str) else None
+                for pair in previous.itertuples(index=False, name=None)
+            ],
+            numbers={name: table[name].to_numpy() for name in NUMBERS},
+            data_checksum=checksum_of_files([file]),
+            **common,
+        )
 
-def _number(text: str | None, place: str) -> float:
-    try:
-        return float(text) if text else math.nan
-    except ValueError as error:
-        raise UserError(
-            f"evaluation.data: {place} must be a number: {text!r}"
-        ) from error
+    @property
+    def num_items(self) -> int:
+        return len(self.contexts)
+
+    def prepare(self, scorer: Scorer) -> Prepared:
+        """Return the queries. The word before a word is mostly in the file: it is asked once."""
+        indices: dict[Query, int] = {}
+        known: dict[tuple[str, str], list[int]] = {}
+
+        def indices_of(pair: tuple[str, str]) -> list[int]:
+            if pair not in known:
+                queries = word_queries(scorer.tokenizer, *pair, scorer.backend)
+                known[pair] = [indices.setdefault(q, len(indices)) for q in queries]
+            return known[pair]
+
+        words = [indices_of(pair) for pair in self.contexts]
+        previous = [pair and indices_of(pair) for pair in self.previous]
+        return Prepared(list(indices), words, previous)
+
+    def ask(self, scorer: Scorer, prepared: Prepared) -> np.ndarray:
+        nats = -np.concatenate(scorer.log_probabilities(prepared.queries))
+        return np.array(
+            [
+                [math.nan if word is None else nats[word].sum() for word in words]
+                for words in (prepared.words, prepared.previous)
+            ]
+        )
+
+    def result(self, answers: Sequence[Answer]) -> Result:
+        """Return the mean of eye tracking (mean of four measures) and self-paced reading.
+
+        Each is `added_variance` × 100.
+        """
+        surprisal, previous = answers[0].content
+        columns = {**self.numbers, "pred": surprisal, "prev_pred": previous}
+        eye = {
+            name: 100 * added_variance(columns, name, WORDS) for name in EYE_TRACKING
+        }
+        self_paced = 100 * added_variance(columns, SELF_PACED, SPILL_OVER)
+        eye_tracking = float(np.mean(list(eye.values())))
+        report = (
+            f"EYE TRACKING SCORE: {eye_tracking:.2f}\n"
+            f"SELF-PACED READING SCORE: {self_paced:.2f}\n"
+        )
+        predictions = [
+            {"id": index, "pred": float(word), "prev_pred": float(before)}
+            for index, (word, before) in enumerate(zip(surprisal, previous))
+        ]
+        return self.build_result(
+            answers,
+            score=(eye_tracking + self_paced) / 2,
+            too_long=tuple(f"reading_{i}" for i in np.flatnonzero(np.isnan(surprisal))),
+            subscores={
+                "measure": {"eye_tracking": eye_tracking, "self_paced": self_paced},
+                "eye_tracking": eye,
+            },
+            files={
+                "predictions.json": {"reading": {"predictions": predictions}},
+                "report.txt": report,
+            },
+        )
 
 
 def word_queries(
     tokenizer: PreTrainedTokenizerBase, context: str, word: str, backend: Backend
 ) -> list[Query]:
-    """One query a token of `word` behind `context`; their log-probabilities add up.
+    """Return one query for each token of `word` behind `context`.
 
-    Behind the first token, the context is continued by the text of the tokens so far, and
-    the text of the next one is tokenized anew: of that, the first token counts.
+    Their log-probabilities add up. Behind the first token, the context is continued by the
+    text of the tokens so far. The text of the next token is tokenized again, and the first
+    token of that is the target.
     """
     queries, text = [], context
-    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-    for place, token in enumerate(ids):
+    for token in tokenizer(word, add_special_tokens=False)["input_ids"]:
         piece = tokenizer.decode(token)
         target = token
-        if place > 0:
+        if queries:
+            again = tokenizer(piece, add_special_tokens=False)["input_ids"]
             # A piece may be no text at all (a lone "▁" of SentencePiece).
-            target = (
-                tokenizer(piece, add_special_tokens=False)["input_ids"] or [token]
-            )[0]
+            target = again[0] if again else token
         queries.append(_query(tokenizer, text, target, backend))
         text += piece
     return queries
@@ -119,8 +181,11 @@ def word_queries(
 def _query(
     tokenizer: PreTrainedTokenizerBase, text: str, target: int, backend: Backend
 ) -> Query:
-    """Causal: the last token predicts. mlm: the first of the masks behind the text is the
-    place; mntp: the token before it."""
+    """Return the query for the token behind a text.
+
+    causal: it is predicted at the last token. mlm: at the first of the masks behind the
+    text. mntp: at the token before that mask.
+    """
     if backend == "causal":
         ids = tokenizer(text)["input_ids"]
         return Query(tuple(ids), (len(ids) - 1,), (target,), text)
@@ -131,108 +196,21 @@ def _query(
     return Query(tuple(ids), (position,), (target,), text)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The queries of all words, made once for many checkpoints of one tokenizer."""
-
-    reading: Reading
-    queries: list[Query]  # each once
-    words: list[list[int]]  # indices of `queries` of each word
-    previous: list[list[int] | None]  # of the word before it
-
-
-def prepare(
-    reading: Reading, tokenizer: PreTrainedTokenizerBase, backend: Backend = "causal"
-) -> Prepared:
-    """Tokenizes. The word before a word is mostly a word of the file: it is asked once."""
-    indices: dict[Query, int] = {}
-    known: dict[tuple[str, str], list[int]] = {}
-
-    def of(pair: tuple[str, str]) -> list[int]:
-        if pair not in known:
-            queries = word_queries(tokenizer, *pair, backend)
-            known[pair] = [indices.setdefault(q, len(indices)) for q in queries]
-        return known[pair]
-
-    words = [of(pair) for pair in reading.contexts]
-    previous = [pair and of(pair) for pair in reading.previous]
-    return Prepared(reading, list(indices), words, previous)
-
-
-def surprisals(
-    model: PreTrainedModel,
-    prepared: Prepared,
-    backend: Backend = "causal",
-    batch_tokens: int = 16384,
-    dtype: torch.dtype | None = None,
-    progress: str | None = None,
-) -> np.ndarray:
-    """Nats of the queries [num_queries], NaN beyond the model's positions."""
-    found = log_probabilities(
-        model, prepared.queries, backend == "causal", batch_tokens, dtype, progress
-    )
-    return -np.concatenate(found)
-
-
-def result(
-    prepared: Prepared, surprisals: np.ndarray, protocol: Protocol = 2026
-) -> Result:
-    """The score from the `surprisals` of the prepared queries.
-
-    The mean of eye tracking (mean of four measures) and self-paced reading, each × 100.
-    """
-    reading = prepared.reading
-    surprisal = _sums(prepared.words, surprisals)
-    previous = _sums(prepared.previous, surprisals)
-    columns = {**reading.numbers, "pred": surprisal, "prev_pred": previous}
-    eye = {name: 100 * added_variance(columns, name, WORDS) for name in EYE_TRACKING}
-    self_paced = 100 * added_variance(columns, SELF_PACED, SPILL_OVER)
-    eye_tracking = float(np.mean(list(eye.values())))
-    report = (
-        f"EYE TRACKING SCORE: {eye_tracking:.2f}\n"
-        f"SELF-PACED READING SCORE: {self_paced:.2f}\n"
-    )
-    predictions = [
-        {"id": index, "pred": float(word), "prev_pred": float(before)}
-        for index, (word, before) in enumerate(zip(surprisal, previous))
-    ]
-    return Result(
-        task="reading",
-        folder="reading",
-        protocol=protocol,
-        score=(eye_tracking + self_paced) / 2,
-        num_items=len(surprisal),
-        too_long=tuple(f"reading_{i}" for i in np.flatnonzero(np.isnan(surprisal))),
-        subscores={
-            "measure": {"eye_tracking": eye_tracking, "self_paced": self_paced},
-            "eye_tracking": eye,
-        },
-        files={
-            "predictions.json": {"reading": {"predictions": predictions}},
-            "report.txt": report,
-        },
-        data_checksum=reading.data_checksum,
-    )
-
-
-def _sums(words: Sequence[list[int] | None], values: np.ndarray) -> np.ndarray:
-    """Surprisal in nats of each word [num_words], NaN where there is none."""
-    return np.array([math.nan if w is None else values[w].sum() for w in words])
-
-
 def added_variance(
     columns: dict[str, np.ndarray], measure: str, predictors: Sequence[str]
 ) -> float:
-    """What `pred` explains of the variance that the predictors leave unexplained.
+    """Return the share of the unexplained variance of `measure` that "pred" explains.
 
-    Least squares on a constant, the predictors and their pairwise products, without and
-    with "pred" [num_words]: (R² with − R² without) / (1 − R² without). Each of the two
-    drops the words that lack a value of its own.
+    It is (R² with − R² without) / (1 − R² without) of two least-squares fits on a constant,
+    the predictors and their pairwise products, with and without "pred". Each of the two
+    drops the words that lack one of its own values.
+
+    Args:
+        columns: name -> values [num_words].
     """
     without = _r_squared(columns, measure, predictors, ())
-    return (_r_squared(columns, measure, predictors, ("pred",)) - without) / (
-        1 - without
-    )
+    with_pred = _r_squared(columns, measure, predictors, ("pred",))
+    return (with_pred - without) / (1 - without)
 
 
 def _r_squared(
@@ -241,10 +219,9 @@ def _r_squared(
     predictors: Sequence[str],
     more: Sequence[str],
 ) -> float:
-    """R² of `measure` on the predictors, their products, and `more` without products."""
+    """Return R² of `measure` on predictors, their products, and `more` without products."""
     used = np.stack([columns[name] for name in (measure, *predictors, *more)])
-    whole = ~np.isnan(used).any(axis=0)
-    target, *values = used[:, whole]
+    target, *values = used[:, ~np.isnan(used).any(axis=0)]
     base = values[: len(predictors)]
     products = [first * second for first, second in combinations(base, 2)]
     matrix = np.stack([np.ones_like(target), *values, *products], axis=1)

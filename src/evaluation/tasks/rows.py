@@ -1,77 +1,100 @@
-"""Folders and JSON lines of a task, with errors that name the file and the line."""
+"""Files of a task: folders, JSON lines and tables, with errors that name file and line."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from src.foundation import UserError
+from src.foundation import UserError, first_line, naming
 
-# What a field must hold: a type, or a tuple of types, as `isinstance` takes it.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Field -> its type, or a tuple of types, as `isinstance` takes it.
 Fields = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def find_folder(root: Path, name: str) -> Path | None:
-    """The folder called `name` below `root`, at whatever depth; None where there is none.
+    """Return the folder called `name` at any depth below `root`, or None.
 
-    Two of that name are refused: an archive that was unpacked into its own folder would
-    otherwise be scored twice, or the older copy instead of the newer.
+    Raises:
+        UserError: there are two, as when an archive was unpacked into its own folder. Both
+            would be scored, or the older copy instead of the newer.
     """
-    found = sorted(path for path in root.rglob(name) if path.is_dir())
-    if len(found) > 1:
-        folders = ", ".join(map(str, found))
-        raise UserError(
-            f"evaluation.data: only one folder may be called {name}, found {folders}"
-        )
-    return found[0] if found else None
+    folders = sorted(path for path in root.rglob(name) if path.is_dir())
+    if len(folders) > 1:
+        names = ", ".join(map(str, folders))
+        raise UserError(f"only one folder may be called {name}, found {names}")
+    return folders[0] if folders else None
 
 
 def read_rows(
-    folder: Path, fields: Fields, key: str = "evaluation.data"
-) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    """(file, number of the line, row) of every line of every *.jsonl, in order of names.
+    file: Path, fields: Fields, convert: Callable[[dict[str, Any]], T]
+) -> list[T]:
+    """Return what `convert` makes of each row of a file of JSON lines.
 
-    Raises `UserError` for a folder without such a file, an empty file, a line that is no
-    JSON object, lacks one of `fields` or holds something else in it. It names `key`, where
-    the folder was given.
+    Raises:
+        UserError: the file is empty; a line is no JSON object, lacks one of `fields`, has a
+            field of another type, or `convert` refuses it.
     """
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        raise UserError(f"{key}: no *.jsonl file in {folder}")
-    for file in files:
-        content = file.read_bytes().removesuffix(b"\n")
-        if not content.strip():
-            raise UserError(f"{key}: {file} is empty")
-        # Not `splitlines`: a text may hold what it takes for a line's end (U+2028).
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if fault := _fault(line, fields):
-                raise UserError(f"{key}: {file}, line {number}: {fault}")
-            yield file, number, json.loads(line)
+    content = file.read_bytes().removesuffix(b"\n")
+    if not content.strip():
+        raise UserError(f"{file} is empty")
+    rows = []
+    # `splitlines` would also split at U+2028 and others, which a text may hold.
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        with naming(f"{file}, line {number}"):
+            rows.append(convert(_parse(line, fields)))
+    return rows
 
 
-def _fault(line: bytes, fields: Fields) -> str:
-    """What is wrong with a line, or nothing."""
+def _parse(line: bytes, fields: Fields) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # of JSON, or of its UTF-8
-        return f"no JSON: {error}"
+        raise UserError(f"no JSON: {error}") from error
     if not isinstance(row, dict):
-        return f"must be a JSON object, got {type(row).__name__}"
+        raise UserError(f"must be a JSON object, got {type(row).__name__}")
     for field, kind in fields.items():
         if field not in row:
-            return f"lacks the field {field}"
+            raise UserError(f"lacks the field {field}")
         if not isinstance(row[field], kind):
-            return f"{field} is a {type(row[field]).__name__}: {row[field]!r}"
-    return ""
+            raise UserError(f"{field} is a {type(row[field]).__name__}: {row[field]!r}")
+    return row
 
 
-def checksum(paths: list[Path]) -> str:
-    """SHA-256 of the files' names and bytes, in order of names: 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def read_table(
+    file: Path, texts: Iterable[str], numbers: Iterable[str]
+) -> "pd.DataFrame":
+    """Return columns of a CSV file, texts as str and numbers as float64.
+
+    The file is read with the defaults of pandas, which are part of the challenge's protocol:
+    the text "None", for example, is a missing value, NaN.
+
+    Raises:
+        UserError: the file has no rows, lacks a column, or has a number that is none.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(file, index_col=False, dtype=dict.fromkeys(texts, str))
+    except ValueError as error:
+        raise UserError(f"{file}: {first_line(error)}") from error
+    if lacking := {*texts, *numbers} - set(table.columns):
+        raise UserError(f"{file} lacks the columns {sorted(lacking)}")
+    if table.empty:
+        raise UserError(f"{file} is empty")
+    for name in numbers:
+        try:
+            table[name] = table[name].astype(float)
+        except ValueError as error:
+            raise UserError(f"{file}, column {name}: {first_line(error)}") from error
+    return table[[*texts, *numbers]]
+
+
+def existing(file: Path) -> Path:
+    """Return a path after checking that the file exists."""
+    if not file.exists():
+        raise UserError(f"no {file.name} in {file.parent}")
+    return file

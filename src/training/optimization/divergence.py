@@ -1,7 +1,7 @@
-"""Stops a run whose loss is no number any more, or that only gets worse.
+"""Detection of a loss that is not finite any more, or that only gets worse.
 
 The losses of steps stay on the device until a log, an evaluation or a checkpoint waits for it
-anyway: looking at each would cost more than a run ever loses by being stopped late.
+anyway: reading each would cost more than a run ever loses by being stopped late.
 """
 
 import math
@@ -10,9 +10,11 @@ from typing import Optional
 import torch
 
 
-class LossWatch:
-    """The losses since the last look, and the first mean, which every checkpoint keeps: a
-    continued run must not take for its beginning what it was stopped for.
+class DivergenceCheck:
+    """The losses since the last look, and the first mean that was logged.
+
+    Every checkpoint keeps that mean: a continued run must not take for its beginning what it
+    was stopped for.
 
     Args:
         uniform_loss: nats per token of a model that has not learnt anything.
@@ -24,13 +26,13 @@ class LossWatch:
         self.first_mean: Optional[float] = None
 
     def add(self, step: int, loss: torch.Tensor) -> None:
-        """A micro-batch's part of the loss of a step (from 0)."""
+        """Add a micro-batch's part of the loss of a step, which counts from 0."""
         self._losses.append((step, loss))
 
-    def bad_step(self) -> Optional[tuple[int, float]]:
-        """(step, loss) of the first loss since the last look that is not finite.
+    def first_not_finite(self) -> Optional[tuple[int, float]]:
+        """Return (step, loss) of the first loss since the last look that is not finite.
 
-        A micro-batch's part, where a step has several.
+        Where a step has several micro-batches, the loss is one micro-batch's part.
         """
         if not self._losses:
             return None
@@ -43,6 +45,6 @@ class LossWatch:
         return next((pair for pair in pairs if not math.isfinite(pair[1])), None)
 
     def diverges(self, loss: float) -> bool:
-        """Whether a mean loss is no number, or far beyond where any model begins."""
+        """Return whether a mean loss is not finite, or far beyond the first mean."""
         self.first_mean = loss if self.first_mean is None else self.first_mean
         return not loss <= max(self._limit, self.first_mean)

@@ -18,9 +18,10 @@ from src.foundation import UserError
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon and AdamW over the groups of one optimizer, which share its state.
+    """torch's Muon and AdamW as one optimizer.
 
-    So schedules, gradient scalers and checkpoints see an optimizer like any other.
+    They work on its groups and its state, so that schedules, gradient scalers and checkpoints
+    see an optimizer like any other.
 
     Args:
         matrices: groups of parameters [rows, columns], for Muon.
@@ -38,7 +39,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The parts work on this optimizer's groups and state."""
+        """Give the two parts this optimizer's groups and state."""
         first, second = self.parts
         number = len(first.param_groups)
         first.param_groups = self.param_groups[:number]
@@ -46,12 +47,12 @@ class MuonAdamW(torch.optim.Optimizer):
         first.state = second.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As any optimizer's: it replaces groups and state."""
+        """Load groups and state, which are replaced, and share them again."""
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: Any = None) -> Any:
-        """A step of both."""
+        """Take a step of both parts."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self.parts:
             part.step()
@@ -61,7 +62,7 @@ class MuonAdamW(torch.optim.Optimizer):
 def muon_with_adamw(
     model: PreTrainedModel, decayed: list[str], adamw: dict[str, Any]
 ) -> MuonAdamW:
-    """The optimizer of `training.optimizer=muon`.
+    """Build the optimizer of `training.optimizer=muon`.
 
     Args:
         decayed: names of AdamW's parameters that decay; Muon's all do.
@@ -81,7 +82,10 @@ def muon_with_adamw(
 def matrices_inside(
     model: PreTrainedModel,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The layers' matrices by name, and all other parameters: embeddings, head, vectors."""
+    """Return the matrices inside the layers by name, and all other parameters.
+
+    The others are the embeddings, the head and the vectors.
+    """
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     head = model.get_output_embeddings()
     outside = {id(p) for p in tables} | ({id(head.weight)} if head else set())
@@ -91,7 +95,7 @@ def matrices_inside(
 
 
 def check_optimizer(training: TrainingArguments, config: PretrainedConfig) -> None:
-    """Raise `UserError` where Muon does not exist here or does not fit the architecture."""
+    """Raise `UserError` if this torch has no Muon, or Muon does not fit the architecture."""
     if training.optimizer != "muon":
         return
     key = "training.optimizer=muon"

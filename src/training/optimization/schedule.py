@@ -1,47 +1,62 @@
-"""How many steps the parts of a run have: warm-up, cooldown, the average of the weights."""
+"""The lengths of a run's parts in steps: warm-up, cooldown, the span of the average."""
 
 import math
+from typing import Any, Optional
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError
+from src.training.decision import Decision
 
 COOLDOWN = "warmup_stable_decay"
 
 
 def num_steps_of(value: float, num_steps: int) -> int:
-    """A number of steps, or below 1 a share of the run's `num_steps`; at least one."""
+    """Return a number of steps; a value below 1 is a share of `num_steps`. At least one."""
     return int(value) if value >= 1 else max(1, math.floor(value * num_steps))
 
 
-def check_lengths(training: TrainingArguments, num_steps: int) -> None:
-    """Raise `UserError` where a part is longer than the run."""
+def averaging_steps(training: TrainingArguments, num_steps: int) -> Optional[int]:
+    """Return the span of the average of the weights in steps; None: no average.
+
+    Raises:
+        UserError: the span is longer than the run.
+    """
+    if training.averaging is None:
+        return None
+    steps = num_steps_of(training.averaging_steps, num_steps)
+    if steps > num_steps:
+        raise UserError(
+            f"training.averaging_steps={training.averaging_steps:g} must be at most the"
+            f" run's {num_steps:,} steps"
+        )
+    return steps
+
+
+def choose_schedule(
+    training: TrainingArguments, num_steps: int
+) -> Decision[dict[str, Any]]:
+    """Return the arguments of the learning rate's schedule; those the user gave win.
+
+    Raises:
+        UserError: warm-up and cooldown are longer than the run.
+    """
     run = f"the run's {num_steps:,} steps"
     warmup = training.get_warmup_steps(num_steps)
     if warmup > num_steps:
         raise UserError(
             f"training.warmup_steps={training.warmup_steps:g} must be at most {run}"
         )
-    if training.averaging is not None:
-        steps = num_steps_of(training.averaging_steps, num_steps)
-        if steps > num_steps:
-            raise UserError(
-                f"training.averaging_steps={training.averaging_steps:g} must be at most"
-                f" {run}"
-            )
+    kwargs = dict(training.lr_scheduler_kwargs or {})
+    reason = f"{warmup:,} steps of warm-up"
     if training.lr_scheduler_type == COOLDOWN:
-        steps = num_steps_of(training.cooldown_steps, num_steps)
-        if num_steps > 1 and warmup + steps > num_steps:
+        cooldown = num_steps_of(training.cooldown_steps, num_steps)
+        if num_steps > 1 and warmup + cooldown > num_steps:
             raise UserError(
                 f"training.warmup_steps={training.warmup_steps:g} and"
                 f" cooldown_steps={training.cooldown_steps:g} must together be at most"
                 f" {run}"
             )
-
-
-def schedule_kwargs(training: TrainingArguments, num_steps: int) -> dict:
-    """What the learning rate's schedule is told; what the user gave it stays."""
-    given = dict(training.lr_scheduler_kwargs or {})
-    if training.lr_scheduler_type == COOLDOWN:
-        steps = num_steps_of(training.cooldown_steps, num_steps)
-        return {"num_decay_steps": steps, "decay_type": "linear", **given}
-    return given
+        kwargs = {"num_decay_steps": cooldown, "decay_type": "linear", **kwargs}
+        reason += f", {kwargs['num_decay_steps']:,} of cooldown"
+    name = training.lr_scheduler_type.value
+    return Decision(kwargs, f"learning rate {name}", reason)

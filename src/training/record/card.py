@@ -1,4 +1,4 @@
-"""The README.md beside a trained model: what it is and how it came about."""
+"""The README.md beside a trained model: what it is, and how it came about."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ CARD = """\
 
 * Architecture: {model_type}, {parameters:,} parameters, sequences of {block_size} tokens.
 * Training text: {files} ({corpus_words:,} whitespace words, {corpus_tokens:,} tokens);
-  {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps){chosen}.
+  {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps){final_step}.
 * Tokenizer: {vocab_size:,} entries, {tokenizer}.
 
 | measured on {eval_files} | |

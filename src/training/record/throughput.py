@@ -1,16 +1,17 @@
-"""Where a run's time goes, and how much of the hardware its steps use."""
+"""The time that each phase of a run takes, and the rates of its steps."""
 
 import contextlib
 import itertools
 import time
 from collections import defaultdict
-from typing import Iterator, Optional
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
 import psutil
 import torch
 
-# Dense bfloat16 (T4, V100: float16) products a second, from the makers' data sheets; of
-# names that both occur in a device's, the longer.
+# Dense bfloat16 FLOP/s (T4, V100: float16) from the makers' data sheets. Of names that all
+# occur in a device's name, the longest counts.
 PEAK_FLOPS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
     "L4": 121e12, "RTX A6000": 155e12, "A40": 150e12, "A10": 125e12, "RTX 4090": 165e12,
@@ -22,18 +23,18 @@ _jobs_before = itertools.count()
 
 
 def job_start() -> float:
-    """When the job that begins here did, in seconds since the epoch.
+    """Return when the job that calls this began, in seconds since the epoch.
 
-    A process's first began with the process; of a sweep, the others begin now.
+    The first job began with the process; the other jobs of a sweep begin now.
     """
     return time.time() if next(_jobs_before) else psutil.Process().create_time()
 
 
 class Clock:
-    """Seconds in each phase of a run; a phase within another stops that one's clock.
+    """The seconds spent in each phase of a run. A nested phase stops the outer one's clock.
 
     Args:
-        began: when the job did, in seconds since the epoch; None: now.
+        began: when the job began, in seconds since the epoch; None: now.
     """
 
     BASE = "start-up"
@@ -47,7 +48,7 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time until the end of the block is `name`'s."""
+        """Count the time inside the block as the phase `name`."""
         self._count()
         self._phases.append(name)
         try:
@@ -57,9 +58,9 @@ class Clock:
             self._phases.pop()
 
     def seconds(self) -> dict[str, float]:
-        """Phase → seconds until now."""
+        """Return phase → seconds until now."""
         self._count()
-        return dict(self._seconds)
+        return defaultdict(float, self._seconds)
 
     def _count(self) -> None:
         now = time.perf_counter()
@@ -67,52 +68,39 @@ class Clock:
         self._since = now
 
 
-class Throughput:
-    """Tokens, words and products a second, over the time that is spent on steps.
+class Progress(NamedTuple):
+    """Tokens and words that were trained on, and the seconds of the phase `training`."""
 
-    Args:
-        clock: whose phase `training` counts.
-        flops_per_token: of a forward and a backward pass.
-        peak: products a second of all devices; None where it is not known.
-    """
+    tokens: int
+    words: int
+    seconds: float
 
-    def __init__(self, clock: Clock, flops_per_token: int, peak: Optional[float]):
-        self.clock, self.flops_per_token, self.peak = clock, flops_per_token, peak
-        self._at = (0.0, 0, 0)
-        self._began = self._at
+    def rates_since(
+        self, before: "Progress", flops_per_token: int, peak: Optional[float]
+    ) -> dict[str, float]:
+        """Return tokens and words a second, and MFU; nothing where no time has passed.
 
-    def begin(self, tokens: int, words: int) -> None:
-        """From here on: so many were seen before."""
-        self._began = self._at = self._now(tokens, words)
+        MFU (model FLOPs utilization, Chowdhery et al. 2022) is the share of the devices' peak
+        that the model's own FLOPs use.
 
-    def since_last(self, tokens: int, words: int) -> dict[str, float]:
-        """Rates since this was last asked, or begun."""
-        before, self._at = self._at, self._now(tokens, words)
-        return self._rates(before, self._at)
-
-    def overall(self, tokens: int, words: int) -> dict[str, float]:
-        """Rates since the beginning."""
-        return self._rates(self._began, self._now(tokens, words))
-
-    def _now(self, tokens: int, words: int) -> tuple[float, int, int]:
-        return self.clock.seconds().get("training", 0.0), tokens, words
-
-    def _rates(self, before: tuple, now: tuple) -> dict[str, float]:
-        seconds, tokens, words = (b - a for a, b in zip(before, now))
+        Args:
+            flops_per_token: of a forward and a backward pass.
+            peak: FLOP/s of all devices; None: unknown, then there is no MFU.
+        """
+        tokens, words, seconds = (now - then for now, then in zip(self, before))
         if seconds <= 0:
             return {}
         rates = {
             "tokens_per_second": tokens / seconds,
             "words_per_second": words / seconds,
         }
-        if self.peak:
-            flops = self.flops_per_token * tokens / seconds
-            rates["utilisation"] = flops / self.peak
+        if peak:
+            rates["mfu"] = flops_per_token * tokens / seconds / peak
         return rates
 
 
 def peak_flops(device: torch.device, num_devices: int) -> Optional[float]:
-    """Products a second that the devices can do at most; None for an unknown one."""
+    """Return the peak FLOP/s of the devices; None for an unknown device."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -121,14 +109,12 @@ def peak_flops(device: torch.device, num_devices: int) -> Optional[float]:
 
 
 def summary(clock: Clock, rates: dict[str, float]) -> str:
-    """One line: where the time went, and the rates."""
+    """Return one line with the seconds of each phase, and the rates."""
     parts = [f"{name} {seconds:.1f} s" for name, seconds in clock.seconds().items()]
     line = "Time: " + ", ".join(parts)
     if rates:
-        line += (
-            f". Training: {rates['tokens_per_second']:,.0f} tokens/s,"
-            f" {rates['words_per_second']:,.0f} words/s"
-        )
-    if "utilisation" in rates:
-        line += f", {100 * rates['utilisation']:.0f} % of the peak"
+        tokens, words = rates["tokens_per_second"], rates["words_per_second"]
+        line += f". Training: {tokens:,.0f} tokens/s, {words:,.0f} words/s"
+    if "mfu" in rates:
+        line += f", MFU {100 * rates['mfu']:.0f} %"
     return line

@@ -10,8 +10,9 @@ from typing import Any, Iterator, Optional
 from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 
-from src.arguments import WandbArguments
-from src.foundation import UserError
+from src.arguments import RunConfiguration, WandbArguments
+from src.foundation import UserError, first_line, write_atomically
+from src.training.record.run_record import RunRecord
 
 # Seconds until a dead network is given up; wandb itself takes 16 to 20 more to return.
 INIT_TIMEOUT = 10
@@ -22,10 +23,14 @@ logger = logging.getLogger(__name__)
 def logging_run(
     args: Optional[WandbArguments], configuration: dict[str, Any], run_dir: Path
 ) -> Iterator[Optional[Any]]:
-    """A W&B run for the time of the block, or None with `log=false`. Never asks, never waits.
+    """Open a W&B run for the time of the block; None with `log=false`.
 
-    Its id is kept in the run's directory: the same run is continued where W&B is online.
-    It ends with the block, so that the jobs of a sweep are separate runs.
+    It never asks for a key, and waits for a network only `INIT_TIMEOUT` seconds. Its id is kept
+    in the run's directory, so that the same W&B run continues where W&B is online. It ends with
+    the block, so that the jobs of a sweep are separate runs.
+
+    Raises:
+        UserError: `wandb.mode=online` without a key or a network.
     """
     if args is None or not args.log:
         yield None
@@ -40,8 +45,8 @@ def logging_run(
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
             if args.mode == "online":
                 raise UserError(f"wandb.mode=online: {error}") from error
-            reason = str(error).strip().split("\n")[0]
             wandb.teardown()
+            reason = first_line(error)
             logger.info("W&B cannot be reached (%s): logging offline", reason)
             mode = "offline"
     if run is None:
@@ -58,8 +63,19 @@ def logging_run(
         run.finish(exit_code=exit_code)
 
 
+@contextlib.contextmanager
+def wandb_callbacks(
+    configuration: RunConfiguration, record: RunRecord
+) -> Iterator[list[TrainerCallback]]:
+    """Open the W&B run of the main process; yield the callback that logs to it, if any."""
+    args = configuration.args
+    wandb_args = args.wandb if record.main_process else None
+    with logging_run(wandb_args, configuration.recorded, record.directory) as run:
+        yield [] if run is None else [WandbLogging(run, args.training.do_train)]
+
+
 def _mode(args: WandbArguments, wandb: Any) -> str:
-    """`args.mode`, with `auto` decided: WANDB_MODE, else online where there is a key."""
+    """Return the mode; `auto` is WANDB_MODE, else online if there is a key."""
     if args.mode == "offline":
         return "offline"
     chosen = os.environ.get("WANDB_MODE")
@@ -98,17 +114,15 @@ def _folder(run: Any) -> Path:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The run's id, made once and kept in its directory."""
+    """Return the W&B id of the run, which is drawn once and kept in its directory."""
     file = run_dir / "wandb_run_id.txt"
     if not file.is_file():
-        temporary = run_dir / ".wandb_run_id.tmp"
-        temporary.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        write_atomically(file, uuid.uuid4().hex[:8] + "\n")
     return file.read_text(encoding="utf-8").strip()
 
 
 class WandbLogging(TrainerCallback):
-    """Sends what the Trainer logs to a W&B run, over the words seen where there are any."""
+    """Callback that sends the Trainer's logs to a W&B run; the axis is the words seen, if any."""
 
     def __init__(self, run: Any, has_words: bool = True):
         self.run = run

@@ -1,9 +1,9 @@
-"""Attention and positions that stay inside each of the documents of a block.
+"""Document masking: attention and positions that stay inside each document of a block.
 
 Positions that restart with each document (`Blocks.restart_positions`) tell transformers that
-a sequence is packed: it then makes a mask of blocks along the diagonal, for most
-architectures. Others take the same mask when it is handed to them. Which of the two a model
-needs is tried, not looked up: packed and alone, a document must have the same logits.
+a sequence is packed: for most architectures it then builds a block-diagonal mask by itself.
+Other architectures need that mask as an input. `choose_document_masking` tries which of the
+two gives a packed document the logits that it has alone.
 """
 
 import inspect
@@ -11,14 +11,21 @@ import inspect
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from src.arguments import DataTrainingArguments
 from src.foundation import UserError
+from src.training.decision import Decision
 
 
 def document_mask(position_ids: torch.Tensor, additive: bool = False) -> torch.Tensor:
-    """Which positions see which [B, 1, T, T]: those before them in their own document.
+    """Return the mask in which a token attends to itself and what precedes it in its document.
 
-    True or, `additive`, 0 where they do; a document begins wherever `position_ids` [B, T]
-    are 0.
+    A document begins wherever `position_ids` [B, T] are 0.
+
+    Args:
+        additive: return 0 and the smallest float32 instead of True and False.
+
+    Returns:
+        The mask [B, 1, T, T].
     """
     documents = (position_ids == 0).cumsum(-1)
     mask = (documents[:, None, :, None] == documents[:, None, None, :]).tril()
@@ -27,20 +34,27 @@ def document_mask(position_ids: torch.Tensor, additive: bool = False) -> torch.T
     return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
 
 
-def masked(
+def add_mask(
     inputs: dict[str, torch.Tensor], model: PreTrainedModel
 ) -> dict[str, torch.Tensor]:
-    """The inputs, with the mask that follows from their positions."""
+    """Return the inputs with the document mask that follows from their positions."""
     eager = model.config._attn_implementation == "eager"
     return {**inputs, "attention_mask": document_mask(inputs["position_ids"], eager)}
 
 
 @torch.no_grad()
-def needs_mask(model: PreTrainedModel) -> bool:
-    """Whether positions that restart are not enough for this model, but a mask is.
+def choose_document_masking(
+    data: DataTrainingArguments, model: PreTrainedModel
+) -> Decision[bool]:
+    """Decide whether our mask is needed to keep documents apart.
 
-    Raises `UserError`, with the reason, where neither keeps documents apart.
+    False: positions that restart suffice, or tokens may attend across documents.
+
+    Raises:
+        UserError: neither way keeps documents apart in this architecture.
     """
+    if data.attend_across_documents:
+        return Decision(False, "attention across documents")
     config = model.config
     name = f"{config.model_type} with {config._attn_implementation} attention"
     refusal = f"data.attend_across_documents=false: {name} cannot: "
@@ -52,39 +66,44 @@ def needs_mask(model: PreTrainedModel) -> bool:
             + "it knows packed documents in a batch of one sequence only; choose"
             " model.attn_implementation=sdpa"
         )
-    training = model.training
+    was_training = model.training
     model.eval()
-    tried = [False] if has_windows(config) else [False, True]
-    found = [mask for mask in tried if _keeps_apart(model, mask)]
-    model.train(training)
-    if not found:
+    candidates = [False] if has_windows(config) else [False, True]
+    working = [needs_mask for needs_mask in candidates if _separates(model, needs_mask)]
+    model.train(was_training)
+    if not working:
         raise UserError(refusal + "a document's logits depend on the one before it")
-    return found[0]
+    reason = "by a mask" if working[0] else "by positions that restart"
+    return Decision(working[0], "document masking", reason)
 
 
 def has_windows(config: PretrainedConfig) -> bool:
-    """Whether some layers see less than all that is before: our mask would undo that."""
+    """Return whether some layers see only a part of the past, which our mask would undo."""
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return bool(getattr(config, "sliding_window", None)) or layers != {"full_attention"}
 
 
-def _keeps_apart(model: PreTrainedModel, mask: bool) -> bool:
-    """Whether a packed document has the logits it has alone, to the bit whatever is before."""
+def _separates(model: PreTrainedModel, needs_mask: bool) -> bool:
+    """Return whether a packed document has the logits that it has alone.
+
+    They must be near those it has alone, and must not change by one bit when the document
+    before it changes: products on a GPU are rounded, so that only the second test shows a
+    small leak.
+    """
     size = model.config.vocab_size
     ids = torch.arange(2 * 2 * 4, device=model.device) % size
     positions = torch.arange(4, device=model.device).repeat(2, 2)
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
-        """[2, 2 documents, 4, V] of two sequences [2, 8]."""
+        """Return logits [2, 2 documents, 4, V] of two sequences [2, 8]."""
         inputs = {"input_ids": ids, "position_ids": positions}
-        inputs = masked(inputs, model) if mask else inputs
-        found = model(**inputs, use_cache=False).logits
-        return found.unflatten(1, (2, 4))
+        inputs = add_mask(inputs, model) if needs_mask else inputs
+        return model(**inputs, use_cache=False).logits.unflatten(1, (2, 4))
 
     packed = logits(ids.view(2, 8))
-    other = ids.view(2, 2, 4).clone()
-    other[:, 0] = (other[:, 0] + size // 2) % size  # another first document
+    changed = ids.view(2, 2, 4).clone()
+    changed[:, 0] = (changed[:, 0] + size // 2) % size
     alone = model(ids.view(4, 4), use_cache=False).logits.view_as(packed)
-    # The products of a GPU are rounded to some ten bits; a leak shows in the second test.
-    near = (packed - alone).abs().max() <= 1e-2 * alone.std()
-    return bool(near) and torch.equal(packed[:, 1], logits(other.flatten(1))[:, 1])
+    is_near = (packed - alone).abs().max() <= 1e-2 * alone.std()
+    after_changed = logits(changed.flatten(1))[:, 1]
+    return bool(is_near) and torch.equal(packed[:, 1], after_changed)

@@ -1,16 +1,14 @@
-"""The forward pass of a training step, as fast as the hardware: attention, compiler, loss.
+"""The training forward pass: attention, compilation and loss that suit the hardware.
 
-What trains is `model.forward(labels=…)` of the instance, so that mixed precision, DDP and the
-Trainer wrap it as they wrap any model; without labels, and where the model evaluates, it is
-the architecture's own. What an architecture does not agree with is found by trying: a few
-tokens must get the same numbers both ways.
+`build_forward` gives what takes the place of one instance's `forward`, so that mixed precision,
+DDP and the Trainer wrap it like any other model's. Without labels, and in evaluation mode, it
+is the architecture's own forward pass. Nothing is looked up by an architecture's name: a few
+tokens go through both ways, and the faster one is used only where the numbers agree.
 """
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -20,30 +18,24 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutput
 
+from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import IGNORE_INDEX
 from src.evaluation.scoring.network import REFUSALS, Network, num_positions
+from src.training.decision import Decision
 from src.training.step.document_masking import has_windows
 from src.training.step.loss import Chunk, chunk_tokens, fused_loss, loss_of_chunk
 
-logger = logging.getLogger(__name__)
-
-# Names of attention without a mask function. For those that have one, transformers makes a
-# mask while it compiles, needed or not, and looks at the position's values while it does not:
-# the first costs the fused kernels, the second waits for the device.
+# Names of attention without a mask function. For attention that has one, transformers builds
+# a mask while it compiles, which rules out the fused kernels, and reads position values while
+# it does not compile, which waits for the device.
 CAUSAL, WRITTEN_OUT = "causal", "causal_written_out"
-NEAR = dict(atol=1e-3, rtol=1e-3)  # logits of the trial, float32; a GPU may use TF32
-
-
-@dataclass
-class FastForward:
-    """What the forward pass of a step consists of; None or False: the architecture's own.
-
-    `chunk` is the number of tokens whose logits exist at once; None: the micro-batch's.
-    """
-
-    attention: Optional[str] = None
-    chunk: Optional[int] = None
-    compiled: bool = False
+# Tolerance of the logits' comparison, in float32: a GPU may use TF32.
+TOLERANCE = dict(atol=1e-3, rtol=1e-3)
+# FLOP/s of a step that is not compiled, and the seconds of training from which compiling
+# pays. Measured on two cores (150 GFLOP/s, 10 to 25 s to compile); for a GPU, a third of an
+# A100's peak.
+FLOPS = {"cpu": 1.5e11, "other": 1e14}
+MIN_SECONDS = {"cpu": 180, "other": 120}
 
 
 def written_out(
@@ -56,10 +48,16 @@ def written_out(
     scaling: Optional[float] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention as two products and a softmax, which a compiler fuses.
+    """Compute causal attention as two products and a softmax, which a compiler fuses.
 
-    On a processor faster than the library's kernel. Queries [B, heads, T, D], keys and values
-    [B, groups, T, D] → [B, T, heads, D].
+    On a CPU this is faster than the library's kernel.
+
+    Args:
+        query: [B, heads, T, D].
+        key, value: [B, groups, T, D].
+
+    Returns:
+        The output [B, T, heads, D], and None for the weights.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -73,7 +71,7 @@ def written_out(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + attention_mask.to(scores.dtype)
-    # In the products' own type: autograd keeps it, a large part of what there is to keep.
+    # In the products' own type: autograd keeps the weights, a large part of its memory.
     weights = functional.softmax(scores, dim=-1, dtype=value.dtype)
     weights = functional.dropout(weights, dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
@@ -85,68 +83,143 @@ AttentionInterface.register(WRITTEN_OUT, written_out)
 
 @contextlib.contextmanager
 def attention_of(model: PreTrainedModel, name: Optional[str]) -> Iterator[None]:
-    """The model with this attention while the block lasts."""
+    """Give the model another attention inside the block; None: its own."""
     config = model.base_model.config
-    own = config._attn_implementation
+    before = config._attn_implementation
     try:
-        config._attn_implementation = name or own
+        config._attn_implementation = name or before
         yield
     finally:
-        config._attn_implementation = own
+        config._attn_implementation = before
+
+
+def choose_compilation(
+    training: TrainingArguments, model: PreTrainedModel, num_tokens: int
+) -> Decision[bool]:
+    """Decide whether the step is compiled, for a device that trains on `num_tokens`."""
+    if training.torch_compile is not None:
+        value = training.torch_compile
+        reason = f"training.torch_compile={str(value).lower()}"
+    else:
+        kind = "cpu" if model.device.type == "cpu" else "other"
+        flops = 6 * model.num_parameters() * num_tokens
+        value = flops / FLOPS[kind] > MIN_SECONDS[kind]
+        reason = "a long run" if value else "a short run"
+    return Decision(value, "compiled" if value else "not compiled", reason)
 
 
 @torch.no_grad()
-def find_fast_forward(
-    model: PreTrainedModel, compiles: bool, chunk: Optional[int] = None
-) -> FastForward:
-    """What fits a model, on its device.
+def choose_logit_chunk(
+    training: TrainingArguments, model: PreTrainedModel, num_tokens: int
+) -> Decision[Optional[int]]:
+    """Decide how many tokens have their logits in memory at once, of at most `num_tokens`.
 
-    Args:
-        compiles: whether the step shall be compiled.
-        chunk: tokens whose logits exist at once; None: what suits the device, 0: all.
+    None stands for all tokens of a micro-batch, by the architecture's own vocabulary layer.
     """
+    obstacles = {
+        "the fused loss has no label smoothing": training.label_smoothing_factor,
+        # They are computed before the gradient scaler scales them.
+        "the fused loss's gradients would underflow in float16": training.fp16,
+        "training.logit_chunk=0": training.logit_chunk == 0,
+        "the fused loss does not fit the architecture": not _has_plain_head(model),
+    }
+    reason = next((reason for reason, applies in obstacles.items() if applies), "")
+    if reason:
+        return Decision(None, "all logits at once", reason)
+    vocab_size = model.get_output_embeddings().out_features
+    chunk = training.logit_chunk or chunk_tokens(vocab_size, model.device)
+    chunk = min(chunk, num_tokens)
+    return Decision(chunk, f"logits of {chunk} tokens at a time")
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Return whether the logits are a product of the last states and one matrix."""
+    head = model.get_output_embeddings()
+    with _evaluating(model):
+        is_plain = isinstance(head, nn.Linear) and head.bias is None
+        return is_plain and Network(model).head_is_all
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch the model to evaluation mode inside the block."""
     training = model.training
     model.eval()
-    found = FastForward(compiled=compiles)
-    head = model.get_output_embeddings()
-    if chunk != 0 and Network(model).head_is_all:
-        if isinstance(head, nn.Linear) and head.bias is None:
-            found.chunk = chunk or chunk_tokens(head.out_features, model.device)
-            found.attention = _attention(model, compiles)
-    model.train(training)
-    return found
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
-def _attention(model: PreTrainedModel, compiles: bool) -> Optional[str]:
-    """The fastest attention that gives the same states; None where the model's own stays."""
-    config = model.base_model.config
-    if config._attn_implementation != "sdpa" or has_windows(config):
-        return None
-    name = WRITTEN_OUT if compiles and model.device.type == "cpu" else CAUSAL
-    size = config.get_text_config().vocab_size
+@torch.no_grad()
+def choose_attention(
+    args: Arguments,
+    model: PreTrainedModel,
+    compiled: bool,
+    logit_chunk: Optional[int],
+    masks_documents: bool,
+) -> Decision[Optional[str]]:
+    """Decide which attention training uses; None: the model's own.
+
+    Args:
+        compiled: whether the step is compiled.
+        logit_chunk: as decided by `choose_logit_chunk`.
+        masks_documents: whether documents are separated by a mask of ours.
+    """
+    own, config = model.config._attn_implementation, model.base_model.config
+    name = WRITTEN_OUT if compiled and model.device.type == "cpu" else CAUSAL
+    keeps_positions = not (args.data.attend_across_documents or masks_documents)
+    obstacles = {
+        f"model.attn_implementation={own}": args.model.attn_implementation,
+        "it sees where the positions of a new document begin": keeps_positions,
+        "the model computes its own logits": logit_chunk is None,
+        "the architecture's own": own != "sdpa" or has_windows(config),
+        # What is computed again must be the same operations.
+        "gradient checkpointing": name == WRITTEN_OUT
+        and args.training.gradient_checkpointing,
+    }
+    reason = next((reason for reason, applies in obstacles.items() if applies), "")
+    if not reason and not _gives_the_same_states(model, name):
+        reason = "the architecture adds to the mask"
+    if reason:
+        return Decision(None, f"{own} attention", reason)
+    if name == WRITTEN_OUT:
+        return Decision(name, "attention written out", "for the compiler")
+    return Decision(name, "causal attention", "no mask is needed")
+
+
+def _gives_the_same_states(model: PreTrainedModel, attention: str) -> bool:
+    """Try the attention on two sequences of up to 64 tokens."""
+    size = model.base_model.config.get_text_config().vocab_size
     length = min(64, num_positions(model) or 64)
     ids = torch.arange(3, 2 * length + 3, device=model.device).view(2, length) % size
-    expected = model.base_model(input_ids=ids)[0]
-    try:
-        with attention_of(model, name):
-            found = model.base_model(input_ids=ids)[0]
-    except REFUSALS:
-        return None
-    return name if torch.allclose(found, expected, **NEAR) else None
+    with _evaluating(model):
+        expected = model.base_model(input_ids=ids)[0]
+        try:
+            with attention_of(model, attention):
+                states = model.base_model(input_ids=ids)[0]
+        except REFUSALS:
+            return False
+    return torch.allclose(states, expected, **TOLERANCE)
 
 
-def install(
-    model: PreTrainedModel, fast: FastForward, label_smoothing: float = 0.0
-) -> None:
-    """Make `model(labels=…)` in training the fast one, which gives the summed loss.
+def build_forward(
+    model: PreTrainedModel,
+    attention: Optional[str] = None,
+    logit_chunk: Optional[int] = None,
+    compiled: bool = False,
+    label_smoothing: float = 0.0,
+) -> Callable[..., Any]:
+    """Build the `forward` of a model that trains.
 
-    `labels` [B, T] are the next tokens; those that are IGNORE_INDEX do not count.
+    With `labels` [B, T], the next tokens, and in training mode it returns the loss summed
+    over the labels that are not `IGNORE_INDEX`; otherwise it is the model's own.
     """
     original, head = model.forward, model.get_output_embeddings()
-    run: Callable[..., Any] = original if fast.chunk is None else model.base_model
+    run: Callable[..., Any] = original if logit_chunk is None else model.base_model
     of_chunk: Chunk = loss_of_chunk
-    if fast.compiled:
-        run, of_chunk = compiled(run, of_chunk)
+    if compiled:
+        run, of_chunk = (torch.compile(f, dynamic=False) for f in (run, of_chunk))
 
     @functools.wraps(original)
     def forward(
@@ -154,9 +227,9 @@ def install(
     ) -> Any:
         if labels is None or not model.training:
             return original(*args, **inputs)
-        with attention_of(model, fast.attention):
+        with attention_of(model, attention):
             output = run(*args, **inputs)
-        if fast.chunk is None:
+        if logit_chunk is None:
             loss = functional.cross_entropy(
                 output.logits.flatten(0, 1).float(),
                 labels.flatten(),
@@ -167,36 +240,7 @@ def install(
         else:
             hidden = output.last_hidden_state.flatten(0, 1)
             labels = labels.flatten()
-            loss = fused_loss(hidden, head.weight, labels, fast.chunk, of_chunk)
+            loss = fused_loss(hidden, head.weight, labels, logit_chunk, of_chunk)
         return CausalLMOutput(loss=loss)
 
-    model.forward = forward
-
-
-def compiled(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The functions, compiled; themselves where this machine cannot, said once for all."""
-    from torch._dynamo.exc import TorchDynamoException  # a second of a start
-
-    is_told = False
-
-    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-        fast = torch.compile(function, dynamic=False)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal fast, is_told
-            try:
-                return fast(*args, **kwargs)
-            except TorchDynamoException as error:
-                if fast is function:
-                    raise
-                first = str(error).strip().split("\n")[0]
-                if not is_told:
-                    logger.warning(
-                        "torch.compile fails here, going on without: %s", first
-                    )
-                fast, is_told = function, True
-                return fast(*args, **kwargs)
-
-        return run
-
-    return [guarded(function) for function in functions]
+    return forward

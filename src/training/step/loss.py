@@ -1,9 +1,11 @@
-"""Cross-entropy straight from hidden states: all logits never exist at once.
+"""Fused linear cross-entropy: the loss from hidden states, without all logits in memory.
 
 The logits of a micro-batch of 8 x 512 tokens over 16,384 entries are 256 MB in float32, and
-autograd keeps them, their softmax and their gradient. Here a chunk of tokens goes through the
-vocabulary layer, and its part of the gradients is made at once: what stays is as large as the
-hidden states and the weight. (As in the Liger kernels, Hsu et al. 2024.)
+autograd keeps them, their softmax and their gradient. Here one chunk of tokens at a time goes
+through the vocabulary layer, and its part of the gradients is computed at once: what stays in
+memory is as large as the hidden states and the weight (as in the Liger kernels, Hsu et al.
+2024). torch 2.13's `functional.linear_cross_entropy` computes the same; it was 1.8 to 2.8
+times slower on a CPU, and less exact in bfloat16.
 """
 
 from collections.abc import Callable
@@ -20,20 +22,29 @@ Chunk = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """Tokens whose logits exist at once, where the user does not say."""
+    """Return the default number of tokens whose logits are in memory at once."""
     return max(1, NUM_LOGITS.get(device.type, NUM_LOGITS["other"]) // vocab_size)
 
 
 def loss_of_chunk(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss [], and its gradient by the logits [C, V], of hidden states [C, H]."""
+    """Return the loss of a chunk and its gradient.
+
+    Args:
+        hidden: states before the vocabulary layer [C, H].
+        weight: of that layer [V, H].
+        labels: the next tokens [C].
+
+    Returns:
+        The summed loss in nats [], and its gradient by the logits [C, V].
+    """
     logits = (hidden @ weight.T).float()
     log_sum = logits.logsumexp(-1)
     counts = labels != IGNORE_INDEX
     labels = labels.where(counts, 0)
-    of_labels = logits.gather(-1, labels[:, None])[:, 0]
-    loss = torch.where(counts, log_sum - of_labels, 0.0).sum()
+    label_logits = logits.gather(-1, labels[:, None])[:, 0]
+    loss = torch.where(counts, log_sum - label_logits, 0.0).sum()
     entries = torch.arange(logits.shape[-1], device=logits.device)
     gradient = (logits - log_sum[:, None]).exp() - (entries == labels[:, None]).float()
     return loss, torch.where(counts[:, None], gradient, 0.0).to(hidden.dtype)
@@ -77,14 +88,14 @@ def fused_loss(
     num_tokens: int,
     of_chunk: Chunk = loss_of_chunk,
 ) -> torch.Tensor:
-    """Cross-entropy in nats, summed over the labels that are not IGNORE_INDEX [].
+    """Return the cross-entropy in nats, summed over the labels that are not `IGNORE_INDEX`.
 
     Args:
         hidden: states before the vocabulary layer [N, H].
         weight: of that layer, which has no bias [V, H].
         labels: the next tokens [N].
-        num_tokens: whose logits exist at once.
-        of_chunk: `loss_of_chunk`, or what a compiler made of it.
+        num_tokens: of a chunk.
+        of_chunk: `loss_of_chunk`, or its compiled form.
     """
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(kind):

@@ -1,184 +1,202 @@
-"""How a step is computed: its micro-batches, and whether it is compiled.
+"""The division of an optimizer step into micro-batches that fit in memory.
 
-What the optimizer sees is stated in tokens, or in sequences, and never changes. How it is
-divided follows from the memory there is; it is found before the first step and kept with the
-run, so that a run that continues adds up the same numbers in the same order.
+The optimizer's batch is given in tokens or in sequences and never changes. The micro-batch
+size is found by training on one batch before the first step, halving until it fits, and is
+kept with the run: a run that continues adds up the same numbers in the same order.
 """
 
 import json
-import math
-import os
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
+from accelerate.utils import find_executable_batch_size
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
-from src.arguments import TrainingArguments
-from src.foundation import UserError
-from src.training.step.forward import find_fast_forward, install
+from src.arguments import Arguments, TrainingArguments
+from src.data.blocks import Blocks
+from src.foundation import UserError, write_atomically
+from src.training.step.document_masking import add_mask
 
 FILE = "step_layout.json"
-# A processor is no faster with more; a GPU is busy with these.
+# A larger micro-batch is no faster on a CPU, and keeps a GPU busy.
 MAX_TOKENS = {"cpu": 4096, "other": 65536}
-MEMORY_SHARE = 0.8  # of what is free: kernels need room, and memory gets fragmented
-# What a step takes before it is compiled, and what compiling must save. Measured on two
-# cores (150 GFLOP/s, 10 to 25 s to compile); for a GPU, a third of an A100.
-FLOPS = {"cpu": 1.5e11, "other": 1e14}
-LOGIT_BYTES = 20  # of a logit: bfloat16 and float32, its gradient, and what is between
-MIN_SECONDS = {"cpu": 180, "other": 120}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StepLayout:
-    """Sequences of a micro-batch on a device, micro-batches of a step, compiled or not."""
+class MicroBatching:
+    """The division of a device's part of a step.
+
+    Args:
+        sequences: micro-batch size.
+        micro_batches: gradient accumulation steps.
+    """
 
     sequences: int
     micro_batches: int
-    compiled: bool = False
-
-    def save(self, run_dir: Path) -> None:
-        temporary = run_dir / f".{FILE}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(temporary, run_dir / FILE)
 
     @classmethod
-    def load(cls, run_dir: Path) -> Optional["StepLayout"]:
-        """What the run has recorded, None if nothing. Raises `UserError` if damaged."""
-        file = run_dir / FILE
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+    def divide(cls, sequences: int, limit: int) -> "MicroBatching":
+        """Divide the sequences of a step into equal parts of at most `limit`, or one."""
+        sizes = [n for n in range(1, max(1, limit) + 1) if sequences % n == 0]
+        return cls(sizes[-1], sequences // sizes[-1])
 
-    def fits(self, sequences: int, devices: int) -> bool:
-        """Whether so many devices so make a step of so many sequences."""
-        return self.sequences * self.micro_batches * devices == sequences
+    def __str__(self) -> str:
+        return f"{self.micro_batches} x {self.sequences} sequences"
 
-    def halved(self) -> Optional["StepLayout"]:
-        """The same step in smaller micro-batches; None where they are of one sequence."""
-        total = self.sequences * self.micro_batches
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of a step on one device."""
+        return self.sequences * self.micro_batches
+
+    def halved(self) -> Optional["MicroBatching"]:
+        """Return the same step in smaller micro-batches; None for single sequences."""
         if self.sequences == 1:
             return None
-        return divided(total, self.sequences // 2, self.compiled)
+        return self.divide(self.sequences_per_step, self.sequences // 2)
+
+    def save(self, run_dir: Path, compiled: bool) -> None:
+        """Record with the run how its steps are computed."""
+        write_atomically(run_dir / FILE, {**asdict(self), "compiled": compiled})
 
 
-def divided(sequences: int, limit: int, compiled: bool = False) -> StepLayout:
-    """The sequences of a step on one device in equal micro-batches of at most `limit`."""
-    most = max(n for n in range(1, max(1, limit) + 1) if sequences % n == 0)
-    return StepLayout(most, sequences // most, compiled)
+def recorded(run_dir: Path, sequences: int) -> Optional[tuple[MicroBatching, bool]]:
+    """Return the recorded micro-batching, and whether the step was compiled.
 
+    None where nothing is recorded, or where it was for another number of devices.
 
-def logit_chunk(args: TrainingArguments) -> Optional[int]:
-    """`logit_chunk` as given; 0 for what the fused loss does not do.
+    Args:
+        sequences: of a step, on one device.
 
-    In float16 its gradients, made before the scaler scales them, would vanish.
+    Raises:
+        UserError: the file is damaged.
     """
-    return 0 if args.label_smoothing_factor or args.fp16 else args.logit_chunk
-
-
-def sequences_per_step(args: TrainingArguments, block_size: int) -> int:
-    """Blocks of a step over all devices. Raises `UserError` where they are no whole number."""
-    devices = args.world_size
-    if args.tokens_per_step is None:
-        size, number = (
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-        )
-        return size * (number or 1) * devices
-    unit = block_size * devices
-    if args.tokens_per_step % unit:
-        nearest = max(1, round(args.tokens_per_step / unit)) * unit
-        smallest = f"data.block_size={block_size}"
-        if devices > 1:
-            smallest = f"{unit} = {block_size} x {devices} (data.block_size x devices)"
-        raise UserError(
-            f"training.tokens_per_step={args.tokens_per_step} must be a multiple of"
-            f" {smallest}; the nearest is {nearest}"
-        )
-    return args.tokens_per_step // block_size
-
-
-def find_layout(
-    args: TrainingArguments, model: PreTrainedModel, block_size: int, num_steps: int
-) -> StepLayout:
-    """The layout of a run that has none yet, the same in every process."""
-    sequences = sequences_per_step(args, block_size) // args.world_size
-    compiled = args.torch_compile
-    if compiled is None:
-        tokens = num_steps * sequences * block_size
-        compiled = is_long(model, tokens)
-    if args.tokens_per_step is None:
-        size, number = (
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-        )
-        return StepLayout(size, number or 1, compiled)
-    limit = MAX_TOKENS.get(model.device.type, MAX_TOKENS["other"]) // block_size
-    if model.device.type == "cuda":
-        limit = min(limit, sequences_in_memory(args, model, block_size))
-    if args.world_size > 1:
-        smallest = torch.tensor(limit, device=args.device)
-        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
-        limit = int(smallest)
-    return divided(sequences, limit, compiled)
-
-
-def is_long(model: PreTrainedModel, num_tokens: int) -> bool:
-    """Whether training on so many tokens, on this device, is worth compiling for."""
-    kind = model.device.type if model.device.type == "cpu" else "other"
-    flops = 6 * model.num_parameters() * num_tokens
-    return flops / FLOPS[kind] > MIN_SECONDS[kind]
-
-
-def sequences_in_memory(
-    args: TrainingArguments, model: PreTrainedModel, block_size: int
-) -> int:
-    """Sequences a GPU has room for, beside weights, gradients, AdamW's moments and logits."""
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    fast = find_fast_forward(model, False, logit_chunk(args))
-    install(model, fast, args.label_smoothing_factor)
+    file = run_dir / FILE
     try:
-        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
-            two, one = (activation_bytes(model, n, block_size) for n in (2, 1))
-    except torch.OutOfMemoryError:
-        return 1
+        record = json.loads(file.read_text(encoding="utf-8"))
+        compiled = record.pop("compiled")
+        size = MicroBatching(**record)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    return (size, compiled) if size.sequences_per_step == sequences else None
+
+
+def sequences_per_step(training: TrainingArguments, block_size: int) -> int:
+    """Return the sequences of a step over all devices.
+
+    Raises:
+        UserError: `tokens_per_step` cannot be divided into whole sequences on every device.
+    """
+    devices, tokens = training.world_size, training.tokens_per_step
+    if tokens is None:
+        micro_batches = training.gradient_accumulation_steps or 1
+        return training.per_device_train_batch_size * micro_batches * devices
+    unit = block_size * devices
+    if tokens % unit:
+        rule = f"data.block_size={block_size}"
+        if devices > 1:
+            rule = f"{unit} = {block_size} x {devices} (data.block_size x devices)"
+        raise UserError(
+            f"training.tokens_per_step={tokens} must be a multiple of {rule}; the nearest"
+            f" is {max(1, round(tokens / unit)) * unit}"
+        )
+    return tokens // block_size
+
+
+def largest(
+    training: TrainingArguments, block_size: int, sequences: int
+) -> MicroBatching:
+    """Return the micro-batching to try first: the user's own, or one for the device.
+
+    Args:
+        sequences: of a step, on one device.
+    """
+    if training.per_device_train_batch_size is not None:
+        return MicroBatching.divide(sequences, training.per_device_train_batch_size)
+    tokens = MAX_TOKENS.get(training.device.type, MAX_TOKENS["other"])
+    return MicroBatching.divide(sequences, tokens // block_size)
+
+
+def fit(
+    first: MicroBatching, args: Arguments, try_batch: Callable[[int], int]
+) -> MicroBatching:
+    """Halve the micro-batch until training on one does not run out of memory.
+
+    Args:
+        first: the micro-batching to begin with.
+        try_batch: trains on a batch of so many sequences, and returns their number.
+
+    Raises:
+        UserError: one sequence alone does not fit.
+    """
+    smaller = first
+
+    def halve() -> int:
+        nonlocal smaller
+        smaller = smaller.halved()
+        if smaller is None:
+            raise UserError(
+                f"data.block_size={args.data.block_size}: there is not enough memory to"
+                " train on one sequence: choose shorter ones, a smaller model, or"
+                " training.gradient_checkpointing=true"
+            )
+        return smaller.sequences
+
+    fitting = find_executable_batch_size(try_batch, first.sequences, halve)()
+    if args.training.world_size > 1:  # all processes take the smallest
+        smallest = torch.tensor(fitting, device=args.training.device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        fitting = int(smallest)
+    if fitting < first.sequences:
+        logger.warning(
+            "Out of memory with micro-batches of %d sequences: going on with %d; a step"
+            " sees the same",
+            first.sequences,
+            fitting,
+        )
+    return MicroBatching.divide(first.sequences_per_step, fitting)
+
+
+def train_on_one_batch(
+    sequences: int,
+    model: PreTrainedModel,
+    forward: Callable[..., Any],
+    args: Arguments,
+    blocks: Blocks,
+    masks_documents: bool,
+    dtype: torch.dtype,
+) -> int:
+    """Run one forward and backward pass as training does, and drop its gradients.
+
+    What training keeps in memory beside it is allocated, too: AdamW's moments, DDP's copy of
+    the gradients, the average of the weights. The random state is not restored: the Trainer's
+    constructor sets it anew.
+    """
+    training, device = args.training, model.device
+    copies = 2 + (training.world_size > 1) + (training.averaging is not None)
+    weights = list(model.parameters())
+    reserved = [torch.empty_like(p) for p in weights for _ in range(copies)]
+    batch = default_collate([blocks[i % len(blocks)] for i in range(sequences)])
+    batch = {name: values.to(device) for name, values in batch.items()}
+    if masks_documents:
+        batch = add_mask(batch, model)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    was_training = model.training
+    try:
+        model.train()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = forward(**batch).loss
+        loss.backward()
     finally:
-        del model.forward
-    free, _ = torch.cuda.mem_get_info(model.device)
-    free += torch.cuda.memory_reserved(model.device)
-    free -= torch.cuda.memory_allocated(model.device)
-    # DDP has a second copy of the gradients.
-    free -= 4 * sum(p.numel() * p.element_size() for p in model.parameters())
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    logits_of = LOGIT_BYTES * vocab_size
-    if fast.chunk is None:  # those of a sequence are there at once
-        return math.floor(MEMORY_SHARE * free / (two - one + logits_of * block_size))
-    return math.floor(MEMORY_SHARE * (free - logits_of * fast.chunk) / (two - one))
-
-
-def activation_bytes(model: PreTrainedModel, sequences: int, block_size: int) -> int:
-    """Bytes that autograd keeps in a forward pass, by trying; the random state stays."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    shape = (sequences, block_size)
-    ids = torch.zeros(shape, dtype=torch.long, device=model.device)
-    training = model.training
-    model.train()
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model(input_ids=ids, labels=ids).loss
-    del loss
-    model.train(training)
-    return sum(kept.values())
+        model.zero_grad()
+        model.train(was_training)
+        del reserved
+    return sequences

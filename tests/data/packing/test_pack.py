@@ -18,9 +18,14 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from src.arguments import DataTrainingArguments
-from src.data.packing.pack import pack
-from src.data.packing.stream import VERSION, Stream, StreamWriter, open_stream
+from src.data.cache import Cache
+from src.data.packing.pack import Packer
+from src.data.packing.stream import (
+    VERSION,
+    PackedPiece,
+    Stream,
+    StreamWriter,
+)
 from src.data.packing.tokenizer import save, train
 from src.data.text import documents
 from src.data.text.corpus import Source, read_corpus
@@ -43,8 +48,19 @@ HARD = (
 
 
 def read(folder: Path, pattern: str = "*.train") -> list[Source]:
-    data = DataTrainingArguments()
-    return read_corpus(f"{folder}/{pattern}", "data.train_file", data, folder / "cache")
+    return read_corpus(f"{folder}/{pattern}", folder / "cache")
+
+
+def pack(
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerFast,
+    boundary: str,
+    cache_dir: Path,
+    overwrite: bool = False,
+    **options: Any,
+) -> Stream:
+    cache = Cache(cache_dir, overwrite)
+    return Packer(tokenizer, boundary, cache, **options).pack(sources)
 
 
 def write(folder: Path, **texts: str) -> list[Source]:
@@ -54,7 +70,7 @@ def write(folder: Path, **texts: str) -> list[Source]:
 
 
 def text_of(stream: Stream, tokenizer: PreTrainedTokenizerFast, file: dict) -> str:
-    """What is in the tokens of a file, without those at its documents' ends."""
+    """Return the decoded text of a file, without BOS and EOS."""
     starts = np.asarray(stream.documents).astype(int)
     starts = starts[(starts >= file["start"]) & (starts < file["end"])]
     ends = [*starts[1:], file["end"]]
@@ -180,7 +196,7 @@ def test_a_word_begins_in_the_token_that_has_its_first_byte(make, expected, tmp_
 
 @pytest.mark.parametrize("make", [byte_level, word_piece, sentence_piece])
 def test_the_words_of_every_span_are_those_that_begin_in_it(make, tmp_path: Path):
-    """Against the slow way: decide for every word which token has its first byte."""
+    """Compared with the slow way: find the token with the first byte of every word."""
     stream = pack(write(tmp_path, a=HARD), make(), "file", tmp_path, lossy=True)
     place, begins = 0, []
     for word in HARD.split():
@@ -294,7 +310,7 @@ def test_no_token_and_no_word_crosses_rows(
         *[0, 1, 0, 0, 1, 0, 0, 1, 0], *[0, 1, 1, 0]
     ]  # fmt: skip
     assert stream.documents.tolist() == [0, 3, 6, 9]
-    assert "a: 2 rows without text were passed over" in caplog.text
+    assert "a: 2 rows without text were skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -336,7 +352,7 @@ def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_meant(tmp_path: P
     assert stream.files[1]["loss"] == {"text": "A cat.\n", "decoded": "a cat ."}
     with pytest.raises(UserError, match=message) as error:  # from the cache
         pack(sources, tokenizer, "file", tmp_path)
-    assert str(error.value).endswith("; if that is meant: tokenizer.lossy=true")
+    assert str(error.value).endswith("; to allow that: tokenizer.lossy=true")
 
 
 def test_a_loss_in_the_first_piece_is_a_loss(tmp_path: Path):
@@ -361,13 +377,13 @@ def test_a_loss_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
 def written(directory: Path, words: int, num_bytes: int) -> Stream:
     """`a é` in three tokens, behind so many words and bytes."""
     writer = StreamWriter(directory, 300, 1, 2)
-    writer.num_words, writer.num_bytes = words, num_bytes
+    writer.totals.update(words=words, bytes=num_bytes)
     beginning = np.array([[0, 0, 0]])
     values = np.array([7, 8, 9]), np.array([1, 1, 2]), np.array([1, 2, 4])
-    writer.append(*values, beginning, 2, 4)
+    writer.append(PackedPiece(*values, beginning, 2, 4))
     writer.end_document()
     writer.close([])
-    stream = open_stream(directory)
+    stream = Stream.open(directory)
     assert stream is not None
     return stream
 
@@ -400,7 +416,7 @@ def test_the_largest_id_decides_the_type(max_id: int, kind: str, tmp_path: Path)
 
 def test_an_id_beyond_32_bits_is_refused(tmp_path: Path):
     with pytest.raises(
-        UserError, match="the id 4,294,967,296 is beyond .* 4,294,967,29"
+        UserError, match="must be at most 4,294,967,295 .*, got 4,294,967,296"
     ):
         StreamWriter(tmp_path, 2**32, 1, 2)
 
@@ -565,7 +581,7 @@ def test_a_touched_file_is_not_packed_again_and_a_changed_byte_is(corpus, tmp_pa
 def pack_elsewhere(
     folder: Path, tokenizer: Path, log: Path, waits: float, user: int
 ) -> None:
-    """In another process: appends to `log` what it does."""
+    """Pack in another process and note in `log` what happens."""
     from src.data.packing.tokenizer import load
 
     def note(text: str) -> None:
@@ -593,7 +609,7 @@ def pack_elsewhere(
 
 @pytest.fixture
 def elsewhere(processes, corpus: Path, tmp_path: Path):
-    """`elsewhere(waits)`: a process that packs the corpus, and the file of its notes."""
+    """A function that starts a process which packs the corpus, and its log file."""
     log = tmp_path / "log"
     log.touch()
     save(byte_level(), tmp_path / "tokenizer")
@@ -661,7 +677,7 @@ def test_a_read_only_cache_is_used_if_it_is_complete(elsewhere, corpus: Path):
 
 
 def test_the_packed_bytes_are_those_of_this_version(tmp_path: Path):
-    """Another packing needs another `stream.VERSION`, or what is cached would be served."""
+    """A change of the packing needs a new `stream.VERSION`, or old streams would be used."""
     text = " a b\n= = = T = = =\nfoo  bar\n\n x\n"
     stream = pack(write(tmp_path, a=text), train(["a"], 259), "auto", tmp_path)
     digest = hashlib.sha256()

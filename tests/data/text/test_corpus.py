@@ -1,4 +1,4 @@
-"""Text files: found, checked, read, cut in documents and pieces."""
+"""Text files: they are found, checked and read, and cut into documents and pieces."""
 
 import csv
 import gzip
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from src.arguments import DataTrainingArguments
 from src.data.text.corpus import (
     Source,
     find_files,
@@ -20,8 +19,7 @@ from src.foundation import UserError
 
 
 def read(path: Path, column: str = "text", cache: str = "cache") -> Source:
-    data = DataTrainingArguments(text_column=column)
-    return read_corpus(str(path), "data.train_file", data, path.parent / cache)[0]
+    return read_corpus(str(path), path.parent / cache, column)[0]
 
 
 def text_of(source: Source) -> str:
@@ -29,7 +27,7 @@ def text_of(source: Source) -> str:
 
 
 def refused(path: Path, **options) -> str:
-    """What the user is told when the file is read."""
+    """Return the message of the error when the file is read."""
     with pytest.raises(UserError) as error:
         text_of(read(path, **options))
     return str(error.value)
@@ -64,7 +62,7 @@ def write(path: Path, texts: list[str], column: str = "text") -> Path:
 
 
 def names(patterns, folder: Path) -> list[str]:
-    found = find_files(patterns, "data.train_file")
+    found = find_files(patterns)
     return [str(path.relative_to(folder)) for path in found]
 
 
@@ -90,7 +88,7 @@ def test_a_tilde_is_the_home_folder(folder: Path):
 
 def test_a_file_is_taken_once_however_often_it_is_named(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    found = find_files(["a.train", f"{folder}/*.train", "./a.train"], "data.train_file")
+    found = find_files(["a.train", f"{folder}/*.train", "./a.train"])
     assert [path.name for path in found] == ["a.train", "b.train"]
 
 
@@ -101,48 +99,46 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path):
 
 
 @pytest.mark.parametrize("pattern", ["none.train", "none*.train"])
-def test_a_missing_file_is_told_with_where_it_was_looked_for(
+def test_the_message_for_a_missing_file_names_the_folder_that_was_searched(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        find_files(pattern, "data.validation_file")
-    assert str(error.value) == (
-        f"data.validation_file: no file matches '{pattern}' (looked in {tmp_path})."
-    )
+        find_files(pattern)
+    assert str(error.value) == (f"no file matches '{pattern}' (looked in {tmp_path}).")
 
 
-def test_a_missing_challenge_corpus_is_told_with_how_to_get_it(tmp_path: Path):
+def test_the_message_for_a_missing_challenge_corpus_says_how_to_get_it(tmp_path: Path):
     with pytest.raises(UserError, match=r"with \./download_data\.sh\.$"):
-        find_files("babylm_data/train_10M/*.train", "data.train_file")
+        find_files("babylm_data/train_10M/*.train")
 
 
 def test_a_folder_is_refused_with_what_to_write_instead(tmp_path: Path):
     with pytest.raises(UserError, match=f"is a directory; .*{tmp_path}/\\*.train"):
-        find_files(str(tmp_path), "data.train_file")
+        find_files(str(tmp_path))
 
 
 def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path):
     (tmp_path / "a.pdf").write_text("x")
     known = ".train .dev .test .txt .txt.gz .csv .json .jsonl .parquet"
     with pytest.raises(UserError) as error:
-        find_files(f"{tmp_path}/a.pdf", "data.train_file")
+        find_files(f"{tmp_path}/a.pdf")
     assert str(error.value).endswith(f"a.pdf must end in one of {known}")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path):
     (tmp_path / "a.train").touch()
-    with pytest.raises(UserError, match="data.train_file: .*a.train is empty"):
-        find_files(f"{tmp_path}/*", "data.train_file")
+    with pytest.raises(UserError, match="^/.*a.train is empty"):
+        find_files(f"{tmp_path}/*")
 
 
-def find_as_nobody(pattern: str, told: Any) -> None:
+def find_as_nobody(pattern: str, messages: Any) -> None:
     os.setuid(65534)
     try:
-        find_files(pattern, "data.train_file")
-        told.put("found")
+        find_files(pattern)
+        messages.put("found")
     except UserError as error:
-        told.put(str(error))
+        messages.put(str(error))
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, processes: Any):
@@ -152,19 +148,19 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, processes: Any):
     secret.chmod(0)
     if os.getuid() != 0:
         with pytest.raises(UserError, match="a.train cannot be read: Permission"):
-            find_files(str(secret), "data.train_file")
+            find_files(str(secret))
         return
     # Opened up as far as a folder of another user's: the imports are done before.
     for parent in (tmp_path, *tmp_path.parents):
         if parent.owner() == "root" and "pytest" in str(parent):
             parent.chmod(0o755)
-    told = processes.SimpleQueue()
-    process = processes.Process(target=find_as_nobody, args=(str(secret), told))
+    messages = processes.SimpleQueue()
+    process = processes.Process(target=find_as_nobody, args=(str(secret), messages))
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    expected = f"data.train_file: {secret} cannot be read: Permission denied"
-    assert told.get() == expected
+    expected = f"{secret} cannot be read: Permission denied"
+    assert messages.get() == expected
 
 
 def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_path):
@@ -175,8 +171,7 @@ def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_pa
 
     def named(*patterns: str) -> list[str]:
         patterns = [f"{tmp_path}/{pattern}" for pattern in patterns]
-        data = DataTrainingArguments()
-        found = read_corpus(patterns, "data.train_file", data, tmp_path / "cache")
+        found = read_corpus(patterns, tmp_path / "cache")
         return [source.name for source in found]
 
     assert named("x/*") == ["childes", "wiki"]
@@ -226,7 +221,9 @@ def test_a_csv_of_nothing_but_numbers_keeps_their_zeros(tmp_path: Path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
-def test_a_missing_column_is_told_with_those_there_are(ending: str, tmp_path: Path):
+def test_the_message_for_a_missing_column_lists_the_columns(
+    ending: str, tmp_path: Path
+):
     path = write(tmp_path / f"a{ending}", ["The dog."], column="content")
     message = refused(path)
     assert message == (
@@ -236,7 +233,7 @@ def test_a_missing_column_is_told_with_those_there_are(ending: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])
-def test_a_broken_table_is_told_with_its_name(ending: str, tmp_path: Path):
+def test_the_message_for_a_broken_table_names_the_file(ending: str, tmp_path: Path):
     path = tmp_path / f"a{ending}"
     path.write_bytes(b'{"text": "The dog\xff"\n"')
     assert refused(path).startswith(f"{path} cannot be read as ")
@@ -248,7 +245,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_text(tmp_path: Path):
     assert text_of(read(path)) == "The dog.\nA cat.\nA king.\n"
 
 
-def test_half_a_letter_in_a_table_is_told_with_its_file(tmp_path: Path):
+def test_the_message_for_half_a_letter_in_a_table_names_the_file(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(r'{"text": "dog \ud83d cat"}' + "\n")
     assert refused(path).startswith(f"{path} cannot be read as json: ")
@@ -272,13 +269,15 @@ BAD = {
 
 @pytest.mark.parametrize("ending", [".train", ".txt.gz"])
 @pytest.mark.parametrize("what", BAD)
-def test_text_that_is_not_utf8_is_told_with_its_byte(what, ending, tmp_path: Path):
-    before, bad, after, place, value = BAD[what]
+def test_the_message_for_text_that_is_not_utf8_names_the_byte(
+    what, ending, tmp_path: Path
+):
+    before, bad, after, offset, value = BAD[what]
     path = tmp_path / f"a{ending}"
     content = before + bad + after
     path.write_bytes(gzip.compress(content, 1) if ending == ".txt.gz" else content)
     message = refused(path)
-    assert message.startswith(f"{path} is not UTF-8: byte {place:,} is 0x{value:02x}")
+    assert message.startswith(f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x}")
 
 
 def test_a_gzip_file_that_ends_early_or_is_none_is_refused(tmp_path: Path):
@@ -292,7 +291,7 @@ def test_a_gzip_file_that_ends_early_or_is_none_is_refused(tmp_path: Path):
         gzip.compress(b"\xff")[:-5] + b"\0\0\0\0\0",  # not UTF-8, and damaged
     ):
         path.write_bytes(content)
-        assert refused(path).startswith(f"{path} is not a whole gzip file: ")
+        assert refused(path).startswith(f"{path} is not a complete gzip file: ")
 
 
 def test_another_column_or_another_ending_is_another_text(tmp_path: Path):

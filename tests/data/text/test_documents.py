@@ -1,4 +1,4 @@
-"""Where documents begin, and the pieces in which they are packed."""
+"""The beginnings of documents, and the pieces in which they are packed."""
 
 import io
 import random

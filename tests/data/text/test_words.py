@@ -1,4 +1,4 @@
-"""Words are what `str.split()` gives."""
+"""Words are the parts that `str.split()` returns."""
 
 import random
 import sys

@@ -21,8 +21,10 @@ from transformers import (
 
 from src.evaluation.glue import finetuning
 from src.evaluation.glue.classifier import Classifier, Collate
-from src.evaluation.glue.data import FORMATS, Recipe, encode, load, measure
-from src.evaluation.glue.finetuning import WholeBatches, finetune, max_length
+from src.evaluation.glue.data import FORMATS, FineTuning, Recipe, max_length, measure
+from src.evaluation.glue.finetuning import WholeBatches
+from src.evaluation.scoring.scorer import Scorer
+from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 WORDS = "[PAD] [BOS] [EOS] [UNK] yes no is it a b c d e f".split()
@@ -76,16 +78,27 @@ def rows(number: int) -> list[dict]:
     return found
 
 
+def load(folder, name="rte", **fields):
+    common = {"seed": 42, "bf16": None, **fields}
+    return FineTuning.load(folder, name, folder=f"finetune/{name}", **common)
+
+
 @pytest.fixture
 def rte(tmp_path):
+    """The task with short training."""
     write(tmp_path, "rte", rows(18), rows(10))
-    return encode(
-        load(tmp_path, ["rte"])[0], TOKENIZER, SMALL["max_position_embeddings"]
-    )
+    return dataclasses.replace(load(tmp_path), recipe=QUICK)
 
 
-def batch(texts: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
-    return Collate(0, left)([{"input_ids": ids, "labels": 0} for ids in texts])
+def finetune(task, model, tokenizer=TOKENIZER, backend="causal", batch_tokens=16384):
+    """The result of fine-tuning a model on a task."""
+    scorer = Scorer(model, tokenizer, backend, batch_tokens)
+    answer = task.ask(scorer, task.prepare(scorer))
+    return task.result([Answer(answer, seconds=1.0)])
+
+
+def batch(texts: list[list[int]], side="left") -> dict[str, torch.Tensor]:
+    return Collate(0, side)([{"input_ids": ids, "labels": 0} for ids in texts])
 
 
 @pytest.mark.parametrize(
@@ -111,9 +124,9 @@ def batch(texts: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
 def test_texts_are_put_together_as_the_protocol_says(tmp_path, name, row, expected):
     row = {**row, "label": 1, "idx": 7}
     write(tmp_path, name, [row], [row, {**row, "label": 0}])
-    (task,) = load(tmp_path, [name])
-    assert (task.valid.firsts[0], task.valid.seconds[0]) == expected
-    assert task.valid.labels.tolist() == [1, 0] and len(task.train.labels) == 1
+    task = load(tmp_path, name)
+    assert task.valid == [(*expected, 1), (*expected, 0)]
+    assert task.train == [(*expected, 1)]
 
 
 def test_recipes_are_the_protocols():
@@ -135,8 +148,8 @@ GOOD = {"sentence1": "A", "sentence2": "B", "label": 1}
     [
         ('{"sentence1": ', "rte.valid.jsonl, line 2: no JSON"),
         ("[1]", "line 2: must be a JSON object, got list"),
-        ({"sentence1": "A", "label": 1}, "line 2: the field sentence2 lacks"),
-        ({**GOOD, "sentence1": 3}, "line 2: the field sentence1 must be a text, got 3"),
+        ({"sentence1": "A", "label": 1}, "line 2: lacks the field sentence2"),
+        ({**GOOD, "sentence1": 3}, "line 2: sentence1 is a int: 3"),
         ({**GOOD, "label": 2}, "line 2: label must be one of 0 … 1, got 2"),
         ({**GOOD, "label": True}, "label must be one of 0 … 1, got True"),
         ({"sentence1": "A", "sentence2": "B"}, "got None"),
@@ -145,22 +158,24 @@ GOOD = {"sentence1": "A", "sentence2": "B", "label": 1}
 def test_a_bad_line_is_named(tmp_path, line, message):
     write(tmp_path, "rte", [GOOD], [GOOD, line])
     with pytest.raises(UserError) as error:
-        load(tmp_path, ["rte"])
+        load(tmp_path)
     assert message in str(error.value)
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="no rte.train.jsonl, rte.valid.jsonl in .*0$"):
-        load(tmp_path, ["rte"])
+        load(tmp_path)
     write(tmp_path, "rte", [GOOD], [GOOD])
     write(tmp_path, "mrpc", [GOOD], [GOOD])
-    assert [task.name for task in load(tmp_path, ["rte", "mrpc"])] == ["mrpc", "rte"]
+    assert [load(tmp_path, name).name for name in ("rte", "mrpc")] == ["rte", "mrpc"]
     (tmp_path / "mrpc.train.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no mrpc.train.jsonl in .*; tasks=\[rte\] is"):
-        load(tmp_path, ["rte", "mrpc"])
+    with pytest.raises(
+        UserError, match=r"no mrpc.train.jsonl in .*; tasks=\[rte\] have"
+    ):
+        load(tmp_path, "mrpc")
     (tmp_path / "rte.train.jsonl").write_text("\n")
     with pytest.raises(UserError, match="rte.train.jsonl is empty"):
-        load(tmp_path, ["rte"])
+        load(tmp_path)
 
 
 def test_the_longer_text_is_cut_and_counted_and_the_tokenizer_forgets_it(
@@ -169,10 +184,11 @@ def test_the_longer_text_is_cut_and_counted_and_the_tokenizer_forgets_it(
     long = {"sentence1": "a b c d e f", "sentence2": "is it", "label": 0}
     fits = {"sentence1": "a b c", "sentence2": "is it", "label": 1}
     write(tmp_path, "rte", [fits], [long, fits])
-    found = encode(load(tmp_path, ["rte"])[0], TOKENIZER, max_length=6)
-    told = [[WORDS[token] for token in ids] for ids in found.valid.ids]
+    model = build(max_position_embeddings=6)
+    found = load(tmp_path).prepare(Scorer(model, TOKENIZER))
+    told = [[WORDS[token] for token in ids] for ids in found["valid"].ids]
     assert told == [["[BOS]", *"a b c is it".split()]] * 2
-    assert (found.train.num_cut, found.valid.num_cut) == (0, 1)
+    assert (found["train"].num_cut, found["valid"].num_cut) == (0, 1)
     assert "rte: 1 of 2 texts of the valid file are cut at 6 tokens" in caplog.text
     assert len(TOKENIZER("a b c d e f a b c")["input_ids"]) == 10
     assert TOKENIZER.backend_tokenizer.truncation is None
@@ -192,7 +208,7 @@ def test_metrics_by_hand():
 
 
 def test_batches_are_padded_on_the_side_that_is_asked_for():
-    left, right = (batch([[5, 6, 7], [8]], left) for left in (True, False))
+    left, right = (batch([[5, 6, 7], [8]], side) for side in ("left", "right"))
     assert left["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert right["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
@@ -204,9 +220,10 @@ def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
     more = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 8}}.get(name, {})
     classifier = Classifier(build(name, **more), 2, 0.0, last).eval()
     texts = [[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]]
-    together = classifier(**batch(texts, left=last))["logits"]
+    side = "left" if last else "right"
+    together = classifier(**batch(texts, side))["logits"]
     for text, found in zip(texts, together):
-        alone = classifier(**batch([text], left=last))["logits"][0]
+        alone = classifier(**batch([text]))["logits"][0]
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
     assert classifier.gives_positions == (last and name in ("gpt2", "bert"))
 
@@ -234,8 +251,8 @@ def test_the_head_reads_the_last_token_of_the_model_as_it_is():
 def test_what_can_be_learnt_is_learnt(tmp_path, name, backend, protocol):
     write(tmp_path, "rte", rows(64), rows(10))
     tokenizer = words(bos=name == "gpt2", pad_token="[PAD]")
-    rte = encode(load(tmp_path, ["rte"])[0], tokenizer, max_length=16)
-    result = finetune(build(name), tokenizer, rte, backend, protocol, recipe=QUICK)
+    rte = dataclasses.replace(load(tmp_path, protocol=protocol), recipe=QUICK)
+    result = finetune(rte, build(name), tokenizer, backend)
     assert result.score == 100 and result.num_items == 10
     assert (result.task, result.folder, result.protocol) == (
         "rte",
@@ -245,7 +262,7 @@ def test_what_can_be_learnt_is_learnt(tmp_path, name, backend, protocol):
     assert result.files["results.txt"] == "accuracy: 1.0\nf1: 1.0\nmcc: 1.0"
     answers = result.files["predictions.json"]["rte"]["predictions"]
     assert answers == [{"id": f"rte_{i}", "pred": i % 2} for i in range(10)]
-    assert result.seconds > 0 and len(result.subscores["epoch"]) == 5
+    assert result.seconds == 1 and len(result.subscores["epoch"]) == 5
 
 
 def test_the_same_seed_gives_the_same_and_all_is_left_as_it_was(rte, caplog):
@@ -256,8 +273,9 @@ def test_the_same_seed_gives_the_same_and_all_is_left_as_it_was(rte, caplog):
 
     def run(seed: int) -> tuple:
         states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
-        result = finetune(model, TOKENIZER, rte, seed=seed, recipe=recipe)
-        assert (result.seed, result.data_checksum) == (seed, rte.task.data_checksum)
+        task = dataclasses.replace(rte, seed=seed, recipe=recipe)
+        result = finetune(task, model)
+        assert (result.seed, result.data_checksum) == (seed, rte.data_checksum)
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
         assert (np.random.get_state()[1] == states[2]).all()
@@ -294,9 +312,7 @@ def outputs(classifier: Classifier) -> torch.Tensor:
     """Logits of two texts. (Weights without influence, such as the biases of GPT-2's keys,
     follow the rounding of their gradients.)"""
     with torch.no_grad():
-        return classifier.eval()(**batch([[1, 4, 8, 6, 7], [1, 5, 6, 7]], True))[
-            "logits"
-        ]
+        return classifier.eval()(**batch([[1, 4, 8, 6, 7], [1, 5, 6, 7]]))["logits"]
 
 
 def still(**values):
@@ -309,9 +325,9 @@ def test_training_is_adamw_on_all_weights_with_warmup_and_cosine(rte, monkeypatc
     recipe = dataclasses.replace(
         QUICK, num_epochs=3, warmup=0.2, weight_decay=0.5, learning_rate=1e-3
     )
-    options = dict(model=still(), tokenizer=TOKENIZER, data=rte, recipe=recipe)
-    trainer = trained(monkeypatch, **options)
-    model, data = trainer.beginning, trainer.data.train
+    task = dataclasses.replace(rte, recipe=recipe)
+    trainer = trained(monkeypatch, task=task, model=still())
+    model, data = trainer.beginning, trainer.train_dataset
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
     order, step = WholeBatches(18, 4, 42), 0
     for _ in range(3):
@@ -322,7 +338,7 @@ def test_training_is_adamw_on_all_weights_with_warmup_and_cosine(rte, monkeypatc
             share = step / 2 if step < 2 else 0.1 + 0.9 * cosine
             optimizer.param_groups[0]["lr"] = 1e-3 * share
             optimizer.zero_grad()
-            inputs = Collate(0, True)([data[row] for row in rows[start : start + 4]])
+            inputs = Collate(0, "left")([data[row] for row in rows[start : start + 4]])
             model(**inputs)["loss"].backward()
             optimizer.step()
             step += 1
@@ -331,8 +347,8 @@ def test_training_is_adamw_on_all_weights_with_warmup_and_cosine(rte, monkeypatc
 
 
 def test_a_bound_on_memory_changes_no_result(rte, monkeypatch):
-    options = dict(model=still(), tokenizer=TOKENIZER, data=rte)
-    options["recipe"] = dataclasses.replace(QUICK, num_epochs=2, learning_rate=1e-3)
+    recipe = dataclasses.replace(QUICK, num_epochs=2, learning_rate=1e-3)
+    options = dict(task=dataclasses.replace(rte, recipe=recipe), model=still())
     whole = trained(monkeypatch, **options)
     parts = trained(monkeypatch, **options, batch_tokens=20)  # 9 tokens a text
     assert parts.args.gradient_accumulation_steps == 2
@@ -349,25 +365,30 @@ def test_the_first_of_the_best_epochs_counts(rte, monkeypatch):
         lambda *_: {"accuracy": (score := next(scores)), "f1": 1 - score, "mcc": 0.0},
     )
     recipe = dataclasses.replace(QUICK, num_epochs=4)
-    trainer = trained(
-        monkeypatch, model=build(), tokenizer=TOKENIZER, data=rte, recipe=recipe,
-    )  # fmt: skip
-    result = trainer.result(2026, 42, 1.0)
-    assert trainer.best_epoch == 2 and result.score == 60
+    result = finetune(dataclasses.replace(rte, recipe=recipe), build())
+    assert result.score == 60
     assert result.subscores["metric"] == {"accuracy": 60, "f1": 40, "mcc": 0}
     assert result.subscores["epoch"] == {"1": 40, "2": 60, "3": 60, "4": 50}
 
 
 def test_what_cannot_be_finetuned_is_refused(rte):
-    with pytest.raises(UserError, match="rte has 18 training rows, fewer than a batch"):
-        finetune(build(), TOKENIZER, rte)
+    with pytest.raises(
+        UserError, match="18 training rows are fewer than a batch of 32"
+    ):
+        finetune(dataclasses.replace(rte, recipe=Recipe()), build())
     with pytest.raises(UserError, match="vocabulary of 10 does not hold"):
-        finetune(build(vocab_size=10), TOKENIZER, rte)
+        finetune(rte, build(vocab_size=10))
     model = build()
     model.transformer.wte.weight.data[8] = torch.nan
-    with pytest.raises(UserError, match="fine-tuning on rte: NaN after epoch 1"):
-        finetune(model, TOKENIZER, rte, recipe=QUICK)
+    with pytest.raises(UserError, match="NaN after epoch 1 of fine-tuning"):
+        finetune(rte, model)
     assert max_length(build()) == 16 and max_length(build(), Recipe(max_length=8)) == 8
+
+
+def test_a_processor_trains_in_bfloat16_where_it_is_asked_for(rte):
+    recipe = dataclasses.replace(QUICK, num_epochs=1)
+    task = dataclasses.replace(rte, recipe=recipe, bf16=True)
+    assert finetune(task, build()).num_items == 10
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end():

@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from src.data.packing.tokenizer import train
-from src.evaluation.scoring.texts import Item
+from src.evaluation.models import Checkpoint
+from src.evaluation.scoring.scorer import Item
 from src.evaluation.tasks import aoa
+from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 SEEN = np.array([i * 10**6 for i in [*range(1, 10), *range(10, 101, 10)]])
@@ -36,16 +40,33 @@ def curve(age):
 AGES = {"dog": 20.0, "cat": 22.0, "ball": 24.0, "cup": 26.0}
 
 
+MODELS = [Checkpoint(Path("gone"), "tiny", step, step) for step in STEPS]
+
+
+def load(folder):
+    return aoa.AgeOfAcquisition.load(folder, name="aoa", folder="AoA_word")
+
+
 @pytest.fixture
 def data(tmp_path):
-    return aoa.load(write(tmp_path, {word: ["a", "the "] for word in AGES}, AGES))
+    return load(write(tmp_path, {word: ["a", "the "] for word in AGES}, AGES))
+
+
+def result_of(data, table, protocol=2026):
+    """The result of checkpoints with these surprisals [num_steps, num_pairs]."""
+    chance = dict.fromkeys(data.words, CHANCE)
+    answers = [
+        Answer(aoa.Surprisals(nats, chance), model, seconds=1.0)
+        for nats, model in zip(table, MODELS)
+    ]
+    return replace(data, protocol=protocol).result(answers)
 
 
 def test_the_word_behind_its_context_is_scored(tmp_path):
     contexts = {"dog": [" See the", ""], "I": ["and"]}
-    data = aoa.load(write(tmp_path, contexts, AGES))
+    data = load(write(tmp_path, contexts, AGES))
     # A word of one letter is left out.
-    assert aoa.items(data) == [Item("See the dog", 8), Item(" dog", 1)]
+    assert data.items == [Item("See the dog", 8), Item(" dog", 1)]
     assert data.pairs == [("dog", " See the", 0), ("dog", "", 1)]
 
 
@@ -69,14 +90,25 @@ def test_a_word_that_is_never_learned_has_no_age():
 def score(data, model_ages, protocol=2026):
     """The result of a model that learns the words at these ages."""
     curves = [curve(model_ages[word]) for word, _, _ in data.pairs]
-    table = np.stack(curves, axis=1)
-    surprisals = dict(zip(STEPS, table))
-    chance = dict.fromkeys(data.words, CHANCE)
-    # In any order: the axis is the words seen.
-    surprisals = dict(sorted(surprisals.items()))
-    return aoa.result(
-        data, chance, surprisals, dict(zip(STEPS, SEEN)), protocol, "tiny"
-    )
+    return result_of(data, np.stack(curves, axis=1), protocol)
+
+
+def test_a_series_is_a_runs_checkpoints_in_order_of_the_words_they_have_seen(data):
+    other = [Checkpoint(Path("x"), "other", step, step) for step in STEPS[:2]]
+    found = replace(data, is_named=False).series([*other, *reversed(MODELS)])
+    assert found == {MODELS[-1]: MODELS}  # the other run has too few
+    with pytest.raises(UserError, match="takes 3 checkpoints of a run, other has 2"):
+        data.series([*MODELS, *other])
+    unknown = Checkpoint(Path("gone"), "tiny", "checkpoint-3", "the third")
+    with pytest.raises(UserError, match="words seen is not known of the third"):
+        data.series([*MODELS, unknown])
+    final = Checkpoint(Path("gone"), "tiny", "main", "tiny")
+    assert data.series([final, *MODELS]) == {final: MODELS}
+
+
+def test_other_checkpoints_are_another_checksum(data):
+    assert data.checksum(MODELS) != data.checksum(MODELS[1:])
+    assert len(data.checksum(MODELS)) == 64
 
 
 @pytest.mark.parametrize("protocol", [2025, 2026])
@@ -112,37 +144,33 @@ def test_the_official_file_has_an_entry_a_checkpoint_and_pair(data):
         "step": "chck_2M", "word_count": 2_000_000, "target_word": "dog",
         "context_id": 1, "context": "the ", "surprisal": curve(7.0)[1],
     }  # fmt: skip
+    assert result.seconds == 19 and result.data_checksum == data.checksum(MODELS)
     assert result.folder == "AoA_word" and set(result.files) == {
         "surprisal.json", "aoa_score.json"
     }  # fmt: skip
 
 
 def test_a_pair_that_is_too_long_is_named(data):
-    surprisals = {step: np.ones(8) for step in STEPS}
-    surprisals["chck_1M"] = np.array([1.0, np.nan, *[1.0] * 6])
-    chance = dict.fromkeys(data.words, CHANCE)
-    result = aoa.result(data, chance, surprisals, dict(zip(STEPS, SEEN)))
+    table = np.ones((len(STEPS), 8))
+    table[0, 1] = np.nan
+    result = result_of(data, table)
     assert result.too_long == ("dog_1",)
     # A word that lacks a context has no point there, also for who skips what is null.
     points = result.files["surprisal.json"]["results"]
     lost = [(p["step"], p["target_word"]) for p in points if np.isnan(p["surprisal"])]
     assert lost == [("chck_1M", "dog")] * 2
-    result = aoa.result(data, chance, surprisals, dict(zip(STEPS, SEEN)), 2025)
+    result = result_of(data, table, 2025)
     points = result.files["surprisal.json"]["results"]
     assert sum(np.isnan(point["surprisal"]) for point in points) == 1
 
 
 def test_chance_is_that_of_a_words_tokens(data):
     tokenizer = train(["a"], 259)  # bytes
-    found = aoa.chance_surprisals(data, tokenizer, 2026)
+    found = aoa.chance_surprisals(data.words, tokenizer, 2026)
     assert found["ball"] == pytest.approx(5 * math.log(tokenizer.vocab_size))
-    assert aoa.chance_surprisals(data, tokenizer, 2025)["ball"] == math.log2(300_000)
-
-
-def test_a_curve_needs_checkpoints(data):
-    one = {"chck_1M": np.ones(8)}
-    with pytest.raises(UserError, match="aoa needs at least 3 checkpoints .* got 1"):
-        aoa.result(data, dict.fromkeys(AGES, 1.0), one, {"chck_1M": 10**6})
+    assert aoa.chance_surprisals(data.words, tokenizer, 2025)["ball"] == math.log2(
+        300_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +180,11 @@ def test_a_curve_needs_checkpoints(data):
         ("cdi_childes.json", "{", "cdi_childes.json must map words"),
         ("cdi_childes.json", '{"dog": [{}]}', "must map words .*KeyError"),
         ("cdi_childes.json", "{}", "has no word in a context"),
-        ("cdi_human.csv", "word,16\ndog,0.5\n", "cdi_human.csv, row 1: needs word"),
+        (
+            "cdi_human.csv",
+            "word,16\ndog,0.5\n",
+            "cdi_human.csv lacks the columns .*'17'",
+        ),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, content, told):
@@ -160,4 +192,4 @@ def test_bad_files_are_refused(tmp_path, name, content, told):
     file = tmp_path / name
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(UserError, match=told):
-        aoa.load(tmp_path)
+        load(tmp_path)

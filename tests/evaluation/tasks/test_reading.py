@@ -9,7 +9,9 @@ from tokenizers import pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.data.packing.tokenizer import train
+from src.evaluation.scoring.scorer import Scorer
 from src.evaluation.tasks import reading
+from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 TOKENIZER = train(["a"], 259)  # bytes: a word is its leading space and its letters
@@ -36,6 +38,12 @@ def rows(number, seed=0):
     return made
 
 
+def load(folder, protocol=2026):
+    return reading.ReadingTimes.load(
+        folder, name="reading", folder="reading", protocol=protocol
+    )
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
@@ -50,7 +58,7 @@ def test_a_missing_context_is_the_word_none_and_numbers_may_be_missing(tmp_path)
     made.append(
         {"item": "None of", "word": "us", "prev_item": "None", "prev_word": "of"}
     )
-    data = reading.load(write(tmp_path, made))
+    data = load(write(tmp_path, made))
     assert data.contexts == [("None", "of"), ("A b", "c"), ("None of", "us")]
     assert data.previous == [None, ("A", "b"), None]
     assert data.numbers["length"][0] == 2 and np.isnan(data.numbers["prev_length"][0])
@@ -61,19 +69,22 @@ def test_a_missing_context_is_the_word_none_and_numbers_may_be_missing(tmp_path)
     [
         (lambda text: text.replace("Subtlex_log10", "x"), r"lacks .*Subtlex_log10"),
         (lambda text: text.split("\n")[0] + "\n", "is empty"),
-        (lambda text: text.split("\n")[0] + "\n" + "x," * 20, "row 1: .*a number: 'x'"),
+        (
+            lambda text: text.split("\n")[0] + "\n" + "x," * 12 + "x",
+            "column Subtlex_log10: .*'x'",
+        ),
     ],
 )
 def test_a_bad_table_is_refused(tmp_path, spoil, told):
     file = write(tmp_path, rows(3)) / "reading_data.csv"
     file.write_text(spoil(file.read_text()))
     with pytest.raises(UserError, match=told):
-        reading.load(tmp_path)
+        load(tmp_path)
 
 
 def test_no_table_is_refused(tmp_path):
     with pytest.raises(UserError, match="no reading_data.csv in"):
-        reading.load(tmp_path)
+        load(tmp_path)
 
 
 def test_each_token_is_asked_for_by_way_of_its_text():
@@ -112,22 +123,23 @@ def test_a_masked_model_is_asked_at_the_first_of_three_masks(backend, shift):
 
 @torch.no_grad()
 def test_a_words_surprisal_is_that_of_its_tokens_one_at_a_time(model, tmp_path):
-    prepared = reading.prepare(reading.load(write(tmp_path, rows(8))), TOKENIZER)
-    found = reading.surprisals(model, prepared)
+    task, scorer = load(write(tmp_path, rows(8))), Scorer(model, TOKENIZER)
+    prepared = task.prepare(scorer)
+    surprisal, previous = task.ask(scorer, prepared)
     total = 0.0
     for query in reading.word_queries(TOKENIZER, "A b", "c", "causal"):
         logits = model(torch.tensor([query.ids])).logits[0, -1]
         total -= logits.log_softmax(-1)[query.targets[0]].item()
-    assert found[prepared.words[3]].sum() == pytest.approx(total, abs=1e-5)
+    assert surprisal[3] == pytest.approx(total, abs=1e-5)
+    assert np.isnan(previous[0]) and np.isfinite(previous[1:]).all()
     # What many rows ask is asked once: two tokens behind "A", two behind "A b".
     assert len(prepared.queries) == len(set(prepared.queries)) == 2 + 2
 
 
 def test_a_word_beyond_the_models_positions_is_named(model, tmp_path):
     long = {**rows(2)[1], "item": "x" * 30}
-    data = reading.load(write(tmp_path, [*rows(40), long]))
-    prepared = reading.prepare(data, TOKENIZER)
-    result = reading.result(prepared, reading.surprisals(model, prepared))
+    task, scorer = load(write(tmp_path, [*rows(40), long])), Scorer(model, TOKENIZER)
+    result = task.result([Answer(task.ask(scorer, task.prepare(scorer)))])
     assert result.too_long == ("reading_40",) and math.isfinite(result.score)
 
 
@@ -151,14 +163,11 @@ def test_products_of_predictors_belong_to_the_baseline():
 
 
 def test_the_score_is_the_mean_of_eye_tracking_and_self_paced_reading(tmp_path):
-    data = reading.load(write(tmp_path, rows(60)))
-    prepared = reading.Prepared(
-        data, [], [[i] for i in range(60)], [None, *[[i] for i in range(59)]]
-    )
+    task = load(write(tmp_path, rows(60)), protocol=2025)
     surprisals = np.random.default_rng(1).normal(size=60)
-    result = reading.result(prepared, surprisals, 2025)
-    columns = {**data.numbers, "pred": surprisals}
-    columns["prev_pred"] = np.array([np.nan, *surprisals[:-1]])
+    previous = np.array([np.nan, *surprisals[:-1]])
+    result = task.result([Answer(np.stack([surprisals, previous]))])
+    columns = {**task.numbers, "pred": surprisals, "prev_pred": previous}
     eye = [
         reading.added_variance(columns, name, reading.WORDS)
         for name in reading.EYE_TRACKING

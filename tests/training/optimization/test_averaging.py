@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from src.training.optimization.averaging import FILE, WeightAverage
+from src.training.optimization.schedule import num_steps_of
 
 KEEP_ALL = [
     "training.save_steps=1",
@@ -28,7 +29,7 @@ def states_of(average: WeightAverage, model: torch.nn.Linear, steps: range) -> N
 
 def averaged(kind: str, steps: float, number: int = 10) -> float:
     model = torch.nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model, kind, steps, number)
+    average = WeightAverage(model, kind, num_steps_of(steps, number), number)
     states_of(average, model, range(1, number + 1))
     return average.average["weight"].item()
 

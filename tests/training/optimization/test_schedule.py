@@ -6,7 +6,7 @@ from transformers import get_scheduler
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError
-from src.training.optimization.schedule import check_lengths, schedule_kwargs
+from src.training.optimization.schedule import averaging_steps, choose_schedule
 
 
 def training(**values) -> TrainingArguments:
@@ -21,7 +21,7 @@ def learning_rates(args: TrainingArguments, num_steps: int) -> list[float]:
         optimizer,
         args.get_warmup_steps(num_steps),
         num_steps,
-        schedule_kwargs(args, num_steps),
+        choose_schedule(args, num_steps).value,
     )
     found = []
     for _ in range(num_steps):
@@ -45,8 +45,8 @@ def test_what_the_schedule_was_given_by_hand_stays():
         lr_scheduler_kwargs={"num_decay_steps": 3, "decay_type": "cosine"},
     )
     given = {"num_decay_steps": 3, "decay_type": "cosine"}
-    assert schedule_kwargs(args, 10) == given
-    assert schedule_kwargs(training(), 10) == {}
+    assert choose_schedule(args, 10).value == given
+    assert choose_schedule(training(), 10).value == {}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,8 @@ def test_what_the_schedule_was_given_by_hand_stays():
 )
 def test_a_part_that_is_longer_than_the_run_is_refused(values, told):
     with pytest.raises(UserError, match=told):
-        check_lengths(training(**values), 10)
+        choose_schedule(training(**values), 10)
+        averaging_steps(training(**values), 10)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 1000])
@@ -84,5 +85,5 @@ def test_shares_fit_every_run(num_steps):
         cooldown_steps=0.2,
         averaging="tail",
     )
-    check_lengths(args, num_steps)
+    assert 1 <= averaging_steps(args, num_steps) <= num_steps
     assert len(learning_rates(args, num_steps)) == num_steps

@@ -18,7 +18,7 @@ FACTS = {
     "words_seen": 99_999_999,
     "epochs": 9.98765,
     "steps": 4321,
-    "chosen": "; the model is that of step 4,000, after 92,000,000 words",
+    "final_step": "; the model is that of step 4,000, after 92,000,000 words",
     "vocab_size": 16384,
     "tokenizer": "trained on the same text",
     "eval_files": "childes",

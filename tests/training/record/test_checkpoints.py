@@ -125,15 +125,16 @@ def test_pruning_does_not_count_a_best_one_that_is_gone(tmp_path):
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
 
 
-def test_pruning_leaves_what_is_being_written_and_what_was_set_aside(tmp_path):
+def test_pruning_deletes_what_was_never_finished_and_leaves_what_was_set_aside(
+    tmp_path,
+):
     sealed(tmp_path, 5, 10, 15)
-    checkpoint(tmp_path, 1)  # half-written, and older than a whole one
-    checkpoint(tmp_path, 20)
+    checkpoint(tmp_path, 1)
+    checkpoint(tmp_path, 20)  # of a kill before the run went back to an older one
     (tmp_path / "damaged-checkpoint-2").mkdir()
     prune(tmp_path, 2, best=None)
     assert names(tmp_path) == [
-        "checkpoint-10", "checkpoint-15", "checkpoint-20",
-        "damaged-checkpoint-2",
+        "checkpoint-10", "checkpoint-15", "damaged-checkpoint-2"
     ]  # fmt: skip
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from src.configuration.schema import resolved
+from src.arguments import Arguments, RunConfiguration, TrainingArguments
+from src.configuration.run_configuration import run_configuration
 from src.foundation import UserError
 from src.training.record.run_record import RunRecord, differences
 
@@ -21,7 +22,18 @@ def begin(record, overwrite=False, checksums=TEXT, configuration=None, **identit
     identity = identity or {"training.learning_rate": 0.001}
     configuration = configuration or {"training": {"learning_rate": 0.001}}
     overrides = ["training.learning_rate=1e-3", "wandb.tag=two words"]
-    record.begin(identity, configuration, overrides, checksums, overwrite)
+    begun = of_run(configuration, overrides, overwrite)
+    with record.open(begun, {**identity, "data": checksums}):
+        assert (record.directory / "run.json").exists()
+
+
+def of_run(configuration={}, overrides=[], overwrite=False, defaults={}):
+    """The configuration of a run, as far as its record needs it."""
+    training = TrainingArguments(use_cpu=True, overwrite_output_dir=overwrite)
+    return RunConfiguration(
+        args=Arguments(training=training), reasons={}, recorded=configuration,
+        identity={}, defaults=defaults, overrides=overrides,
+    )  # fmt: skip
 
 
 def test_a_run_begins_with_its_record(record):
@@ -111,7 +123,7 @@ def test_an_empty_directory_is_not_moved_aside(record):
 
 def try_to_hold(directory, told):
     try:
-        with RunRecord(directory).held():
+        with RunRecord(directory).open(of_run(), {}):
             told.put("held")
     except UserError as error:
         told.put(str(error))
@@ -127,7 +139,7 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(record, processe
         assert process.exitcode == 0
         return told.get()
 
-    with record.held():
+    with record.open(of_run(), {}):
         refused = second()
     assert "seed-1: another process is at work on this run" in refused
     assert second() == "held"
@@ -153,6 +165,7 @@ def test_a_damaged_record_can_be_moved_aside(record):
 def test_a_run_that_ended_between_its_two_files_begins_again(record):
     begin(record)
     (record.directory / "run.json").unlink()
+    (record.directory / "train.log").unlink()
     begin(record, **{"training.learning_rate": 2})
     identity = json.loads((record.directory / "run.json").read_text())["identity"]
     assert identity["training.learning_rate"] == 2
@@ -170,7 +183,7 @@ def test_secrets_are_not_recorded(record, composed):
         "model.model_type=gpt2", "data.train_file=x", "model.token=hf_secret",
         "training.hub_token=hf_other",
     )  # fmt: skip
-    begin(record, configuration=resolved(config))
+    begin(record, configuration=run_configuration(config).recorded)
     text = "".join(p.read_text() for p in record.directory.iterdir())
     assert "hf_" not in text and "<not recorded>" in text
 
@@ -185,6 +198,9 @@ def test_a_field_added_since_counts_with_its_default(record):
     file.write_text(json.dumps(written))
     identity = {**written["identity"], key: value}
     data = identity.pop("data")
-    record.begin(identity, {}, [], data, False, defaults={key: value})
+    identity["data"] = data
+    with record.open(of_run(defaults={key: value}), identity):
+        pass
     with pytest.raises(UserError, match=key):
-        record.begin(identity, {}, [], data, False, defaults={key: "another"})
+        with record.open(of_run(defaults={key: "another"}), identity):
+            pass

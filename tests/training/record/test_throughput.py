@@ -9,7 +9,7 @@ import torch
 from src.training.record import throughput
 from src.training.record.throughput import (
     Clock,
-    Throughput,
+    Progress,
     job_start,
     peak_flops,
     summary,
@@ -50,31 +50,28 @@ class Steady(Clock):
 
 
 def test_rates_are_of_the_time_spent_on_steps():
-    rates = Throughput(Steady(), flops_per_token=6, peak=1200.0)
-    rates.begin(tokens=100, words=50)
-    first = rates.since_last(600, 450)
-    assert first == {
-        "tokens_per_second": 50, "words_per_second": 40, "utilisation": 0.25,
+    began = Progress(tokens=100, words=50, seconds=10.0)
+    now = Progress(tokens=600, words=450, seconds=20.0)
+    assert now.rates_since(began, flops_per_token=6, peak=1200.0) == {
+        "tokens_per_second": 50, "words_per_second": 40, "mfu": 0.25,
     }  # fmt: skip
-    assert rates.since_last(1600, 450)["tokens_per_second"] == 100
-    assert rates.overall(1300, 50)["tokens_per_second"] == 40
+    assert now.rates_since(now, 6, 1200.0) == {}
 
 
 def test_an_unknown_device_has_no_peak():
     assert peak_flops(torch.device("cpu"), 1) is None
-    rates = Throughput(Steady(), 6, None)
-    rates.begin(0, 0)
-    assert "utilisation" not in rates.since_last(10, 10)
+    rates = Progress(10, 10, 1.0).rates_since(Progress(0, 0, 0.0), 6, None)
+    assert "mfu" not in rates and rates["tokens_per_second"] == 10
 
 
 def test_the_summary_is_one_line():
     rates = {
         "tokens_per_second": 4321.0,
         "words_per_second": 3000.0,
-        "utilisation": 0.5,
+        "mfu": 0.5,
     }
     line = summary(Steady(), rates)
     assert line == (
         "Time: start-up 2.0 s, training 10.0 s. Training: 4,321 tokens/s, 3,000 words/s,"
-        " 50 % of the peak"
+        " MFU 50 %"
     )

@@ -4,17 +4,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from src.arguments import ModelArguments
+from src.arguments import DataTrainingArguments, ModelArguments
 from src.configuration.schema import CONF_DIR
 from src.foundation import UserError
 from src.training.model import architecture
-from src.training.step.document_masking import document_mask, masked, needs_mask
+from src.training.step.document_masking import (
+    add_mask,
+    choose_document_masking,
+    document_mask,
+)
 
 SMALL = dict(
     n_layer=2, num_hidden_layers=2, n_embd=32, hidden_size=32, word_embed_proj_dim=32,
     n_head=2, num_attention_heads=2, num_key_value_heads=2, ffn_dim=32, head_dim=16,
     intermediate_size=32, vocab_size=50,
 )  # fmt: skip
+APART = DataTrainingArguments(attend_across_documents=False)
 GROUPS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 OTHERS = ["llama", "qwen3", "olmo2"]
 
@@ -64,7 +69,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(name, attention, composed
             model_type=config.model_type, config_overrides=dict(config.config_overrides)
         )
     model = model_of(args, attention)
-    mask = needs_mask(model)
+    mask = choose_document_masking(APART, model).value
     assert model.training
     model.eval()
     ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -72,7 +77,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(name, attention, composed
     positions = [[p for n in row for p in range(n)] for row in lengths]
     inputs = {"input_ids": ids, "position_ids": torch.tensor(positions)}
     with torch.no_grad():
-        packed = model(**(masked(inputs, model) if mask else inputs)).logits
+        packed = model(**(add_mask(inputs, model) if mask else inputs)).logits
         for row, packed_row, sizes in zip(ids, packed, lengths):
             for document, found in zip(row.split(sizes), packed_row.split(sizes)):
                 alone = model(input_ids=document[None]).logits[0]
@@ -83,7 +88,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(name, attention, composed
 def test_an_architecture_without_positions_is_refused_with_the_reason(name):
     args = ModelArguments(model_type=name, config_overrides={"hidden_size": 32})
     with pytest.raises(UserError, match=f"{name} with .* cannot: it takes no position"):
-        needs_mask(model_of(args, "eager"))
+        choose_document_masking(APART, model_of(args, "eager"))
 
 
 def test_a_model_that_looks_across_whatever_it_is_told_is_refused():
@@ -97,7 +102,7 @@ def test_a_model_that_looks_across_whatever_it_is_told_is_refused():
     with pytest.raises(
         UserError, match="gpt2 with sdpa attention cannot: a document's"
     ):
-        needs_mask(model)
+        choose_document_masking(APART, model)
 
 
 def test_a_small_leak_is_a_leak():
@@ -111,7 +116,7 @@ def test_a_small_leak_is_a_leak():
         )
     )
     with pytest.raises(UserError, match="lfm2 with .* cannot: a document's logits"):
-        needs_mask(model)
+        choose_document_masking(APART, model)
 
 
 def test_our_mask_does_not_undo_a_window():
@@ -126,4 +131,9 @@ def test_our_mask_does_not_undo_a_window():
         "eager",
     )
     with pytest.raises(UserError, match="gpt_oss with eager attention cannot"):
-        needs_mask(model)
+        choose_document_masking(APART, model)
+
+
+def test_documents_that_may_attend_to_each_other_need_nothing():
+    model = model_of(ModelArguments(model_type="bloom"), "eager")
+    assert not choose_document_masking(DataTrainingArguments(), model).value

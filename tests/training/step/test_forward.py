@@ -1,5 +1,6 @@
 """The fast step gives the numbers of the plain one."""
 
+import json
 import logging
 
 import pytest
@@ -7,17 +8,19 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import IGNORE_INDEX
 from src.training.step.forward import (
     CAUSAL,
     WRITTEN_OUT,
-    FastForward,
     attention_of,
-    find_fast_forward,
-    install,
+    build_forward,
+    choose_attention,
+    choose_logit_chunk,
     written_out,
 )
 from src.training.step.loss import fused_loss
+from tests.training.test_trainer import losses, stream_of, trainer_of  # noqa: F401
 
 LLAMA = dict(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -48,6 +51,19 @@ def model_of(name, **values):
             setattr(config, dropout, 0.0)
     config.use_cache = False
     return AutoModelForCausalLM.from_config(config).train()
+
+
+def chosen(model, compiles=False, chunk=None):
+    """(attention, tokens whose logits exist at once) of the training forward pass."""
+    training = TrainingArguments(use_cpu=True, logit_chunk=chunk)
+    chunk = choose_logit_chunk(training, model, 1000).value
+    args = Arguments(training=training)
+    return choose_attention(args, model, compiles, chunk, False).value, chunk
+
+
+def install(model, compiles=False, chunk=None):
+    """Let the model train by the forward pass that is chosen for it."""
+    model.forward = build_forward(model, *chosen(model, compiles, chunk), compiles)
 
 
 def batch(size=3, length=12):
@@ -101,8 +117,7 @@ def test_every_architecture_gets_its_own_loss_and_gradients(name):
     ids, labels = batch()
     expected = plain_loss(model, ids, labels)
     theirs = gradients(expected, model)
-    fast = find_fast_forward(model, compiles=False, chunk=7)
-    install(model, fast)
+    install(model, chunk=7)
     loss = model(input_ids=ids, labels=labels).loss
     ours = gradients(loss, model)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -111,21 +126,21 @@ def test_every_architecture_gets_its_own_loss_and_gradients(name):
 
 
 def test_what_does_not_fit_is_left_out():
-    found = {name: find_fast_forward(model_of(name), False, 7) for name in MODELS}
+    found = {name: chosen(model_of(name), False, 7) for name in MODELS}
     for name in ("gpt2", "opt", "llama", "qwen3", "olmo2"):
-        assert found[name] == FastForward(CAUSAL, 7, False)
-    assert found["mistral"].attention is None and found["mistral"].chunk == 7
-    assert found["gemma2"].chunk is None  # it caps its logits
-    assert found["bloom"].attention is None  # positions are in its scores
-    assert find_fast_forward(model_of("gpt2"), True, 7).attention == WRITTEN_OUT
-    assert find_fast_forward(model_of("gpt2"), False, 0) == FastForward()
+        assert found[name] == (CAUSAL, 7)
+    assert found["mistral"] == (None, 7)
+    assert found["gemma2"] == (None, None)  # it caps its logits
+    assert found["bloom"][0] is None  # positions are in its scores
+    assert chosen(model_of("gpt2"), True, 7) == (WRITTEN_OUT, 7)
+    assert chosen(model_of("gpt2"), False, 0) == (None, None)
 
 
 def test_without_labels_and_in_evaluation_the_model_is_what_it_was():
     model = model_of("gpt2")
     ids, labels = batch()
     expected = model(input_ids=ids).logits
-    install(model, find_fast_forward(model, False))
+    install(model)
     assert torch.equal(model(input_ids=ids).logits, expected)
     assert torch.equal(model.eval()(input_ids=ids, labels=labels).logits, expected)
     assert list(model.state_dict()) == list(model_of("gpt2").state_dict())
@@ -170,7 +185,7 @@ def test_a_compiled_step_learns_the_same(tmp_path):
     ):
         model = model_of("gpt2", n_layer=1)  # compiling takes long
         if compiled is not None:
-            install(model, find_fast_forward(model, compiled, chunk))
+            install(model, compiled, chunk)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
         losses[name] = []
         for step in range(50):
@@ -192,20 +207,24 @@ def test_a_compiled_step_learns_the_same(tmp_path):
     assert (torch.tensor(losses["compiled bf16"]) - plain).abs().max() < 0.05
 
 
-def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch, caplog):
+def test_without_a_compiler_training_goes_on_and_says_so(
+    monkeypatch, caplog, trainer_of, tmp_path  # noqa: F811
+):
     import torch._inductor.config as inductor
 
+    expected = trainer_of(max_steps=2)
+    expected.fit()
     monkeypatch.setattr(inductor, "force_disable_caches", True)
     monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/g++",))
     torch._dynamo.reset()
-    model = model_of("gpt2", n_layer=1)
-    ids, labels = batch(length=13)  # of a shape that no test compiled before
-    expected = plain_loss(model, ids, labels).item()
-    install(model, find_fast_forward(model, True, 11))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            loss = model(input_ids=ids, labels=labels).loss
-            loss.backward()
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    # Of the model and of the loss: once is enough.
+    with caplog.at_level(logging.INFO):
+        trainer = trainer_of(
+            max_steps=2, torch_compile=True, output_dir=str(tmp_path / "run2")
+        )
+        trainer.fit()
     assert caplog.text.count("torch.compile fails here, going on without") == 1
+    assert "; not compiled (it fails here: " in caplog.text
+    assert not json.loads((tmp_path / "run2" / "step_layout.json").read_text())[
+        "compiled"
+    ]
+    assert losses(trainer) == pytest.approx(losses(expected), rel=1e-5)

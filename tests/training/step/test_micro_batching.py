@@ -1,7 +1,6 @@
 """How a step is divided never changes what it computes."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,17 +9,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError
-from src.training.setup import train_within_memory
-from src.training.step.forward import find_fast_forward, install
+from src.training.step.forward import choose_compilation, choose_logit_chunk
 from src.training.step.micro_batching import (
-    StepLayout,
-    activation_bytes,
-    divided,
-    find_layout,
-    is_long,
-    logit_chunk,
+    MicroBatching,
+    largest,
+    recorded,
     sequences_per_step,
 )
+from tests.training import test_trainer
 from tests.training.test_trainer import losses, stream_of, trainer_of  # noqa: F401
 
 
@@ -38,27 +34,25 @@ def gpt2(**values):
     [(8, 8, (8, 1)), (8, 5, (4, 2)), (8, 0, (1, 8)), (7, 5, (1, 7)), (12, 9, (6, 2))],
 )
 def test_micro_batches_are_equal_and_as_large_as_fits(sequences, limit, expected):
-    layout = divided(sequences, limit)
-    assert (layout.sequences, layout.micro_batches) == expected
+    assert MicroBatching.divide(sequences, limit) == MicroBatching(*expected)
 
 
 def test_halving_keeps_the_step():
-    assert divided(12, 6, True).halved() == StepLayout(3, 4, True)
-    assert StepLayout(3, 4).halved() == StepLayout(1, 12)
-    assert StepLayout(1, 12).halved() is None
+    assert MicroBatching(6, 2).halved() == MicroBatching(3, 4)
+    assert MicroBatching(3, 4).halved() == MicroBatching(1, 12)
+    assert MicroBatching(1, 12).halved() is None
 
 
-def test_a_layout_for_other_devices_does_not_fit():
-    assert StepLayout(4, 2).fits(16, 2) and not StepLayout(4, 2).fits(16, 1)
-
-
-def test_a_layout_is_kept_with_the_run(tmp_path):
-    assert StepLayout.load(tmp_path) is None
-    StepLayout(3, 4, True).save(tmp_path)
-    assert StepLayout.load(tmp_path) == StepLayout(3, 4, True)
-    (tmp_path / "step_layout.json").write_text("{")
-    with pytest.raises(UserError, match="step_layout.json is damaged"):
-        StepLayout.load(tmp_path)
+def test_the_micro_batching_is_kept_with_the_run(tmp_path):
+    assert recorded(tmp_path, 12) is None
+    MicroBatching(3, 4).save(tmp_path, compiled=True)
+    size, compiled = recorded(tmp_path, 12)
+    assert (size, compiled) == (MicroBatching(3, 4), True)
+    assert recorded(tmp_path, 6) is None  # of twice as many devices
+    for damaged in ("{", "[]", '{"sequences": 3}'):
+        (tmp_path / "step_layout.json").write_text(damaged)
+        with pytest.raises(UserError, match="step_layout.json is damaged"):
+            recorded(tmp_path, 12)
 
 
 def test_a_step_is_stated_in_tokens_or_in_sequences(tmp_path):
@@ -78,84 +72,103 @@ def test_a_step_is_stated_in_tokens_or_in_sequences(tmp_path):
 
 def test_a_processor_takes_4096_tokens_at_a_time(tmp_path):
     args = arguments(tmp_path, tokens_per_step=16384)
-    assert find_layout(args, gpt2(), 512, 1) == StepLayout(8, 4)
-    assert find_layout(args, gpt2(), 8192, 1) == StepLayout(1, 2)
-    given = arguments(tmp_path, per_device_train_batch_size=32, torch_compile=True)
-    assert find_layout(given, gpt2(), 512, 1) == StepLayout(32, 1, True)
+    assert largest(args, 512, 32) == MicroBatching(8, 4)
+    assert largest(args, 8192, 2) == MicroBatching(1, 2)
+    given = arguments(tmp_path, per_device_train_batch_size=32)
+    assert largest(given, 512, 64) == MicroBatching(32, 2)
 
 
 def test_the_fused_loss_is_left_out_where_it_would_be_wrong(tmp_path):
-    args = arguments(tmp_path, label_smoothing_factor=0.1, logit_chunk=64)
-    assert logit_chunk(args) == 0
-    args.label_smoothing_factor = 0.0
-    assert logit_chunk(args) == 64
-    args.fp16 = True
-    assert logit_chunk(args) == 0
+    def chunk(**values):
+        args = arguments(tmp_path, logit_chunk=64, **values)
+        return choose_logit_chunk(args, gpt2(), 1000).value
+
+    assert chunk() == 64
+    assert chunk(label_smoothing_factor=0.1) is None
+    assert chunk(fp16=True) is None
 
 
-def test_only_long_runs_are_compiled():
+def test_only_long_runs_are_compiled(tmp_path):
+    args = arguments(tmp_path)
     small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2))
-    assert not is_long(small, 1_000_000)
-    assert is_long(small, 100_000_000)
+    assert not choose_compilation(args, small, 1_000_000).value
+    assert choose_compilation(args, small, 100_000_000).value
+    for chosen in (True, False):
+        args = arguments(tmp_path, torch_compile=chosen)
+        decision = choose_compilation(args, small, 1)
+        assert decision.value == chosen
+        assert decision.reason == f"training.torch_compile={str(chosen).lower()}"
 
 
-def test_what_autograd_keeps_is_measured_and_nothing_else_changes():
-    model = gpt2().eval()
-    install(model, find_fast_forward(model, False))
-    state = torch.get_rng_state()
-    one, two, three = (activation_bytes(model, n, 16) for n in (1, 2, 3))
-    assert three - two == two - one > 16 * 16 * 4
-    longer = activation_bytes(model, 2, 32) - activation_bytes(model, 1, 32)
-    assert 1.5 * (two - one) < longer < 3 * (two - one)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not model.training and all(p.grad is None for p in model.parameters())
+@pytest.fixture
+def small_memory(monkeypatch):
+    """`small_memory(n)`: the allocator really fails: a pass of more asks for a petabyte."""
 
-
-def test_out_of_memory_halves_the_micro_batch_and_not_the_step(
-    trainer_of, tmp_path, caplog  # noqa: F811
-):
-    """The allocator really fails: a forward pass of more than two asks for a petabyte."""
-    settings = dict(max_steps=3, logging_steps=1)
-    tried = []
-
-    def build(layout=None):
-        layout = layout or StepLayout(8, 1)
-        trainer = trainer_of(
-            per_device_train_batch_size=layout.sequences,
-            gradient_accumulation_steps=layout.micro_batches,
-            **settings,
-        )
-        tried.append(layout)
-
+    def call(most: int) -> None:
         def exhaust(module, args, kwargs):
-            if len(kwargs["input_ids"]) > 4:
+            if module.training and len(kwargs["input_ids"]) > most:
                 torch.empty(2**50, dtype=torch.uint8)
 
-        trainer.model.register_forward_pre_hook(exhaust, with_kwargs=True)
-        return trainer
+        def with_hook(*args):
+            model = build_model(*args)
+            model.register_forward_pre_hook(exhaust, with_kwargs=True)
+            model.base_model.register_forward_pre_hook(exhaust, with_kwargs=True)
+            return model
 
-    run = tmp_path / "run"
-    run.mkdir()
-    with caplog.at_level(logging.WARNING):
-        trainer, finished = train_within_memory(build, run)
-    assert finished and tried == [StepLayout(8, 1), StepLayout(4, 2)]
-    assert StepLayout.load(run) == StepLayout(4, 2)
-    assert "Out of memory: going on in micro-batches of 4 sequences" in caplog.text
+        monkeypatch.setattr(test_trainer, "build_model", with_hook)
+
+    build_model = test_trainer.build_model
+    return call
+
+
+def test_one_batch_before_the_first_step_finds_what_fits(
+    trainer_of, small_memory, tmp_path, caplog  # noqa: F811
+):
+    """The micro-batch is halved until it fits, and the step stays the same."""
+    settings = dict(max_steps=3, logging_steps=1)
+    (tmp_path / "run").mkdir()
     whole = trainer_of(**settings)
-    whole.train()
+    whole.fit()
+    small_memory(2)
+    with caplog.at_level(logging.WARNING):
+        trainer = trainer_of(**settings, output_dir=str(tmp_path / "run2"))
+        trainer.fit()
+    assert "of 8 sequences: going on with 2" in caplog.text
+    assert recorded(tmp_path / "run2", 8) == (MicroBatching(2, 4), False)
+    assert trainer.args.gradient_accumulation_steps == 4
     assert losses(trainer) == [pytest.approx(loss, abs=1e-6) for loss in losses(whole)]
     assert trainer.plan.words_seen(3) == whole.plan.words_seen(3)
 
 
-def test_memory_that_never_suffices_is_an_error(trainer_of, tmp_path):  # noqa: F811
-    def build(layout=None):
-        trainer = trainer_of()
-        trainer.layout = layout or StepLayout(8, 1)
-        trainer.model.register_forward_pre_hook(
-            lambda *_: torch.empty(2**50, dtype=torch.uint8) and None
-        )
-        return trainer
+def test_memory_that_never_suffices_is_an_error(trainer_of, small_memory):  # noqa: F811
+    small_memory(0)
+    with pytest.raises(
+        UserError, match="data.block_size=8: there is not enough memory"
+    ):
+        trainer_of()
 
-    (tmp_path / "run").mkdir()
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
-        train_within_memory(build, Path(tmp_path / "run"))
+
+def test_memory_that_runs_out_later_halves_the_next_start(
+    trainer_of, tmp_path  # noqa: F811
+):
+    """The message says what the same command will do, and it does it."""
+    trainer = trainer_of(max_steps=3)
+
+    def exhaust(*_):
+        torch.empty(2**50, dtype=torch.uint8)
+
+    hook = trainer.model.register_forward_pre_hook(exhaust)
+    hook_of_base = trainer.model.base_model.register_forward_pre_hook(exhaust)
+    told = "out of memory: the same command goes on in micro-batches of 4 sequences"
+    with pytest.raises(UserError, match=told):
+        trainer.fit()
+    hook.remove(), hook_of_base.remove()
+    again = trainer_of(max_steps=3)
+    assert again.args.per_device_train_batch_size == 4
+    assert again.args.gradient_accumulation_steps == 2
+    assert again.fit().signal is None
+
+
+def test_the_trial_leaves_model_and_gradients_as_they_were(trainer_of):  # noqa: F811
+    trainer = trainer_of()
+    assert all(p.grad is None for p in trainer.model.parameters())

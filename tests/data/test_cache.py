@@ -2,17 +2,30 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 
-from src.data.packing.cache import build_once, file_checksums
+from src.data.cache import Cache, file_checksums
 from src.foundation import UserError, sha256
 from tests.data.text.test_corpus import write
 
+IDENTITY = ["what", {"determines": "the content"}]
 
-def found(directory: Path) -> Optional[Path]:
+
+def load(directory: Path) -> Optional[Path]:
     return directory if directory.is_dir() else None
+
+
+def get(cache_dir: Path, build: Any, overwrite: bool = False) -> Path:
+    return Cache(cache_dir, overwrite).get("a", IDENTITY, load, build)
+
+
+def test_an_entry_is_found_by_what_determines_its_content(tmp_path: Path):
+    entry = get(tmp_path, lambda folder: (folder / "f").write_text("x"))
+    assert entry == tmp_path / "a" / "0a8de875629ef17c"  # also by later versions
+    other = Cache(tmp_path).get("a", ["another"], load, lambda folder: None)
+    assert other.parent == entry.parent and other != entry
 
 
 def test_what_a_failure_leaves_half_written_is_removed(tmp_path: Path):
@@ -21,25 +34,25 @@ def test_what_a_failure_leaves_half_written_is_removed(tmp_path: Path):
         raise OSError("no room")
 
     with pytest.raises(OSError):
-        build_once(tmp_path / "a", found, fail)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.lock"]
+        get(tmp_path, fail)
+    assert [p.suffix for p in (tmp_path / "a").iterdir()] == [".lock"]
 
 
 def test_what_a_kill_left_is_no_hindrance(tmp_path: Path):
-    (tmp_path / "a.tmp").mkdir()
-    (tmp_path / "a.tmp" / "half").write_text("x")
-    build_once(tmp_path / "a", found, lambda t: (t / "whole").write_text("y"))
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["whole"]
+    entry = get(tmp_path, lambda t: None)
+    entry.rename(entry.with_suffix(".tmp"))
+    (entry.with_suffix(".tmp") / "half").write_text("x")
+    get(tmp_path, lambda t: (t / "whole").write_text("y"))
+    assert [p.name for p in entry.iterdir()] == ["whole"]
+    assert not entry.with_suffix(".tmp").exists()
 
 
-def test_what_is_whole_is_not_built_again_unless_asked_to(tmp_path: Path):
-    for text, overwrite in (("first", False), ("second", False)):
-        build_once(
-            tmp_path / "a", found, lambda t: (t / "f").write_text(text), overwrite
-        )
-    assert (tmp_path / "a/f").read_text() == "first"
-    build_once(tmp_path / "a", found, lambda t: (t / "f").write_text("third"), True)
-    assert (tmp_path / "a/f").read_text() == "third"
+def test_what_is_complete_is_not_built_again_unless_asked_to(tmp_path: Path):
+    for text in ("first", "second"):
+        entry = get(tmp_path, lambda t: (t / "f").write_text(text))
+    assert (entry / "f").read_text() == "first"
+    get(tmp_path, lambda t: (t / "f").write_text("third"), overwrite=True)
+    assert (entry / "f").read_text() == "third"
 
 
 @pytest.mark.parametrize(
@@ -52,19 +65,21 @@ def test_what_is_whole_is_not_built_again_unless_asked_to(tmp_path: Path):
         (errno.EROFS, "cannot be written: Read-only file system; choose another with"),
     ],
 )
-def test_a_cache_that_cannot_be_written_is_told_by_its_key(number, expected, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named_by_its_key(number, expected, tmp_path):
     def fail(temporary: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    with pytest.raises(UserError, match=f"^model.cache_dir: {tmp_path} {expected}"):
-        build_once(tmp_path / "a", found, fail)
-    assert not (tmp_path / "a").exists() and not (tmp_path / "a.tmp").exists()
+    with pytest.raises(UserError, match=f"^model.cache_dir: {tmp_path}/a {expected}"):
+        get(tmp_path, fail)
+    assert [p.suffix for p in (tmp_path / "a").iterdir()] == [".lock"]
 
 
-def test_what_is_there_is_loaded_without_writing(tmp_path: Path):
-    (tmp_path / "a").mkdir()
-    build_once(tmp_path / "a", found, None)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+def test_what_exists_is_loaded_without_writing(tmp_path: Path):
+    entry = get(tmp_path, lambda t: None)
+    for lock in (tmp_path / "a").glob("*.lock"):
+        lock.unlink()
+    assert get(tmp_path, None) == entry
+    assert list((tmp_path / "a").iterdir()) == [entry]
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path):

@@ -9,11 +9,9 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from src.data.packing.tokenizer import train
-from src.evaluation.scoring import network
-from src.evaluation.scoring import texts as scoring
-from src.evaluation.scoring.network import Network, log_probabilities
+from src.evaluation.scoring.network import Network, num_positions
 from src.evaluation.scoring.prefix_tree import Query, tree_rows
-from src.evaluation.scoring.texts import Item, Scored, check_vocabulary, queries
+from src.evaluation.scoring.scorer import Item, Scored, Scorer
 from src.foundation import UserError
 from tests.conftest import sentences
 
@@ -72,7 +70,7 @@ def build(name: str, auto=AutoModelForCausalLM, **values):
 
 @torch.no_grad()
 def alone(model, tokenizer, item: Item) -> list[float]:
-    """A text's scored tokens by themselves, one forward pass of what stands before each."""
+    """Return the scored tokens' log-probabilities, one forward pass over each one's prefix."""
     encoded = tokenizer(item.text, return_offsets_mapping=True)
     ids, found = encoded["input_ids"], []
     for place, (_, end) in enumerate(encoded["offset_mapping"]):
@@ -82,21 +80,22 @@ def alone(model, tokenizer, item: Item) -> list[float]:
     return found
 
 
-def score(model, tokenizer, items, backend="causal", *options, **named) -> Scored:
-    asked = queries(tokenizer, items, backend)
-    return scoring.score(model, asked, backend, *options, **named)
+def score(model, tokenizer, items, backend="causal", **settings) -> Scored:
+    scorer = Scorer(model, tokenizer, backend, **settings)
+    return scorer.score(scorer.queries(items))
 
 
 def token_log_probabilities(
     model, tokenizer, items, backend="causal", batch_tokens=16384
 ) -> list[np.ndarray]:
-    """Of each item, those of its scored tokens."""
-    asked = queries(tokenizer, items, backend)
-    flat = [query for of_item in asked for query in of_item]
-    answers = iter(log_probabilities(model, flat, backend == "causal", batch_tokens))
+    """Return those of the scored tokens of each item."""
+    scorer = Scorer(model, tokenizer, backend, batch_tokens)
+    queries = scorer.queries(items)
+    flat = [query for of_item in queries for query in of_item]
+    answers = iter(scorer.log_probabilities(flat))
     return [
         np.concatenate([np.zeros(0), *(next(answers) for _ in of_item)])
-        for of_item in asked
+        for of_item in queries
     ]
 
 
@@ -157,7 +156,7 @@ def test_a_trailing_special_token_is_never_scored():
 
 def test_a_start_in_a_word_scores_the_token_that_reaches_over_it():
     items = [Item("The dog sees", start) for start in (5, 7)]
-    (query,), (later,) = queries(TOKENIZER, items, "causal")
+    (query,), (later,) = Scorer(build("gpt2"), TOKENIZER).queries(items)
     assert TOKENIZER.convert_ids_to_tokens(query.targets) == ["Ġdog", "Ġ", "sees"]
     assert TOKENIZER.convert_ids_to_tokens(later.targets) == ["Ġ", "sees"]
     assert query.ids == later.ids == tuple(TOKENIZER("The dog sees")["input_ids"][:-1])
@@ -190,8 +189,9 @@ def test_a_masked_model_sees_both_sides_of_each_token(name, backend, shift):
 
 
 def test_a_masked_model_needs_a_mask():
+    scorer = Scorer(build("bert", AutoModelForMaskedLM), TOKENIZER, "mlm")
     with pytest.raises(UserError, match="backend=mlm needs a tokenizer with a mask"):
-        queries(TOKENIZER, ITEMS, "mlm")
+        scorer.queries(ITEMS)
 
 
 @pytest.mark.parametrize("name, limit", [("gpt2", 64), ("llama", 64)])
@@ -206,7 +206,7 @@ def test_a_text_beyond_the_models_positions_is_named_and_the_others_scored(name,
 
 def test_roberta_has_fewer_positions_than_its_table_has_rows():
     model = build("roberta", AutoModelForMaskedLM, pad_token_id=1, vocab_size=321)
-    assert network.num_positions(model) == 64 - 2
+    assert num_positions(model) == 64 - 2
     tokenizer = with_mask()
     found = score(model, tokenizer, [Item("x" * 59), Item("x" * 60)], "mlm")
     assert np.isnan(found.log_probability).tolist() == [False, True]
@@ -215,12 +215,14 @@ def test_roberta_has_fewer_positions_than_its_table_has_rows():
 def test_ids_can_be_asked_for_directly():
     model = build("llama")
     ids = tuple(TOKENIZER("The dog sees the cat.")["input_ids"])
-    asked = [Query(ids, (2, 1), (7, 8)), Query(ids[:3], (2,), (7,)), Query(ids, (), ())]
-    first, second, none = log_probabilities(model, asked, causal=True)
+    scorer = Scorer(model, TOKENIZER)
+    first, second, none = scorer.log_probabilities(
+        [Query(ids, (2, 1), (7, 8)), Query(ids[:3], (2,), (7,)), Query(ids, (), ())]
+    )
     expected = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     assert np.allclose(first, [expected[2, 7].item(), expected[1, 8].item()], atol=1e-5)
     assert first[0] == second[0] and len(none) == 0
-    assert log_probabilities(model, [], causal=True) == []
+    assert scorer.log_probabilities([]) == []
 
 
 def test_common_prefixes_are_computed_once():
@@ -303,7 +305,7 @@ def test_autocast_around_it_changes_nothing_and_its_own_is_undone():
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
     with pytest.raises(UserError, match="vocabulary of 300 does not hold .* 320"):
-        check_vocabulary(build("gpt2", vocab_size=300), TOKENIZER)
+        Scorer(build("gpt2", vocab_size=300), TOKENIZER)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])

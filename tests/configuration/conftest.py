@@ -1,0 +1,20 @@
+import pytest
+from hydra.errors import HydraException
+
+from src.configuration.errors import explain
+from src.configuration.run_configuration import run_configuration
+from src.foundation import UserError
+
+
+@pytest.fixture
+def refusal(composed):
+    """`refusal(*overrides)`: the message that refuses them; a test fails if there is none."""
+
+    def call(*overrides: str) -> str:
+        try:
+            run_configuration(composed(*overrides))
+        except (UserError, HydraException) as error:
+            return explain(error)
+        pytest.fail(f"{overrides} was not refused")
+
+    return call

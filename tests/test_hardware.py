@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from src import hardware
+from src.foundation import UserError
+from src.hardware import resolve_hardware
+
+OPEN = dict.fromkeys(("use_cpu", "bf16", "tf32", "accelerator_config"))
+OPEN["fp16"] = False
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """`machine(gpu=…, bf16=…, tf32=…)`: the tests run on such a machine from then on."""
+
+    def call(gpu: bool, bf16: bool, tf32: bool = False) -> None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+        monkeypatch.setattr(hardware, "is_torch_tf32_available", lambda: tf32)
+        monkeypatch.setattr(hardware, "fast_bfloat16", lambda use_cpu: bf16)
+
+    return call
+
+
+def test_a_machine_without_a_gpu_trains_on_its_processor(machine):
+    machine(gpu=False, bf16=False)
+    assert resolve_hardware(OPEN) == {
+        "use_cpu": (True, "there is no GPU"),
+        "bf16": (False, "the processor is not fast at it"),
+    }
+    machine(gpu=False, bf16=True)
+    assert resolve_hardware(OPEN)["bf16"] == (True, "the processor is fast at it")
+
+
+def test_a_gpu_is_used_with_the_fastest_formats_that_it_has(machine):
+    machine(gpu=True, bf16=True, tf32=True)
+    resolved = resolve_hardware(OPEN)
+    assert resolved["use_cpu"] == (False, "there is a GPU")
+    assert resolved["bf16"] == (True, "the GPU is fast at it")
+    assert resolved["tf32"] == (True, "the GPU has it")
+    assert resolved["accelerator_config"][0] == {"non_blocking": True}
+    machine(gpu=True, bf16=False)
+    resolved = resolve_hardware(OPEN)
+    assert resolved["bf16"] == (False, "the GPU is not fast at it")
+    assert resolved["tf32"] == (False, "the GPU lacks it")
+
+
+def test_what_was_chosen_stays(machine):
+    machine(gpu=True, bf16=True, tf32=True)
+    chosen = dict(use_cpu=True, bf16=False, tf32=None, accelerator_config={"a": 1})
+    assert resolve_hardware({**OPEN, **chosen}) == {}
+    resolved = resolve_hardware({**OPEN, "fp16": True})
+    assert resolved["bf16"] == (False, "training.fp16=true was chosen")
+
+
+@pytest.mark.parametrize(
+    "chosen, gpu, message",
+    [
+        ({"use_cpu": False}, False, "training.use_cpu=false needs a GPU"),
+        ({"fp16": True}, False, "training.fp16=true needs a CUDA GPU"),
+        ({"tf32": True}, True, "training.tf32=true needs an NVIDIA GPU of 2020"),
+        ({"bf16": True}, True, "training.bf16=true: Tesla V100 has no bfloat16"),
+    ],
+)
+def test_what_the_machine_lacks_is_refused(machine, chosen, gpu, message):
+    machine(gpu=gpu, bf16=False)
+    with pytest.raises(UserError, match=message):
+        resolve_hardware({**OPEN, **chosen})
