@@ -1,16 +1,17 @@
 """The options of a run: their types, defaults, bounds and meanings.
 
-To add an option, add one field to one of these dataclasses. It can then be set on the
-command line (`data.block_size=128`) and in every YAML file under `src/conf/`. `--help` shows
-it, and its value is checked: `src/configuration/schema.py` makes Hydra's schema of the
-dataclasses. The values that every run starts from are in `src/conf/config.yaml`.
+To add an option, add one field to one of these dataclasses. Then users can set it on the
+command line (`data.block_size=128`) and in every YAML file under `src/conf/`, `--help` shows
+it, and its value is checked: `src/configuration/schema.py` turns the dataclasses into Hydra's
+schema. The values that every run starts from are in `src/conf/config.yaml`.
 
-An option that changes the weights or the reported numbers of a run is part of the run's
-identity (`src/configuration/identity.py`). The others say `changes_result=False`.
+An `option` that changes the weights or the reported numbers of a run is part of the run's
+identity (`src/configuration/identity.py`). A `neutral` option changes neither.
 """
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Mapping, Optional
+from typing import Any, ClassVar, Literal, Mapping
 
 import transformers
 
@@ -24,17 +25,16 @@ def option(default: Any, help: str, changes_result: bool = True, **bounds: Any) 
     """Return a dataclass field for an option.
 
     Args:
-        help: the meaning of the option, with its unit, as `--help` shows it.
-        changes_result: whether two runs that differ in it may end with different numbers.
-        bounds: `minimum`, `above`, `maximum` or `below` of a number.
+        default: The value of the option if nobody sets it.
+        help: The meaning of the option, with its unit, as `--help` shows it.
+        changes_result: True if two runs that differ in it may end with different numbers.
+        bounds: `minimum`, `above`, `maximum` or `below` of a number, and perhaps the `reason`.
     """
     metadata = {"help": help, "changes_result": changes_result, "bounds": bounds}
     return field(default=default, metadata=metadata)
 
 
-def is_number(value: Any) -> bool:
-    """Return whether the value is an integer or a float; a bool is neither."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+neutral = functools.partial(option, changes_result=False)
 
 
 class Section:
@@ -57,28 +57,22 @@ class ModelArguments(Section):
 
     section: ClassVar[str] = "model"
 
-    model_type: Optional[str] = option(
+    model_type: str | None = option(
         None, "Architecture of transformers to train from scratch: gpt2, opt, llama, …"
     )
     # `Any`: OmegaConf crashes on the overrides of an optional dict.
     config_overrides: Any = option(
         None, "Values of the architecture's configuration: {n_layer: 12, n_head: 12}"
     )
-    model_name_or_path: Optional[str] = option(
+    model_name_or_path: str | None = option(
         None, "Model to start from, instead of random weights: a directory or hub name"
     )
-    revision: Optional[str] = option(
-        None, "Branch, tag or commit of model_name_or_path on the hub"
-    )
-    token: Optional[str] = option(
-        None, "Access token of the hub (better: the variable HF_TOKEN)", False
-    )
-    attn_implementation: Optional[
-        Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
-    ] = option(None, "Attention implementation; null: the fastest for the architecture")
-    cache_dir: str = option(
-        ".cache", "Directory for tokenizers, packed text and downloads", False
-    )
+    revision: str | None = option(None, "Branch, tag or commit of model_name_or_path")
+    token: str | None = neutral(None, "Hub access token (better: variable HF_TOKEN)")
+    attn_implementation: (
+        Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
+    ) = option(None, "Attention implementation; null: the fastest for the architecture")
+    cache_dir: str = neutral(".cache", "Folder for tokenizers, packed text, downloads")
 
 
 @dataclass(frozen=True)
@@ -87,20 +81,19 @@ class TokenizerArguments(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    name_or_path: Optional[str] = option(
+    name_or_path: str | None = option(
         None,
         "Pretrained tokenizer: a directory or hub name; null: train a byte-level BPE on"
         " the training text",
     )
-    revision: Optional[str] = option(
-        None, "Branch, tag or commit of name_or_path on the hub"
-    )
+    revision: str | None = option(None, "Branch, tag or commit of name_or_path")
     vocab_size: int = option(
-        16384, "Entries of a trained tokenizer, including its three special tokens"
+        16384,
+        "Entries of a trained tokenizer, including its three special tokens",
+        minimum=259,
+        reason="256 bytes and 3 special tokens",
     )
-    lossy: bool = option(
-        False, "Allow a tokenizer whose tokens do not decode to the same text", False
-    )
+    lossy: bool = neutral(False, "Allow a tokenizer that changes or loses text")
 
 
 @dataclass(frozen=True)
@@ -115,13 +108,9 @@ class DataTrainingArguments(Section):
     validation_file: Any = option(
         None, "Validation text, in the same forms; null: a part of the training text"
     )
-    dataset_name: Optional[str] = option(None, "Hub dataset, instead of files")
-    dataset_config_name: Optional[str] = option(
-        None, "Configuration of the hub dataset"
-    )
-    dataset_revision: Optional[str] = option(
-        None, "Branch, tag or commit of the hub dataset"
-    )
+    dataset_name: str | None = option(None, "Hub dataset, instead of files")
+    dataset_config_name: str | None = option(None, "Configuration of the hub dataset")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the dataset")
     text_column: str = option(
         "text", "Text column of .csv, .json, .jsonl, .parquet files and hub datasets"
     )
@@ -152,25 +141,22 @@ class DataTrainingArguments(Section):
         None, "List of file names for order=by_file; null: the order of train_file"
     )
     mix: Any = option(
-        None,
-        "How often an epoch goes through each file: {childes: 2, switchboard: 0.5}; files"
-        " that are not named: once",
+        None, "Passes of an epoch over files: {childes: 2, switchboard: 0.5}; others: 1"
     )
-    word_budget: Optional[int] = option(
+    word_budget: int | None = neutral(
         None,
         "Words that the training text may have; all epochs together may have ten times as"
         " many",
-        changes_result=False,
         minimum=1,
     )
-    recipe_budget: Optional[int] = option(
-        None, "The word_budget that the recipe was made for; null: any", False
+    recipe_budget: int | None = neutral(
+        None, "The word_budget that the recipe was made for; null: any"
     )
-    strict_rules: bool = option(True, "Refuse a run that exceeds word_budget", False)
-    max_train_samples: Optional[int] = option(
+    strict_rules: bool = neutral(True, "Refuse a run that exceeds word_budget")
+    max_train_samples: int | None = option(
         None, "Train on this many blocks only, the same for every seed", minimum=1
     )
-    max_eval_samples: Optional[int] = option(
+    max_eval_samples: int | None = option(
         None, "Evaluate on this many blocks only, the same each time", minimum=1
     )
     validation_split_percentage: float = option(
@@ -179,12 +165,10 @@ class DataTrainingArguments(Section):
         above=0,
         below=100,
     )
-    preprocessing_num_workers: Optional[int] = option(
-        None, "Threads for tokenizing; null: one per core", False, minimum=1
+    preprocessing_num_workers: int | None = neutral(
+        None, "Threads for tokenizing; null: one per core", minimum=1
     )
-    overwrite_cache: bool = option(
-        False, "Train the tokenizer and pack the text again", changes_result=False
-    )
+    overwrite_cache: bool = neutral(False, "Train the tokenizer and pack the text anew")
 
     def check(self) -> None:
         self._check_schedule()
@@ -198,9 +182,9 @@ class DataTrainingArguments(Section):
         recipe, data = self.recipe_budget, self.word_budget
         if None not in (recipe, data) and recipe != data:
             raise UserError(
-                f"the recipe was made for {recipe:,} words (data.recipe_budget), but the"
-                f" data's budget is {data:,} words (data.word_budget): choose another"
-                " recipe, or use this one anyway with data.recipe_budget=null"
+                f"the recipe is for {recipe:,} words (data.recipe_budget), but the data's"
+                f" budget is {data:,} words (data.word_budget): choose another recipe, or"
+                " use this one anyway with data.recipe_budget=null"
             )
 
     def _check_schedule(self) -> None:
@@ -216,8 +200,8 @@ class DataTrainingArguments(Section):
                     f"{key}: {size!r} must be a whole number of at least 2 that divides"
                     f" data.block_size={block_size}"
                 )
-            if not is_number(share) or not 0 < share <= 1:
-                raise UserError(f"{key}: {share!r} must be above 0 and at most 1")
+            if not isinstance(share, (int, float)) or not share > 0:
+                raise UserError(f"{key}: {share!r} must be a number above 0")
         sizes, total = list(schedule), sum(schedule.values())
         if sizes != sorted(sizes) or sizes[-1] != block_size:
             raise UserError(
@@ -227,13 +211,13 @@ class DataTrainingArguments(Section):
             raise UserError(f"{key}: the shares must add up to 1, got {total:g}")
 
     def _check_mix(self) -> None:
-        mix = {} if self.mix is None else self.mix
+        mix = self.mix or {}
         if not isinstance(mix, dict):
-            raise UserError(f"data.mix={mix!r} must be {{file: how often, …}}")
-        for name, times in mix.items():
-            if not is_number(times) or not 0 <= times < float("inf"):
+            raise UserError(f"data.mix={mix!r} must be {{file: passes, …}}")
+        for name, passes in mix.items():
+            if not isinstance(passes, (int, float)) or not 0 <= passes < float("inf"):
                 raise UserError(
-                    f"data.mix: {name}: {times!r} must be a finite number of at least 0"
+                    f"data.mix: {name}: {passes!r} must be a finite number of at least 0"
                 )
 
     def _check_file_order(self) -> None:
@@ -256,32 +240,26 @@ class ScoringArguments(Section):
 
     section: ClassVar[str] = "evaluation"
 
-    tasks: Any = option(
-        None, "Tasks of the challenge: fast, full, or names such as [blimp,ewok]"
-    )
+    tasks: Any = option(None, "Tasks: fast, full, or names such as [blimp,ewok]")
     pairs: Any = option(
         None, "Folder, or list of folders, of minimal pairs in BLiMP's format (*.jsonl)"
     )
     data: str = option(
         "babylm_data/evaluation_data", "Folder that holds full_eval and fast_eval"
     )
-    protocol: Literal[2025, 2026] = option(
-        2026, "Year of the challenge whose rules apply"
-    )
+    protocol: Literal[2025, 2026] = option(2026, "Year of the challenge's rules")
     backend: Literal["auto", "causal", "mlm", "mntp"] = option(
         "auto",
         "Kind of model: causal, or masked (mlm, mntp), which is scored by"
         " pseudo-log-likelihood; auto: as the architecture says",
     )
-    batch_tokens: int = option(
-        16384,
-        "Tokens of a forward pass, to limit memory; a longer text is scored alone",
-        changes_result=False,
-        minimum=1,
+    batch_tokens: int = neutral(
+        16384, "Most tokens in a forward pass; a longer text is scored alone", minimum=1
     )
-    # Unlike in training, null is float32 even if the hardware is fast at bfloat16: a few
-    # choices in a thousand would differ from the protocol's and between machines.
-    bf16: Optional[bool] = option(
+    # Unlike in training, null means float32 even if the hardware is fast at bfloat16. With
+    # bfloat16, a few choices in a thousand would differ from the protocol's, and they would
+    # differ between machines.
+    bf16: bool | None = option(
         None, "bfloat16 matrix products; null: only in fine-tuning, if the GPU has them"
     )
 
@@ -298,14 +276,14 @@ class ScoringArguments(Section):
 class EvaluationArguments(ScoringArguments):
     """Options of a run's evaluation, besides its loss."""
 
-    items_while_training: Optional[int] = option(
+    items_while_training: int | None = option(
         None,
         "Items of each task that evaluations during training score, always the same ones;"
         " null: all, 0: none; the final evaluation scores all",
         minimum=0,
     )
-    num_generated_texts: int = option(
-        3, "Texts that the final model writes after training", False, minimum=0
+    num_generated_texts: int = neutral(
+        3, "Texts that the final model writes after training", minimum=0
     )
 
 
@@ -321,9 +299,7 @@ class RunEvalArguments(ScoringArguments):
     revision: Any = option(
         None, "Branch, tag or commit of a hub name, or a list of them; null: main"
     )
-    token: Optional[str] = option(
-        None, "Access token of the hub (better: the variable HF_TOKEN)"
-    )
+    token: str | None = option(None, "Hub access token (better: variable HF_TOKEN)")
     trust_remote_code: bool = option(
         False, "Run Python code that comes with a model, as GPT-BERT needs"
     )
@@ -336,19 +312,19 @@ class RunEvalArguments(ScoringArguments):
     seed: int = option(42, "Random seed of fine-tuning (tasks=glue)")
 
 
-# Bounds of options that Hugging Face's TrainingArguments declares; a reason may say why.
+# Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.
 HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     "training.learning_rate": {"above": 0},
     "training.num_train_epochs": {"above": 0},
     "training.per_device_eval_batch_size": {"above": 0},
     "training.save_total_limit": {
         "minimum": 2,
-        "reason": "if a run is killed while it saves, it needs the checkpoint before",
+        "reason": "a run that is killed while it saves needs the previous checkpoint",
     },
 }
 
-# Options of Hugging Face's TrainingArguments for which other values would break what this
-# package promises: the only value that is allowed, and the reason.
+# Options of Hugging Face's TrainingArguments of which only one value is allowed: the value and
+# the reason. Others would break a promise of this package.
 FIXED_TRAINING_VALUES = {
     "resume_from_checkpoint": (
         None,
@@ -377,27 +353,25 @@ class TrainingArguments(Section, transformers.TrainingArguments):
 
     section: ClassVar[str] = "training"
 
-    # Hugging Face types it `bool`; null leaves the choice to the hardware.
-    bf16: Optional[bool] = option(
+    # Its type is `bool` in Hugging Face's class; null leaves the choice to the hardware.
+    bf16: bool | None = option(
         None, "bfloat16 mixed precision; null: if the hardware is fast at it"
     )
-    use_cpu: Optional[bool] = option(
-        None, "Train on the processor; null: if there is no GPU", changes_result=False
-    )
-    torch_compile: Optional[bool] = option(
+    use_cpu: bool | None = neutral(None, "Train on the CPU; null: if there is no GPU")
+    torch_compile: bool | None = option(
         None, "Compile the training step; null: if the run is long enough to gain by it"
     )
-    tokens_per_step: Optional[int] = option(
+    tokens_per_step: int | None = option(
         None,
         "Tokens of the optimizer's batch, over all devices; they are divided into"
         " micro-batches that fit the memory; or give per_device_train_batch_size and"
         " gradient_accumulation_steps",
         above=0,
     )
-    per_device_train_batch_size: Optional[int] = option(
+    per_device_train_batch_size: int | None = option(
         None, "Sequences of a device's micro-batch; null: see tokens_per_step", above=0
     )
-    gradient_accumulation_steps: Optional[int] = option(
+    gradient_accumulation_steps: int | None = option(
         None, "Micro-batches of a step; null: see tokens_per_step", above=0
     )
     optimizer: Literal["adamw", "muon"] = option(
@@ -411,7 +385,7 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         " learning rate linearly to 0; below 1: a share of the run",
         above=0,
     )
-    averaging: Optional[Literal["ema", "tail"]] = option(
+    averaging: Literal["ema", "tail"] | None = option(
         None,
         "Average the weights: tail, evenly over the last averaging_steps; ema,"
         " exponentially over the run; the average becomes the final model if it scores"
@@ -423,35 +397,31 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         " 1 - 2 / (N + 1); below 1: a share of the run",
         above=0,
     )
-    logit_chunk: Optional[int] = option(
-        None,
-        "Tokens whose logits are in memory at once; null: as suits the device, 0: all",
-        minimum=0,
+    logit_chunk: int | None = option(
+        None, "Tokens with logits in memory at once; null: by device, 0: all", minimum=0
     )
-    max_words: Optional[int] = option(
+    max_words: int | None = option(
         None,
         "Words that training may see; it ends before the step that would exceed them, or"
         " after its epochs",
         minimum=1,
     )
-    overwrite_output_dir: bool = option(
-        False, "Start the run anew; move an existing one aside", changes_result=False
-    )
-    only_preprocess_dataset: bool = option(
-        False, "Only train the tokenizer, pack the text and print a table of it", False
+    overwrite_output_dir: bool = neutral(False, "Start anew and move the old run aside")
+    only_preprocess_dataset: bool = neutral(
+        False, "Only train the tokenizer, pack the text and print a table of it"
     )
 
     def __post_init__(self) -> None:
-        # Hugging Face's class would compile evaluations, too, and all runs, however short.
+        # Hugging Face's class would also compile evaluations, and every run, however short.
         compiles, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         self.torch_compile = compiles
 
     def check(self) -> None:
-        for name, (allowed, reason) in FIXED_TRAINING_VALUES.items():
-            if (value := getattr(self, name)) != allowed:
+        for name, (fixed, reason) in FIXED_TRAINING_VALUES.items():
+            if (value := getattr(self, name)) != fixed:
                 raise UserError(
-                    f"training.{name} must be {allowed}, got {value}: {reason}"
+                    f"training.{name} must be {fixed}, got {value}: {reason}"
                 )
         self._check_batch()
         if self.optimizer == "muon" and not self.optim.startswith("adamw_torch"):
@@ -459,17 +429,15 @@ class TrainingArguments(Section, transformers.TrainingArguments):
                 "training.optimizer=muon uses AdamW for the other weights and cannot be"
                 f" combined with training.optim={self.optim.value}: give one of them"
             )
-        loggers = self.report_to or []
-        loggers = [loggers] if isinstance(loggers, str) else loggers
-        if {"wandb", "all"} & set(loggers):
+        if {"wandb", "all"} & set(self.report_to):
             raise UserError(
-                f"training.report_to={loggers}: wandb.log turns W&B on and off; name only"
-                " other loggers, as in training.report_to=[tensorboard]"
+                f"training.report_to={self.report_to}: wandb.log turns W&B on and off; name"
+                " only other loggers, as in training.report_to=[tensorboard]"
             )
 
     def _check_batch(self) -> None:
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        values = {f"training.{name}": getattr(self, name) for name in names}
+        values = {self.key(name): getattr(self, name) for name in names}
         given = [f"{key}={value}" for key, value in values.items() if value is not None]
         tokens = self.tokens_per_step
         if tokens is not None and given:
@@ -479,7 +447,7 @@ class TrainingArguments(Section, transformers.TrainingArguments):
             )
         if tokens is None and self.per_device_train_batch_size is None:
             raise UserError(
-                "training.per_device_train_batch_size must be given where"
+                "training.per_device_train_batch_size must be given if"
                 " training.tokens_per_step is not, got null"
             )
 
@@ -490,19 +458,17 @@ class WandbArguments(Section):
 
     section: ClassVar[str] = "wandb"
 
-    log: bool = option(True, "Log to Weights & Biases", changes_result=False)
-    mode: Literal["auto", "online", "offline"] = option(
-        "auto", "auto: online with an API key and a network, else offline", False
+    log: bool = neutral(True, "Log to Weights & Biases")
+    mode: Literal["auto", "online", "offline"] = neutral(
+        "auto", "auto: online with an API key and a network, else offline"
     )
-    project: str = option("stanford-babylm", "Project of the run", changes_result=False)
-    entity: Optional[str] = option(
-        None, "Team or user that owns the project; null: the owner of the key", False
+    project: str = neutral("stanford-babylm", "Project of the run")
+    entity: str | None = neutral(
+        None, "Team or user that owns the project; null: the owner of the key"
     )
-    tag: str = option(
-        "run", "First part of the group's name, to tell experiments apart", False
-    )
-    group: str = option("", "Group: <tag>-<model>-<dataset>", changes_result=False)
-    name: str = option("", "Name: seed and result-changing overrides", False)
+    tag: str = neutral("run", "First part of the group's name, to label experiments")
+    group: str = neutral("", "Group: <tag>-<model>-<dataset>")
+    name: str = neutral("", "Name: the seed and the overrides that change the result")
 
 
 @dataclass(frozen=True)
@@ -518,19 +484,11 @@ class Arguments:
 
     def check(self) -> None:
         """Raise `UserError` for options of two sections that exclude each other."""
-        data, training, evaluation = self.data, self.training, self.evaluation
-        if training.do_train and not (data.train_file or data.dataset_name):
+        data = self.data
+        if self.training.do_train and not (data.train_file or data.dataset_name):
             raise UserError(
                 "training.do_train=true needs data.train_file or data.dataset_name;"
                 " to evaluate only, give training.do_train=false"
-            )
-        metric = training.metric_for_best_model or "loss"
-        # A score of a task is known only when the tasks have been read.
-        if not (metric.endswith(FIGURES) or evaluation.tasks or evaluation.pairs):
-            raise UserError(
-                f"training.metric_for_best_model={metric} must be one of"
-                f" {', '.join(FIGURES)}, or <name of a dev file>_<one of them>, or a score"
-                " of evaluation.tasks"
             )
 
 
@@ -540,8 +498,8 @@ class RunConfiguration:
 
     Attributes:
         args: the typed and checked arguments, which nothing changes afterwards.
-        reasons: for each option that was left open and was given a value here, the reason
-            in words: {"training.bf16": "the processor is fast at it"}.
+        reasons: for each option that was null and has been resolved, the reason of its value:
+            {"training.bf16": "the CPU is fast at it"}.
         recorded: the values of all sections, nested and plain, without secrets.
         identity: the settings that change the run's result, by key, plain.
         defaults: the dataclasses' own values, by key.

@@ -1,11 +1,15 @@
-"""The foundation of all rooms: the error type, atomic writing of files, checksums."""
+"""Shared foundations: the error type, atomic writing of files, checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any, Iterable, Iterator
+
+# The codes of `OSError` when a disk is full or may not be written to.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -37,7 +41,9 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
     sees the old content or the new, even if the process is killed.
 
     Args:
-        indent: the indentation of the JSON; None puts it on one line.
+        file: The file to write, in an existing folder.
+        content: Text, or values that JSON can hold.
+        indent: The indentation of the JSON; None puts it on one line.
     """
     if not isinstance(content, str):
         content = json.dumps(content, indent=indent, ensure_ascii=False)
@@ -52,23 +58,24 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    _add_file(digest, path)
+    _update(digest, path)
     return digest.hexdigest()
 
 
 def checksum_of_files(paths: Iterable[Path]) -> str:
     """Return one SHA-256 of the names, sizes and bytes of several files, ordered by name.
 
-    The folder does not count, so that a copy has the same 64 hexadecimal digits.
+    Folders do not count, so a copy in another folder has the same 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
         digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
-        _add_file(digest, path)
+        _update(digest, path)
     return digest.hexdigest()
 
 
-def _add_file(digest: Any, path: Path) -> None:
+def _update(digest: Any, path: Path) -> None:
+    """Add the bytes of a file to a digest of `hashlib`."""
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -1,4 +1,4 @@
-"""The hardware of this machine: its device and the number formats that are fast on it."""
+"""The hardware of this machine: its device and its fast number formats."""
 
 import ctypes
 from typing import Any, Mapping
@@ -10,13 +10,16 @@ from src.foundation import UserError
 
 
 def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return the options that were left to the hardware: {name: (value, reason)}.
+    """Return values for the options that are null and depend on the hardware.
 
     Args:
-        training: the values of the configuration's section `training`.
+        training: The values of the configuration's section `training`.
+
+    Returns:
+        {name of the option: (value, reason)}.
 
     Raises:
-        UserError: if this machine lacks the device or the number format that was chosen.
+        UserError: This machine lacks the chosen device or number format.
     """
     has_gpu = torch.accelerator.is_available()
     use_cpu = bool(training["use_cpu"] or not has_gpu)
@@ -38,7 +41,7 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
             f"training.bf16=true: {torch.cuda.get_device_name()} has no bfloat16;"
             " training.bf16=null chooses a format that the GPU has"
         )
-    device = "processor" if use_cpu else "GPU"
+    device = "CPU" if use_cpu else "GPU"
     speed = f"the {device} is {'' if is_fast else 'not '}fast at it"
     resolved: dict[str, tuple[Any, str]] = {
         "use_cpu": (use_cpu, "there is a GPU" if has_gpu else "there is no GPU"),
@@ -48,26 +51,26 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         resolved["bf16"] = (False, "training.fp16=true was chosen")
     if has_cuda:
         resolved["tf32"] = (has_tf32, f"the GPU {'has' if has_tf32 else 'lacks'} it")
-        wait = "copies to the GPU need not be waited for"
-        resolved["accelerator_config"] = ({"non_blocking": True}, wait)
+        reason = "copying to the GPU goes on in the background"
+        resolved["accelerator_config"] = ({"non_blocking": True}, reason)
     return {name: resolved[name] for name in resolved if training[name] is None}
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware, not emulated."""
-    if not use_cpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Return whether the hardware multiplies bfloat16 matrices, without emulation."""
+    if use_cpu:  # torch has no public functions for these
+        cpu = torch.cpu
+        return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    cuda = torch.cuda
+    return cuda.is_available() and cuda.is_bf16_supported(including_emulation=False)
 
 
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the operating system.
 
-    Each step allocates the same large tensors. Getting their pages from the system again,
-    which clears every page, takes a fifth of a step's time on a processor. On systems
-    without glibc this function does nothing.
+    Each step allocates the same large tensors. If the system had to provide their pages
+    again, and clear them, a step on a CPU would take a fifth longer. On systems without
+    glibc this function does nothing.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -29,11 +29,11 @@ logger = logging.getLogger("src.run_clm")
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
-    """Run one job: `src/training/run.py` tells its story. Returns the evaluation loss."""
+    """Run one job, as `src/training/run.py` describes it, and return its evaluation loss."""
     set_up_logging()
     with job(Path(config.training.output_dir)):
         configuration = run_configuration(config)
-        # Imported here, which takes seconds: --help and --cfg start without them.
+        # This import takes seconds, which --help and --cfg need not wait for.
         from src.training.run import prepare_data, train
 
         if configuration.args.training.only_preprocess_dataset:
@@ -43,9 +43,9 @@ def run(config: DictConfig) -> Optional[float]:
 
 @contextlib.contextmanager
 def job(run_dir: Path) -> Iterator[None]:
-    """End a refused job with its message, and remove the directories that Hydra made for it.
+    """End a refused job with its message, and remove the empty directories it leaves.
 
-    In a sweep the other jobs go on.
+    In a sweep, the other jobs continue.
     """
     try:
         yield
@@ -58,17 +58,17 @@ def job(run_dir: Path) -> Iterator[None]:
         raise UserError(str(error)) from error
     finally:
         for directory in (run_dir, run_dir.parent):
-            with contextlib.suppress(OSError):  # it holds a run, so it is not empty
+            with contextlib.suppress(OSError):  # not empty: it holds a run
                 directory.rmdir()
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     command_line(run, "Interrupted. The same command continues this run.")
 
 
 if __name__ == "__main__":
-    # By its name, so that launchers can pickle what is defined here.
+    # Imported by its name, so that launchers can pickle `run`.
     from src.run_clm import main
 
     main()

@@ -6,14 +6,13 @@
 
 `--help` lists the tasks and every key. Existing scores by the same rules on the same data are
 shown, not computed again. Scores by other rules (`protocol`, `bf16`, the `seed` of fine-tuning)
-have folders of their own in `results_dir`. With `bf16` the number of choices that differ from
-those in float32 is reported, if there are scores in float32.
+get separate folders in `results_dir`. With `bf16`, the command reports how many choices differ
+from those in float32, if there are scores in float32.
 """
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -25,11 +24,6 @@ from src.configuration.schema import CONF_DIR
 from src.foundation import UserError, naming
 from src.hardware import keep_freed_memory
 
-# Importing the other rooms takes seconds. They are imported where they are used, so that a
-# mistyped key is reported at once.
-if TYPE_CHECKING:
-    from src.evaluation.evaluator import Evaluator
-
 logger = logging.getLogger("src.run_eval")
 
 
@@ -39,76 +33,58 @@ def run(config: DictConfig) -> None:
     set_up_logging()
     try:
         evaluate(build_run_eval(config))
-    except UserError as error:  # Hydra would add advice of its own
+    except UserError as error:  # Hydra would add its own advice
         sys.exit(f"error: {error}")
 
 
 def evaluate(args: RunEvalArguments) -> None:
-    """Find models and tasks, score, and show the results.
+    """Find the models and tasks, score, and show the results.
 
     Raises:
-        UserError: values that cannot be used; or, at the end, the list of what failed.
+        UserError: a value cannot be used; or, at the end, the list of failures.
     """
-    from src.evaluation.evaluator import Evaluator
-    from src.evaluation.models import find_checkpoints
-    from src.evaluation.suite import Suite
-
-    check(args)
-    keep_freed_memory()
-    quiet_libraries()
-    options = (Path(args.cache_dir), args.token, args.trust_remote_code)
-    with naming("checkpoint"):
-        models = find_checkpoints(args.checkpoint, args.revision, *options)
-    suite = Suite.load(args, args.seed)
-    if suite.missing:
-        logger.info("%s has no data of: %s", args.data, ", ".join(suite.missing))
-    with naming(args.key("tasks")):
-        evaluator = Evaluator(
-            suite, models, Path(args.results_dir), args.overwrite, sys.stderr.isatty()
-        )
-    evaluator.run()
-    show(evaluator, args.by_phenomenon)
-    if evaluator.failures:
-        lines = [f"{name}: {reason}" for name, reason in evaluator.failures.items()]
-        raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))
-
-
-def check(args: RunEvalArguments) -> None:
-    """Raise `UserError` for values that cannot be used, before anything is read."""
     if not args.checkpoint:
         raise UserError(
             "no model: name one with checkpoint=… (a run, a glob, a hub name)"
         )
     if not (args.tasks or args.pairs):
         raise UserError(f"nothing to score: choose tasks=… of {describe_tasks()}")
-
-
-def show(evaluator: "Evaluator", by_phenomenon: bool) -> None:
-    """Log a table of one model, or a line for each of several; of a failed model, its rest."""
-    from src.evaluation.table import overview, table
-
-    results = {model.origin: evaluator.entries(model) for model in evaluator.models}
-    results = {origin: entries for origin, entries in results.items() if entries}
-    if len(results) > 1:
-        logger.info("\n%s", overview(results))
-    if len(results) == 1 or by_phenomenon:
-        for origin, entries in results.items():
-            logger.info("\n%s\n%s", origin, table(entries, by_phenomenon))
-    folders = {
-        str(evaluator.folder(entry["seed"]).path)
-        for entries in results.values()
-        for entry in entries.values()
-    }
-    if folders:
-        logger.info("Results: %s", ", ".join(sorted(folders)))
-
-
-def quiet_libraries() -> None:
-    """Turn off the progress bars of loading, and reports of weights a class does not use."""
+    # These imports take seconds. Here, they do not delay the report of a mistyped key.
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    from src.evaluation.evaluator import Evaluator
+    from src.evaluation.models import find_checkpoints
+    from src.evaluation.suite import Suite
+    from src.evaluation.table import report
+
+    keep_freed_memory()
+    transformers_logging.disable_progress_bar()  # of loading weights
+    transformers_logging.set_verbosity_error()  # weights that a class does not use
+    hub = (Path(args.cache_dir), args.token)
+    with naming("checkpoint"):
+        models = find_checkpoints(args.checkpoint, args.revision, *hub)
+    suite = Suite.load(args, args.seed)
+    if suite.missing:
+        logger.info("%s has no data of: %s", args.data, ", ".join(suite.missing))
+    with naming(args.key("tasks")):
+        evaluator = Evaluator(
+            suite,
+            models,
+            Path(args.results_dir),
+            overwrite=args.overwrite,
+            progress=sys.stderr.isatty(),
+            trust_remote_code=args.trust_remote_code,
+        )
+    evaluator.run()
+    results = {model.origin: evaluator.entries(model) for model in models}
+    if results := {origin: entries for origin, entries in results.items() if entries}:
+        logger.info("\n%s", report(results, args.by_phenomenon))
+        seeds = {e["seed"] for entries in results.values() for e in entries.values()}
+        folders = sorted({str(evaluator.folder(seed).path) for seed in seeds})
+        logger.info("Results: %s", ", ".join(folders))
+    if evaluator.failures:
+        lines = [f"{name}: {reason}" for name, reason in evaluator.failures.items()]
+        raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))
 
 
 def describe_tasks() -> str:
@@ -124,11 +100,8 @@ OmegaConf.register_new_resolver("describe_tasks", describe_tasks, replace=True)
 
 def main() -> None:
     """Run the command line."""
-    command_line(
-        run,
-        "Interrupted. The same command goes on with what is not scored yet.",
-        RunEvalArguments,
-    )
+    interrupted = "Interrupted. The same command continues with the missing scores."
+    command_line(run, interrupted, RunEvalArguments)
 
 
 if __name__ == "__main__":

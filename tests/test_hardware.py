@@ -27,10 +27,10 @@ def test_a_machine_without_a_gpu_trains_on_its_processor(machine):
     machine(gpu=False, bf16=False)
     assert resolve_hardware(OPEN) == {
         "use_cpu": (True, "there is no GPU"),
-        "bf16": (False, "the processor is not fast at it"),
+        "bf16": (False, "the CPU is not fast at it"),
     }
     machine(gpu=False, bf16=True)
-    assert resolve_hardware(OPEN)["bf16"] == (True, "the processor is fast at it")
+    assert resolve_hardware(OPEN)["bf16"] == (True, "the CPU is fast at it")
 
 
 def test_a_gpu_is_used_with_the_fastest_formats_that_it_has(machine):

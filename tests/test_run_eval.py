@@ -283,7 +283,7 @@ def test_a_masked_model_is_asked_as_one(work, run_eval, tokenizer):
     assert backend_of("GPT2LMHeadModel") == "causal"
     assert backend_of("BertForMaskedLM") == "mlm"
     message = run_eval("checkpoint=bert", "tasks=fast", "backend=causal")
-    assert "bert: backend=causal is not for a BertForMaskedLM" in message
+    assert "bert: backend=causal does not suit a BertForMaskedLM" in message
     config = json.loads(Path("bert/config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "its_own.Model"}
     Path("bert/config.json").write_text(json.dumps(config))
@@ -389,7 +389,7 @@ def nothing():
         (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
-        (few_rows, ["tasks=glue"], ["data: no boolq.train", "tasks=[rte] have"]),
+        (few_rows, ["tasks=glue"], ["data: no boolq.train.jsonl in"]),
         (nothing, ["tasks=[aoa]"], ["aoa", "3 checkpoints of a run, model has 0"]),
         (nothing, ["protocol=2024"], ["protocol", "2024", "2025, 2026"]),
         (nothing, ["batch_tokens=0"], ["batch_tokens must be at least 1, got 0"]),
@@ -399,13 +399,13 @@ def nothing():
         (nothing, ["checkpoint='*.txt'"], ["checkpoint: *.txt does not exist"]),
         (no_tokenizer, [], ["model: has no tokenizer", "tokenizer.json"]),
         (no_weights, [], ["model: cannot be loaded"]),
-        (missing_weights, [], ["finds no weights for transformer.ln_f.weight"]),
+        (missing_weights, [], ["has no weights for transformer.ln_f.weight"]),
         (
             other_size,
             [],
             ["wte.weight is [310, 16]", "(vocab_size 300) [300, 16]", "has 300"],
         ),
-        (nothing, ["backend=mlm"], ["backend=mlm is not for a GPT2LMHeadModel"]),
+        (nothing, ["backend=mlm"], ["backend=mlm does not suit a GPT2LMHeadModel"]),
         (broken("config.json"), [], ["model/config.json is no JSON"]),
         (broken("run.json"), [], ["model/run.json is no JSON"]),
         (broken("tokenizer.json"), [], ["model: cannot be loaded"]),
@@ -417,7 +417,10 @@ def nothing():
         (
             cut_results,
             [],
-            ["scores.json is no record of scores", "delete results/model"],
+            [
+                "results/model/main holds scores, but scores.json is missing or damaged",
+                "move the folder away",
+            ],
         ),
         (foreign_results, [], ["results/model/main holds the scores of another model"]),
     ],
@@ -438,8 +441,8 @@ def test_no_such_checkpoint_lists_what_is_there(a_run, run_eval):
     for wrong in ("exp/run-tiny-sample/seed-8", "exp/run-tiny-sample", "exp/*/seed-9*"):
         message = run_eval(f"checkpoint={wrong}", "tasks=fast")
         fault = "is not a model" if Path(wrong).is_dir() else "does not exist"
-        assert message.startswith(f"error: checkpoint: {wrong} {fault}; there is:\n")
-        assert "there is:\n  exp/run-tiny-sample/seed-7\n" in message
+        assert message.startswith(f"error: checkpoint: {wrong} {fault}; models in exp")
+        assert ":\n  exp/run-tiny-sample/seed-7\n" in message
         assert message.index("checkpoint-5") < message.index("checkpoint-10")
 
 
@@ -467,9 +470,16 @@ def test_models_are_found_once_and_by_name(a_run):
     assert Checkpoint(Path("x"), "x", "chck_20M", "x").words_seen == 20_000_000
 
 
+def test_two_models_that_would_share_results_are_refused(work, run_eval, tokenizer):
+    write_model(Path("other/model"), tokenizer, seed=1)
+    message = run_eval("checkpoint=[model,other/model]", "tasks=fast")
+    assert "checkpoint: model and other/model would share one folder" in message
+    assert not Path("results").exists()
+
+
 def test_a_name_that_is_not_here_is_asked_of_the_hub(work, run_eval, tokenizer):
     message = run_eval("checkpoint=owner/nothing", "tasks=fast", "revision=chck_1M")
-    assert "neither here nor on the hub (revision chck_1M)" in message
+    assert "neither a local path nor on the hub (revision chck_1M)" in message
 
 
 def test_branches_of_one_commit_are_all_scored(tmp_path, made, monkeypatch):
@@ -556,7 +566,7 @@ def test_of_a_model_that_failed_in_one_task_the_others_are_shown(
     write_rte(4)
     message = run_eval("checkpoint=model", "tasks=[rte,blimp_fast]")
     assert "model, rte: 4 training rows are fewer than a batch of 32" in message
-    assert "model, rte: failed, the reason comes at the end" in caplog.messages
+    assert "model, rte: failed; the reason is given at the end" in caplog.messages
     (shown,) = [text for text in caplog.messages if "task  " in text]
     assert "blimp_fast" in shown and "rte" not in shown
     # What is stored by another protocol is no score by this one.
@@ -572,9 +582,11 @@ def test_too_little_memory_is_told_with_the_key_that_helps(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Scorer, "score", score)
-    told = "model, blimp_fast: out of memory: give a smaller batch_tokens"
+    told = "model, blimp_fast: out of memory: set a smaller batch_tokens"
     assert told in run_eval("checkpoint=model", "tasks=fast")
-    assert "model, blimp_fast: failed, the reason comes at the end" in caplog.messages
+    assert (
+        "model, blimp_fast: failed; the reason is given at the end" in caplog.messages
+    )
 
 
 def test_the_glue_score_is_of_seven_with_one_seed(work):

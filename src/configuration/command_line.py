@@ -1,8 +1,8 @@
-"""What all commands share: messages on the screen, and errors without a traceback."""
+"""The parts that all commands share: messages, and errors without a traceback."""
 
-import errno
 import logging
 import os
+import re
 import signal
 import sys
 from typing import Callable
@@ -13,33 +13,33 @@ from yaml import YAMLError
 
 from src.arguments import Arguments
 from src.configuration.errors import explain
-from src.foundation import UserError
+from src.foundation import CANNOT_WRITE, UserError
 
 
 def set_up_logging() -> None:
-    """Show messages on the screen, in the first process only.
+    """Send the log messages of the first process to the screen.
 
-    Every job calls this, since launchers call only `run`, not the command line.
+    Every job calls this function, because launchers call `run` and not `main`.
     """
     main_process = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     for library in ("httpx", "httpx2", "evaluate", "submitit"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    for library in ("datasets", "huggingface_hub"):  # they raise the errors they log
+    for library in ("datasets", "huggingface_hub"):  # they also raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def command_line(
     run: Callable[[], object], interrupted: str, root: type = Arguments
 ) -> None:
-    """Run a Hydra application. An error that the user can mend ends it with one message.
+    """Run a Hydra application. Errors that users can correct end it with one message.
 
     Args:
         interrupted: the message after Ctrl-C.
         root: the dataclass of the command's keys.
     """
-    # Hydra then raises errors instead of printing them.
+    # With this variable, Hydra raises errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         run()
@@ -48,18 +48,15 @@ def command_line(
         sys.exit(128 + signal.SIGINT)
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         sys.exit(f"error: {explain(error, root)}")
-    except OSError as error:  # Hydra could not make the job's directory
+    except OSError as error:  # from Hydra, which creates the job's directory
         if not from_machine(error):
             raise
         sys.exit(f"error: {error}")
 
 
 def from_machine(error: Exception) -> bool:
-    """Return whether a full disk or a missing permission is the cause, not a bug."""
+    """Return whether a full disk or a missing permission is the cause, and not a bug."""
     if isinstance(error, OSError):
-        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-        return error.errno in numbers
-    # The messages of safetensors and torch.save when they cannot write.
-    return any(
-        text in str(error) for text in ("No space left", "PytorchStreamWriter failed")
-    )
+        return error.errno in CANNOT_WRITE
+    # The messages of safetensors and of torch.save if they cannot write.
+    return re.search("No space left|PytorchStreamWriter failed", str(error)) is not None

@@ -1,8 +1,8 @@
-"""Errors of the command line: unknown keys, missing choices, and what Hydra refuses."""
+"""Errors of the command line: unknown keys, missing choices, and the errors of Hydra."""
 
 import difflib
 import re
-from typing import Iterable, Optional
+from typing import Optional
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -12,28 +12,24 @@ from src.arguments import Arguments
 from src.configuration.schema import group_choices, options, sections
 from src.foundation import UserError
 
-# Old names of options of Hugging Face's TrainingArguments.
+# Old names of options of Hugging Face's TrainingArguments, unless the nearest key is the new one.
 RENAMED = {
-    "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "use_mps_device": "use_cpu",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of the run)",
     "logging_dir": "report_to, with the directory in TENSORBOARD_LOGGING_DIR",
     "group_by_length": "train_sampling_strategy",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "fp16_backend": "fp16",
     "half_precision_backend": "fp16",
-    "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
     "torchdynamo": "torch_compile",
 }
 
 
 def refuse_unknown_keys(config: DictConfig, root: type = Arguments) -> None:
-    """Raise `UserError` for keys that Hydra added because of a `+` or `++`.
+    """Raise `UserError` for unknown keys that a `+` or `++` has added.
 
-    Hydra takes `+models=gpt2-small` and `+training.lerning_rate=1` for new keys, even in a
+    Hydra accepts `+models=gpt2-small` and `+training.lerning_rate=1` as new keys, even in a
     structured config. Without this check, such a run would train with the defaults.
 
     Args:
@@ -41,13 +37,10 @@ def refuse_unknown_keys(config: DictConfig, root: type = Arguments) -> None:
     """
     keys: list[str] = []
     for name in map(str, config):
-        if name in sections(root):
-            keys += [f"{name}.{option}" for option in config[name]]
-        else:
-            keys.append(name)
-    known = options(root)
-    if unknown := [_unknown(key, root) for key in keys if key not in known]:
-        raise UserError("\n".join(unknown))
+        nested = config[name] if name in sections(root) else ()
+        keys += [f"{name}.{option}" for option in nested] or [name]
+    if unknown := [key for key in keys if key not in options(root)]:
+        raise UserError("\n".join(_unknown(key, root) for key in unknown))
 
 
 def refuse_missing_choice(config: DictConfig) -> None:
@@ -75,7 +68,7 @@ def explain(error: Exception, root: type = Arguments) -> str:
         root: the dataclass of the command's keys.
     """
     cause: Optional[BaseException] = error
-    while isinstance(cause, HydraException):  # it hides OmegaConf's error
+    while isinstance(cause, HydraException):  # it wraps the error of OmegaConf
         cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
         return _explain_hydra(str(error))
@@ -103,8 +96,8 @@ def _explain_hydra(message: str) -> str:
         message = f"+{group}={choice}: a {group} is chosen already"
         if group == "model":
             message += (
-                ". A recipe brings the model that its values were found for: leave +model"
-                f" away (to try them on another model: model={choice}, without the +)"
+                ". A recipe brings the model for which its values were chosen: leave +model"
+                f" out, or write model={choice}, without the +, to try them on that model"
             )
     return message
 
@@ -112,31 +105,24 @@ def _explain_hydra(message: str) -> str:
 def _unknown(key: str, root: type = Arguments) -> str:
     """Return advice on an unknown key: its new name, its section or the nearest key."""
     message, known, groups = f"unknown key `{key}`", options(root), group_choices()
-    if root is not Arguments:  # it has neither sections nor groups
-        return message + _nearest(key, known)
-    if key.count(".") > 1:  # inside an option that takes any keys
-        return f"`{key}` is not in the chosen files; to add it write +{key}=…"
     section, _, name = key.rpartition(".")
-    if key in groups or (section in groups and name in sections()):
-        return f"`{key}`: does its file begin with the line `# @package _global_`?"
-    if name in RENAMED:
-        return f"{message}: it is now training.{RENAMED[name]}"
-    for known_key in known:
-        if known_key.partition(".")[2] == name:
-            return f"{message}: write `{known_key}`"
-    if section in sections():
-        siblings = [known_key for known_key in known if known_key.startswith(section)]
-        return message + _nearest(key, siblings)
-    names = ", ".join(sections())
-    message = f"`{key}` is neither a section ({names}) nor a group of src/conf"
-    close = difflib.get_close_matches(key, [*sections(), *groups], n=1)
-    if close and close[0] in groups:
-        return f"{message}; did you mean +{close[0]}=… ({', '.join(groups[close[0]])})?"
-    return message + _nearest(key, known)
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    """Return a question with the known key whose last part is nearest to that of `key`."""
-    by_name = {known_key.rpartition(".")[2]: known_key for known_key in known}
-    close = difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1)
-    return f"; did you mean `{by_name[close[0]]}`?" if close else ""
+    if root is Arguments:  # `RunEvalArguments` has neither sections nor groups
+        if key.count(".") > 1:  # inside an option that takes any keys
+            return f"`{key}` is not in the chosen files; to add it write +{key}=…"
+        if key in groups or (section in groups and name in sections()):
+            return f"`{key}`: does its file begin with the line `# @package _global_`?"
+        if name in RENAMED:
+            return f"{message}: it is now training.{RENAMED[name]}"
+        if moved := [other for other in known if other.endswith(f".{name}")]:
+            return f"{message}: write `{moved[0]}`"
+        if section not in sections():
+            message = (
+                f"`{key}` is neither a section ({', '.join(sections())}) nor a group"
+            )
+        if close := difflib.get_close_matches(key, groups, n=1):
+            choices = ", ".join(groups[close[0]])
+            return f"{message}; did you mean +{close[0]}=… ({choices})?"
+    siblings = [other for other in known if other.startswith(f"{section}.")] or known
+    by_name = {other.rpartition(".")[2]: other for other in siblings}
+    close = difflib.get_close_matches(name, by_name, n=1)
+    return message + (f"; did you mean `{by_name[close[0]]}`?" if close else "")

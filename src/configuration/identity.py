@@ -1,8 +1,8 @@
 """The identity of a run: its name, and the settings that make two runs different.
 
-A run lives in `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed, followed by the
-overrides that change the result (`seed-42_lr-0.001`), so that runs with different overrides
-never share a directory. A name cannot show that a YAML file or the text has changed.
+The directory of a run is `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed, followed
+by the overrides that change the result (`seed-42_lr-0.001`), so that runs with different
+overrides never share a directory. A name cannot show that a YAML file or the text has changed.
 Therefore the identity is written to `run.json` when a run begins, and compared when it
 continues.
 """
@@ -21,21 +21,23 @@ from omegaconf import DictConfig, OmegaConf
 from src.arguments import FIGURES
 from src.configuration.schema import options
 
-# Short forms of keys, and of the beginnings of keys, in names of runs.
-SHORT_KEYS = {
+# Beginnings of keys, and their short forms in the names of runs. The first match counts.
+SHORT_FORMS = {
     "training.learning_rate": "lr",
     "training.num_train_epochs": "epochs",
     "training.per_device_train_batch_size": "batch",
     "training.gradient_accumulation_steps": "accumulation",
+    "training.": "",
+    "data.": "",
+    "model.config_overrides": "config",
 }
-SHORT_PREFIXES = {"training.": "", "data.": "", "model.config_overrides": "config"}
-# These change a result only where evaluations choose the best model.
+# Options that change a result only if evaluations choose the best model.
 EVALUATION_TIMES = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
 
-# Options of Hugging Face's TrainingArguments that change neither weights nor reported
-# numbers. An option that is not listed, such as a new one, counts as changing the result: a
-# directory too many does little harm, but two runs in one directory give wrong numbers.
+# Options of Hugging Face's TrainingArguments that change neither weights nor reported numbers.
+# All others, also new ones, count as changing the result. An unneeded directory does little
+# harm, but two runs in one directory give wrong numbers.
 HARMLESS_TRAINING_OPTIONS = frozenset(
     "output_dir do_predict logging_strategy logging_steps"
     " logging_first_step log_on_each_node logging_nan_inf_filter log_level"
@@ -70,7 +72,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the default of each option, which is its value in runs older than the option."""
+    """Return the default of each option. Runs that are older than an option have its default."""
     return {
         key: field.default
         for key, field in options().items()
@@ -82,16 +84,16 @@ def run_name(*, _root_: DictConfig) -> str:
     """Return the name of a run: the seed and the overrides that change its result, sorted.
 
     Args:
-        _root_: the whole configuration, as OmegaConf gives it. The values are read from it,
-            so that `1e-3` and `0.001` are the same run.
+        _root_: the whole configuration, which OmegaConf passes. The values come from it, so
+            that `1e-3` and `0.001` give the same name.
     """
     overrides = list(HydraConfig.get().overrides.task)
     parsed = OverridesParser.create().parse_overrides(overrides)
     by_key = {override.key_or_group: override for override in parsed}
     parts = [f"seed-{_root_.training.seed}"]
     for key, override in sorted(by_key.items()):
-        named_otherwise = key in ("model", "dataset", "training.seed")
-        if named_otherwise or not _changes_result(key, _root_.training):
+        is_shown_already = key in ("model", "dataset", "training.seed")
+        if is_shown_already or not _changes_result(key, _root_.training):
             continue
         composed = OmegaConf.select(_root_, key) if "." in key else None
         value = override.value() if composed is None else composed
@@ -103,7 +105,7 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 def group_name(tag: str) -> str:
-    """Return `<tag>-<model>-<dataset>`, with `custom` for a group that was not chosen."""
+    """Return `<tag>-<model>-<dataset>`, with `custom` for a group without a choice."""
     choices = HydraConfig.get().runtime.choices
     chosen = [choices.get(group) or "custom" for group in ("model", "dataset")]
     return "-".join(map(_safe, [tag, *(choice.replace("/", "-") for choice in chosen)]))
@@ -117,7 +119,7 @@ def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
         training: the values of the section `training`.
     """
     if "." not in key:
-        return True  # a group's choice
+        return True  # the choice of a group
     section, name = key.split(".")[:2]
     keeps_best = bool(training["load_best_model_at_end"])
     if name in EVALUATION_TIMES:
@@ -133,17 +135,18 @@ def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
 
 
 def _short(key: str) -> str:
-    """Return the key as a run's name has it."""
-    if key in SHORT_KEYS:
-        return SHORT_KEYS[key]
-    for prefix, short in SHORT_PREFIXES.items():
-        if key.startswith(prefix):
-            return _safe(short + key.removeprefix(prefix))
+    """Return the key in the form that the name of a run has."""
+    for beginning, short in SHORT_FORMS.items():
+        if key.startswith(beginning):
+            return _safe(short + key.removeprefix(beginning))
     return _safe(key)
 
 
 def _safe(text: str) -> str:
-    """Return `text` for paths and Hydra's grammar, with a hash if characters are lost."""
+    """Return `text` without characters that paths or Hydra's grammar do not allow.
+
+    If characters are replaced, a hash of the text keeps different texts apart.
+    """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
 
@@ -153,14 +156,16 @@ def _hash(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as short text, the same for equal values."""
+    """Return a value as short text. Equal values have equal texts."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, enum.Enum):
         value = value.name
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, dict):  # keys may be of any type here, and are checked later
+    if isinstance(
+        value, dict
+    ):  # its keys may be of several types, which cannot be sorted
         value = {str(key): value[key] for key in value}
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 

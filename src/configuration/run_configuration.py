@@ -1,6 +1,7 @@
-"""The configuration of a run: what follows from the command line, decided once."""
+"""The configuration of a run, which is resolved and checked once."""
 
 import copy
+import re
 from typing import Any, Mapping
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ SECRETS = ("model.token", "training.hub_token")
 
 
 def run_configuration(config: DictConfig) -> RunConfiguration:
-    """Resolve and check what Hydra composed. Nothing is written into it.
+    """Return the resolved and checked configuration. `config` does not change.
 
     Raises:
         UserError: if a key is unknown, a model or data is missing, or a value is refused.
@@ -42,7 +43,7 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
 
 
 def build_run_eval(config: DictConfig) -> RunEvalArguments:
-    """Build and check the arguments of `run_eval` from what Hydra composed.
+    """Return the checked arguments of `run_eval`.
 
     Raises:
         UserError: if a key is unknown or a value is refused.
@@ -56,7 +57,7 @@ def build_run_eval(config: DictConfig) -> RunEvalArguments:
 def _resolve_training(
     training: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the section with its open options filled in, and the reasons by their keys."""
+    """Return the section with values for its open options, and the reasons by key."""
     resolved = resolve_hardware(training)
     metric = training["metric_for_best_model"]
     if metric and training["greater_is_better"] is None:
@@ -72,7 +73,7 @@ def _resolve_training(
 
 
 def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the nested values in which a given secret has a placeholder."""
+    """Return a copy of the nested values, with placeholders for secrets."""
     recorded = copy.deepcopy(dict(values))
     for section, name in (key.split(".") for key in SECRETS):
         if recorded[section][name] is not None:
@@ -82,8 +83,5 @@ def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recorded_overrides(overrides: list[str]) -> list[str]:
     """Return the overrides of the command line with placeholders for secrets."""
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    return [
-        f"{key}={NOT_RECORDED}" if key in SECRETS else override
-        for key, override in zip(keys, overrides)
-    ]
+    secret = rf"^\+*({'|'.join(map(re.escape, SECRETS))})=.*"
+    return [re.sub(secret, rf"\1={NOT_RECORDED}", x, flags=re.S) for x in overrides]

@@ -1,9 +1,9 @@
-"""Hydra's schema, made of the dataclasses in `src/arguments.py`, and the way back.
+"""The schema that Hydra checks, and the construction of arguments from composed values.
 
-OmegaConf 2.3 cannot hold all types of `transformers.TrainingArguments` (unions of
-containers, `Literal`, enums chosen by value), and the fields that have them change with every
-release. So each dataclass gets a mirror class, whose types OmegaConf can check. `build` makes
-the typed object from the composed values.
+OmegaConf 2.3 cannot hold all types of `transformers.TrainingArguments` (unions of containers,
+`Literal`, enums that are chosen by value), and every release changes the fields with such
+types. So each dataclass in `src/arguments.py` gets a mirror class with types that OmegaConf
+can check. `build` constructs the dataclass from the composed values.
 """
 
 import copy
@@ -22,13 +22,7 @@ from typing import Any, Iterable, Mapping, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import (
-    HUGGING_FACE_BOUNDS,
-    Arguments,
-    RunEvalArguments,
-    Section,
-    is_number,
-)
+from src.arguments import HUGGING_FACE_BOUNDS, Arguments, RunEvalArguments, Section
 from src.foundation import UserError
 
 CONF_DIR = Path(__file__).parents[1] / "conf"
@@ -41,7 +35,7 @@ BOUNDS = {
 
 
 def sections(root: type = Arguments) -> dict[str, type[Section]]:
-    """Return the sections by name; `RunEvalArguments` is one section without a name."""
+    """Return the sections by name. `RunEvalArguments` is a single section without a name."""
     if issubclass(root, Section):
         return {root.section: root}
     return typing.get_type_hints(root)
@@ -59,7 +53,7 @@ def options(root: type = Arguments) -> dict[str, dataclasses.Field]:
 
 
 def group_choices() -> dict[str, list[str]]:
-    """Return the groups under `src/conf/` and their files: {"tokenizer": ["gpt2"], …}."""
+    """Return the groups under `src/conf/` with their choices: {"tokenizer": ["gpt2"], …}."""
     return {
         group.name: sorted(file.stem for file in group.glob("*.yaml"))
         for group in sorted(CONF_DIR.iterdir())
@@ -86,16 +80,15 @@ def _choices(hint: Any) -> dict[str, Any]:
 
 
 def _checkable(hint: Any, name: str) -> Any:
-    """Return the nearest type to `hint` that OmegaConf checks; `Any` if there is none.
+    """Return the nearest type to `hint` that OmegaConf can check; `Any` if there is none.
 
     Args:
-        name: the name of the enum that holds a closed choice. OmegaConf compares what users
-            type with the names of its members.
+        name: the name of the enum for a closed choice. Users type the names of its members.
     """
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     if choices := _choices(hint):
         kinds = [enum.Enum(name, choices, module=__name__)]
-        # Launchers can pickle what is an attribute of a module.
+        # As an attribute of this module, launchers can pickle it.
         setattr(sys.modules[__name__], name, kinds[0])
     elif kinds not in ([bool], [int], [float], [str]):
         return Any
@@ -103,7 +96,7 @@ def _checkable(hint: Any, name: str) -> Any:
 
 
 def _default(field: dataclasses.Field, hint: Any) -> Any:
-    """Return the default of a field; the text of it for a closed choice."""
+    """Return the default of a field, as text for a closed choice."""
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
@@ -115,7 +108,7 @@ def _default(field: dataclasses.Field, hint: Any) -> Any:
 def schema(section: type) -> type:
     """Return a dataclass with the fields of `section`, in types that OmegaConf checks.
 
-    It has no `__post_init__`. Launchers can pickle it, since it is an attribute of a module.
+    It has no `__post_init__`. As an attribute of this module, launchers can pickle it.
     """
     hints = typing.get_type_hints(section)
     fields = []
@@ -135,14 +128,14 @@ def schema(section: type) -> type:
     return mirror
 
 
-# The name of a command's schema in its file under src/conf/, and the dataclass.
+# The name of each command's schema, which its file under src/conf/ refers to.
 ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=_name, node=schema(_root))
 
 
 def build(section: type[Section], values: Mapping[str, Any]) -> Any:
-    """Build a section from composed values and check it.
+    """Return a section that is built from composed values and checked.
 
     Args:
         values: plain values by the names of the options; closed choices by their names.
@@ -169,8 +162,8 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
 
 
 def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a number out of its bounds; NaN and infinity always are."""
-    is_finite = is_number(value) and math.isfinite(value)
+    """Raise `UserError` for a number out of its bounds, and for NaN and infinity."""
+    is_finite = math.isfinite(value)
     limits = {name: bounds[name] for name in BOUNDS if name in bounds}
     if not is_finite or not all(BOUNDS[n][1](value, limits[n]) for n in limits):
         rule = " and ".join(f"{BOUNDS[n][0]} {limits[n]:,}" for n in limits)
@@ -180,26 +173,25 @@ def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 
 
 def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
-    """Return a line for each option, for `--help`: key=value, and its meaning.
+    """Return the text of `--help`: a line for each option, with its value and meaning.
 
     Args:
         root: the name of the command's schema.
-        _root_: the whole configuration, as OmegaConf gives it.
+        _root_: the whole configuration, which OmegaConf passes.
     """
     lines = []
     for name, section in sections(ROOTS[root]).items():
-        values = OmegaConf.to_container(
-            _root_[name] if name else _root_, enum_to_str=True
-        )
+        node = _root_[name] if name else _root_
+        values = OmegaConf.to_container(node, enum_to_str=True)
         for field in dataclasses.fields(section):
             if field.init:
                 value = values[field.name]
                 shown = (
-                    f"{section.key(field.name)}={'null' if value is None else value}"
+                    section.key(field.name) + f"={'null' if value is None else value}"
                 )
-                # Hugging Face's texts are long: their first sentence is shown.
+                # Of Hugging Face's long texts, the first sentence is shown.
                 help = re.split(r"(?<=\.)\s", field.metadata.get("help", "").strip())[0]
-                lines.append(f"  {shown}".ljust(46) + f"  {help}")
+                lines.append(f"  {shown:44}  {help}")
         lines.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(lines).replace("$", "$$")

@@ -1,9 +1,9 @@
-"""Blocks: views of a stream, of a fixed number of tokens.
+"""Blocks: views of a fixed number of tokens of a stream.
 
 A block of T tokens that starts at s has the inputs tokens[s : s + T] and the targets
 tokens[s + 1 : s + T + 1]. The next block starts at s + T. So every token of a span is a target
-exactly once, except the first token of the span and the BOS of each document: no token
-before them predicts them.
+exactly once, except the first token of the span and the BOS of each document, which no
+earlier token predicts.
 """
 
 from typing import Optional
@@ -29,7 +29,7 @@ class Blocks(Dataset):
             targets (for evaluation); otherwise leave it out (for training).
         max_samples: Keep only this many blocks, drawn at random, the same for every seed.
         restart_positions: Count positions from the beginning of each document, which keeps
-            attention inside documents (see `src/training/documents_apart.py`).
+            attention inside documents (see `src/training/step/document_masking.py`).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Blocks(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return `input_ids` [T] and `labels` [T], which are shifted: the next tokens.
+        """Return `input_ids` [T] and `labels` [T], the token after each of the inputs.
 
         With `restart_positions` also `position_ids` [T].
         """
@@ -71,14 +71,15 @@ class Blocks(Dataset):
             return block
         start, end = int(self.starts[index]), int(self.ends[index])
         tokens = self.stream.tokens[start : end + 1].astype(np.int64)
-        inputs = np.full(self.block_size, tokens[0])  # any padding: it has no targets
+        inputs = np.full(self.block_size, tokens[0])  # padding; its targets are ignored
         labels = np.full(self.block_size, IGNORE_INDEX, np.int64)
         inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
         documents = self.stream.documents
-        # Of the same type, or NumPy would convert, and so read, all documents.
+        # The edges have the type of the documents. Otherwise NumPy would convert all
+        # documents and read them from disk.
         edges = np.array([start + 1, end + 1], documents.dtype)
         first, last = np.searchsorted(documents, edges)
-        begins = documents[first:last].astype(np.int64) - start  # of BOS, 1 to T
+        begins = documents[first:last].astype(np.int64) - start  # each BOS, from 1 to T
         labels[begins - 1] = IGNORE_INDEX
         block = {"input_ids": inputs, "labels": labels}
         if self.restart_positions:
@@ -107,18 +108,18 @@ class Blocks(Dataset):
 
 
 def split(stream: Stream, percentage: float) -> tuple[list, list]:
-    """Return spans for training and for validation: the end of each file is held out.
+    """Return the spans for training and for validation, which is the end of each file.
 
-    The held-out part is `percentage` % of the file's tokens. It begins with a document if
-    that changes its size by at most a factor of two.
+    The held-out part is `percentage` % of the file's tokens. It begins at the nearest
+    beginning of a document if that changes its size by at most a factor of two.
     """
     train, held_out = [], []
     starts = np.asarray(stream.documents).astype(np.int64)
     for start, end in file_spans(stream):
         cut = end - max(1, round((end - start) * percentage / 100))
         inside = starts[(starts > start) & (starts < end)]
-        near = inside[(end - inside) / (end - cut) <= 2]
-        near = near[(end - near) / (end - cut) >= 0.5]
+        factors = (end - inside) / (end - cut)
+        near = inside[(factors >= 0.5) & (factors <= 2)]
         if len(near):
             cut = int(near[np.argmin(np.abs(near - cut))])
         train.append((start, cut))

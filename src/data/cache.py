@@ -1,7 +1,6 @@
-"""The cache in `model.cache_dir`: each entry is complete or absent, and is built once."""
+"""The cache in `model.cache_dir`. Each entry is built once and is complete or absent."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -12,14 +11,14 @@ from typing import Any, Callable, Iterator, Optional, TypeVar
 
 from filelock import FileLock
 
-from src.foundation import UserError, sha256, write_atomically
+from src.foundation import CANNOT_WRITE, UserError, sha256, write_atomically
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of entries, each under a key made of everything that determines its content.
+    """A folder of entries. The key of an entry is a hash of all that determines its content.
 
     Args:
         directory: The value of `model.cache_dir`; created when something is written.
@@ -40,15 +39,16 @@ class Cache:
     ) -> T:
         """Return an entry; build it first if it is missing, damaged or to be overwritten.
 
-        Processes that ask for an entry at the same time build it once: the others wait. It
-        is built in a folder beside its final one (the cache may be a link to another disk)
-        that is renamed when complete. A failed build leaves nothing; what a killed one has
-        left is removed by the next. Loading writes nothing, so the cache may be read-only.
+        If several processes need the same entry, one builds it and the others wait. The
+        build fills a temporary folder beside the final one (the cache may be a link to
+        another disk), which is renamed when it is complete. A failed build leaves nothing;
+        the next build removes what a killed one has left. Loading writes nothing, so a
+        complete cache may be read-only.
 
         Args:
-            kind: The folder of the cache that holds the entry.
-            identity: What determines the content, as values that JSON can hold.
-            load: Reads an entry's folder; None if it is missing or damaged.
+            kind: The subfolder of the cache that holds such entries.
+            identity: The values that determine the content; JSON must be able to hold them.
+            load: Reads an entry's folder; returns None if it is missing or damaged.
             build: Fills an empty folder.
 
         Raises:
@@ -68,7 +68,7 @@ class Cache:
 
 
 def _build(directory: Path, build: Callable[[Path], Any]) -> None:
-    """Build under another name; replace the directory when it is complete."""
+    """Fill a temporary folder and rename it to `directory` when it is complete."""
     temporary = directory.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -86,46 +86,39 @@ def _explaining_write_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        path = str(error.filename or directory)
-        in_cache = path.startswith(str(directory)) or str(directory).startswith(path)
-        if not (full or refused) or not in_cache:
+        path = Path(error.filename or directory)
+        in_cache = path.is_relative_to(directory) or directory.is_relative_to(path)
+        if error.errno not in CANNOT_WRITE or not in_cache:
             raise
         raise UserError(
-            f"model.cache_dir: {directory} cannot be written: {error.strerror};"
-            + " make room, or" * full
-            + " choose another with model.cache_dir="
+            f"model.cache_dir: {directory} cannot be written: {error.strerror}; make room"
+            " or choose another directory with model.cache_dir="
         ) from error
 
 
 def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
-    """Return the SHA-256 of every file; reads only files whose size or time has changed.
+    """Return the SHA-256 of every file. Only new and changed files are read.
 
-    If the cache cannot be written, the checksums are not kept for the next call.
+    A file counts as changed if its size or its time of modification has changed. If the
+    cache cannot be written, the checksums are not kept for the next call.
     """
     index = cache_dir / "checksums.json"
-    known, changed = _read_index(index), False
+    # {path: [size, time, checksum]}; starts empty if the file is missing or damaged.
+    known: dict[str, list] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        known = {
+            path: [*version, digest] for path, (*version, digest) in entries.items()
+        }
+    before, checksums = dict(known), {}
     for path in paths:
         name, stat = str(path.resolve()), path.stat()
         version = [stat.st_size, stat.st_mtime_ns]
         if known.get(name, [])[:2] != version:
             known[name] = [*version, sha256(path)]
-            changed = True
-    if changed:
+        checksums[path] = known[name][2]
+    if known != before:
         with contextlib.suppress(OSError):
             cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(index, json.dumps(known, indent=1))
-    return {path: known[str(path.resolve())][2] for path in paths}
-
-
-def _read_index(index: Path) -> dict[str, list]:
-    """Return {path: [size, time, checksum]}; empty if the file is missing or damaged."""
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-        return {
-            path: [size, time, checksum]
-            for path, (size, time, checksum) in entries.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+            write_atomically(index, known)
+    return checksums

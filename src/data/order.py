@@ -1,9 +1,9 @@
 """The order of blocks: which blocks each step of a run trains on.
 
-An epoch draws each file's blocks as often as the mix says, in an order that depends on
-(seed, epoch) only. A step takes the next `blocks_per_step` of them. So step n trains on the
-same blocks for any number of devices, micro-batches, loader processes and restarts, and the
-number of words seen after it is known before the run begins.
+An epoch draws each file's blocks as often as `data.mix` says, in an order that depends only
+on (seed, epoch). A step takes the next `blocks_per_step` of them. So step n trains on the same
+blocks for any number of devices, micro-batches, loader processes and restarts, and the number
+of words seen after each step is known before the run begins.
 """
 
 import math
@@ -20,18 +20,18 @@ from src.foundation import UserError
 
 @dataclass(frozen=True)
 class Order:
-    """A function from epochs to the order of their blocks.
+    """A map from epochs to the order of their blocks.
 
     Each file has an endless sequence of passes over its blocks, each pass in another order.
-    An epoch takes the next `times` passes of it, which need not be a whole number. So two
-    blocks of a file have always been seen equally often, or one of them once more.
+    An epoch takes the next `times` passes, which need not be a whole number. So at any time
+    the counts of how often two blocks of a file have been seen differ by at most one.
 
     Args:
         kind: `shuffled`; `sequential`, as in the text; or `by_file`, one file after another,
             each shuffled.
         seed: The seed of the run.
         owners: The file in which each block begins [num_blocks], ascending.
-        times: How often an epoch draws each file's text [num_files].
+        times: The number of passes over each file in an epoch [num_files].
         files: The order of the files for `by_file`.
     """
 
@@ -69,10 +69,11 @@ class Order:
 
 
 class Plan(Sampler):
-    """The steps of a run over blocks; as a sampler, it gives the blocks of one epoch.
+    """The steps of a run, and a sampler of the blocks of one epoch.
 
-    If the last step of an epoch has fewer blocks, it is filled with `NO_BLOCK`, which has no
-    targets. So every process has the same number of batches, and no block is seen twice.
+    If the last step of an epoch has fewer blocks than the others, it is filled up with
+    `NO_BLOCK`, which has no targets. So every process has the same number of batches, and no
+    block is seen twice.
 
     Args:
         blocks: The training blocks.
@@ -81,8 +82,8 @@ class Plan(Sampler):
         epochs: The length of the run in epochs, unless `max_steps` is given.
         max_steps: The length of the run in steps.
         max_words: The run ends before the step that would exceed this number of words.
-        schedule: {block size: share of the steps}, in order. In each stage the blocks are cut
-            into shorter ones of its size, so the number of tokens per step stays the same.
+        schedule: {block size: share of the steps}, in order. Each stage cuts the blocks into
+            sequences of its size, so the number of tokens per step stays the same.
     """
 
     def __init__(
@@ -103,8 +104,11 @@ class Plan(Sampler):
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
-        words = self._words_of_steps(max_steps, max_words)
-        self.words = np.concatenate([[0], np.cumsum(words)[:max_steps]])
+        words = np.append(blocks.words, 0)  # the last is that of NO_BLOCK
+        epochs = -(-max_steps // self.steps_per_epoch)
+        drawn = np.concatenate([words[self._filled(epoch)] for epoch in range(epochs)])
+        of_steps = drawn.reshape(-1, blocks_per_step).sum(axis=1)[:max_steps]
+        self.words = np.concatenate([[0], np.cumsum(of_steps)])  # seen before each step
         if max_words is not None:
             if self.words[1] > max_words:
                 raise UserError(
@@ -115,24 +119,12 @@ class Plan(Sampler):
             self.words = self.words[:last]
         schedule = schedule or {}
         ends = [round(s * self.num_steps) for s in np.cumsum(list(schedule.values()))]
-        # Pairs (length of a sequence, step where the stage ends).
+        # Pairs (length of a sequence, step at which the stage ends).
         self.stages: list[tuple[int, int]] = list(zip(schedule, ends))
         self.epoch = 0
 
-    def _words_of_steps(self, max_steps: int, max_words: Optional[int]) -> np.ndarray:
-        """Return the words of each step, of at least the epochs that the run needs [n]."""
-        words = np.append(self.blocks.words, 0)  # NO_BLOCK is the last
-        steps, epochs = [], -(-max_steps // self.steps_per_epoch)
-        seen = 0
-        for epoch in range(epochs):
-            of_steps = words[self._filled(epoch)].reshape(-1, self.blocks_per_step)
-            steps.append(of_steps.sum(axis=1))
-            seen += steps[-1].sum()
-            if max_words is not None and seen > max_words:
-                break
-        return np.concatenate(steps)
-
     def _filled(self, epoch: int) -> np.ndarray:
+        """Return an epoch's blocks, filled up with `NO_BLOCK` to whole steps."""
         blocks = self.order.blocks(epoch)
         missing = self.steps_per_epoch * self.blocks_per_step - len(blocks)
         return np.append(blocks, np.full(missing, NO_BLOCK, blocks.dtype))
@@ -148,10 +140,8 @@ class Plan(Sampler):
 
     def block_size(self, step: int) -> int:
         """Return the length of a sequence at a step, counted from 0."""
-        for size, end in self.stages:
-            if step < end:
-                return size
-        return self.blocks.block_size
+        sizes = (size for size, end in self.stages if step < end)
+        return next(sizes, self.blocks.block_size)
 
     def blocks_of(self, step: int) -> list[int]:
         """Return the indices of the blocks that a step, counted from 0, trains on."""
@@ -161,7 +151,7 @@ class Plan(Sampler):
         return [block for block in blocks if block != NO_BLOCK]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose blocks the sampler gives."""
+        """Set the epoch whose blocks the sampler yields."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -174,19 +164,19 @@ class Plan(Sampler):
 def check_names(data: DataTrainingArguments, names: list[str]) -> None:
     """Raise `UserError` if the data section refers to training files not in `names`."""
     for key in ("mix", "file_order"):
-        for name in getattr(data, key) or ():
-            if name not in names:
-                known = ", ".join(names)
-                raise UserError(
-                    f"data.{key}: no file is named {name!r}; the files are {known}"
-                )
-    if data.file_order and set(data.file_order) != set(names):
-        missing = ", ".join(name for name in names if name not in data.file_order)
-        raise UserError(f"data.file_order must name every file; missing: {missing}")
+        if unknown := [name for name in getattr(data, key) or () if name not in names]:
+            raise UserError(
+                f"data.{key}: no file is named {unknown[0]!r}; the files are"
+                f" {', '.join(names)}"
+            )
+    if missing := [name for name in names if name not in (data.file_order or names)]:
+        raise UserError(
+            f"data.file_order must name every file; missing: {', '.join(missing)}"
+        )
 
 
 def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
-    """Return the order that the data section describes (see `check_names`)."""
+    """Return the order that the data section describes; `check_names` has checked it."""
     names = [file["name"] for file in blocks.stream.files]
     times = [float((data.mix or {}).get(name, 1)) for name in names]
     files = [names.index(name) for name in data.file_order or names]
@@ -201,15 +191,15 @@ def check_budget(data: DataTrainingArguments, plan: Plan) -> None:
     """
     if data.word_budget is None or not data.strict_rules:
         return
-    files = enumerate(plan.blocks.stream.files)
-    unique = sum(file["words"] for i, file in files if plan.order.times[i])
+    files, budget = plan.blocks.stream.files, data.word_budget
+    unique = sum(file["words"] for file, times in zip(files, plan.order.times) if times)
     seen = plan.words_seen(plan.num_steps)
-    for words, limit, what in (
-        (unique, data.word_budget, "the training text has"),
-        (seen, 10 * data.word_budget, "the run would see"),
+    for words, limit, subject in (
+        (unique, budget, "the training text has"),
+        (seen, 10 * budget, "the run would see"),
     ):
         if words > limit:
             raise UserError(
-                f"data.word_budget={data.word_budget:,}: {what} {words:,} words, more than"
-                f" {limit:,}; to allow that: data.strict_rules=false"
+                f"data.word_budget={budget:,}: {subject} {words:,} words, more than"
+                f" {limit:,}; to allow it: data.strict_rules=false"
             )

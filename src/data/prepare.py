@@ -41,19 +41,19 @@ class Corpora:
 
 @dataclass(frozen=True)
 class Data:
-    """The blocks that a run is trained and evaluated on."""
+    """The blocks that a run trains on and is evaluated on."""
 
     train_stream: Optional[Stream]
     train: Optional[Blocks]
     validation: Optional[Blocks]
-    validation_names: list[str]  # of the files, as numbered by `validation.owners`
+    validation_names: list[str]  # names of the files that `validation.owners` numbers
 
 
 def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
-    """Find the text and check that it can be read.
+    """Return the sources that the data section names, after a check that they can be read.
 
     Raises:
-        UserError: There is no text, or a file or a name in the data section is wrong.
+        UserError: A file cannot be read, or a name in the data section is wrong.
     """
     cache_dir = Path(model.cache_dir)
     if data.dataset_name:
@@ -61,25 +61,22 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
             splits = read_hub(data, cache_dir, model.token)
             if "train" not in splits:
                 raise UserError(f"{data.dataset_name} has no split `train`")
-        used = {name: [splits[name]] for name in splits}
+        validation = [splits[name] for name in splits if name == "validation"]
+        corpora = Corpora([splits["train"]], validation)
     else:
-        used = {}
-        for name in ("train", "validation"):
-            key = f"{name}_file"
-            with naming(f"data.{key}"):
-                patterns = getattr(data, key) or []
-                used[name] = read_corpus(patterns, cache_dir, data.text_column)
-    corpora = Corpora(used["train"], used.get("validation", []))
-    sources = [*corpora.train, *corpora.validation]
-    if not sources:
-        raise UserError("no text: give data.train_file or data.validation_file")
+        with naming("data.train_file"):
+            train = read_corpus(data.train_file or [], cache_dir, data.text_column)
+        with naming("data.validation_file"):
+            patterns = data.validation_file or []
+            validation = read_corpus(patterns, cache_dir, data.text_column)
+        corpora = Corpora(train, validation)
     check_names(data, [source.name for source in corpora.train])
-    _warn_about_copies(sources)
+    _warn_about_copies([*corpora.train, *corpora.validation])
     return corpora
 
 
 def _warn_about_copies(sources: list[Source]) -> None:
-    """Warn about text that counts twice, or that is both trained and evaluated on."""
+    """Log a warning for text that is in the corpora twice, as training or validation text."""
     seen: dict[tuple[str, str], Source] = {}
     for source in sources:
         first = seen.setdefault(source.identity, source)
@@ -96,35 +93,30 @@ def load_data(
 ) -> tuple[PreTrainedTokenizerBase, Data]:
     """Return the tokenizer, and both corpora packed with it and cut into blocks.
 
-    What has been trained or packed before comes from `model.cache_dir`.
+    A tokenizer or a packed corpus that is in `model.cache_dir` is not built again.
 
     Args:
-        main_process: Show progress, and build again if `data.overwrite_cache` is true.
+        main_process: Show progress, and obey `data.overwrite_cache`.
     """
-    if data.preprocessing_num_workers:  # read once, when tokenizing begins
-        os.environ["RAYON_NUM_THREADS"] = str(data.preprocessing_num_workers)
+    if num_workers := data.preprocessing_num_workers:
+        # `tokenizers` reads the variable when it starts its threads.
+        os.environ["RAYON_NUM_THREADS"] = str(num_workers)
     overwrite = data.overwrite_cache and main_process
     cache = Cache(Path(model.cache_dir), overwrite, progress=main_process)
     tokenizer = _tokenizer(corpora, tokenizer_args, model, cache)
-    packer = Packer(
-        tokenizer,
-        data.document_boundary,
-        cache,
-        tokenizer_args.lossy,
-        data.preprocessing_num_workers,
-    )
-    streams = {
-        name: packer.pack(sources, f"{name} text")
+    boundary, lossy = data.document_boundary, tokenizer_args.lossy
+    packer = Packer(tokenizer, boundary, cache, lossy, num_workers)
+    train, validation = (
+        packer.pack(sources, f"{name} text") if sources else None
         for name, sources in vars(corpora).items()
-        if sources
-    }
-    return tokenizer, _cut(streams.get("train"), streams.get("validation"), data)
+    )
+    return tokenizer, _cut(train, validation, data)
 
 
 def _tokenizer(
     corpora: Corpora, args: TokenizerArguments, model: ModelArguments, cache: Cache
 ) -> PreTrainedTokenizerBase:
-    """Load the named tokenizer, or that of the initial weights, or train one."""
+    """Return the named tokenizer, else that of the initial weights, else a trained one."""
     for key, name, revision in (
         ("tokenizer.name_or_path", args.name_or_path, args.revision),
         ("model.model_name_or_path", model.model_name_or_path, model.revision),
@@ -140,7 +132,7 @@ def _cut(
     validation_stream: Optional[Stream],
     data: DataTrainingArguments,
 ) -> Data:
-    """Cut both streams into blocks; without a validation stream, hold out training text."""
+    """Cut both streams into blocks. Without a validation stream, hold out training text."""
     train_spans = [(0, len(train_stream))] if train_stream else []
     if validation_stream:
         validation_spans = file_spans(validation_stream)
@@ -166,10 +158,10 @@ def _cut(
 
 
 def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> float:
-    """Return the perplexity of the training text's token frequencies, add-one smoothed.
+    """Return the perplexity of a unigram model of the training text, add-one smoothed.
 
     It is computed over the same targets as a model's perplexity. BOS is never a target, so
-    its frequency does not count either.
+    its frequency is not counted.
     """
     counts = np.ones(vocab_size)
     for start in range(0, len(train), 1 << 20):  # in parts, to bound the memory
@@ -177,10 +169,5 @@ def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> fl
         counts += np.bincount(part, minlength=vocab_size)
     counts[train.tokens[0]] -= len(train.documents)
     log_probabilities = np.log(counts / counts.sum())
-    total = number = 0
-    for block in range(len(validation)):
-        labels = validation[block]["labels"].numpy()
-        targets = labels[labels != IGNORE_INDEX]
-        total += log_probabilities[targets].sum()
-        number += len(targets)
-    return float(np.exp(-total / number))
+    labels = np.concatenate([validation[i]["labels"] for i in range(len(validation))])
+    return float(np.exp(-log_probabilities[labels[labels != IGNORE_INDEX]].mean()))

@@ -1,5 +1,5 @@
-"""Scores of models: `suite` asks one model, `evaluator` asks many and keeps their results.
+"""Scores of models: `suite` scores one model, `evaluator` several models on disk.
 
-`tasks` and `glue` define what is asked, `scoring` computes how probable a text is, `results`
-and `table` write and show scores. `language_modeling` measures the loss on text.
+`tasks` and `glue` define the tasks, `scoring` computes the probability of texts, `results`
+writes scores and `table` shows them. `language_modeling` measures the loss on text.
 """

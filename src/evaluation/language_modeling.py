@@ -1,8 +1,8 @@
-"""Language-modeling metrics: loss, perplexity, accuracy, and two that survive a tokenizer.
+"""Language-modeling metrics: loss, perplexity, accuracy, bits per byte, perplexity per word.
 
-Loss in nats, perplexity and the accuracy of the most probable next token are per token, and
-depend on the tokenizer. Bits per byte and perplexity per word do not: they divide the
-log-probability of the whole text by its bytes or its whitespace words.
+Loss (in nats), perplexity and the accuracy of the most probable next token are per token, so
+they depend on the tokenizer. Bits per byte and perplexity per word do not. They divide the
+log-probability of the whole text by its number of bytes or whitespace words.
 """
 
 import math
@@ -19,7 +19,7 @@ def block_statistics(
 ) -> torch.Tensor:
     """Return negative log-likelihood in nats, hits and targets of each block, float32 [B, 3].
 
-    One block at a time, so that the float32 logits of a whole batch never exist at once.
+    It takes one block at a time, so the float32 logits of a whole batch never exist at once.
 
     Args:
         logits: [B, T, V].
@@ -45,13 +45,13 @@ def summarize(
     files: np.ndarray,
     names: list[str],
 ) -> dict[str, float]:
-    """Return the metrics over all blocks and, with the prefix `<name>_`, over each file.
+    """Return the metrics of all blocks, and of each file with the prefix `<name>_`.
 
     Args:
         statistics: `block_statistics` of N blocks [N, 3].
         words, num_bytes: words and bytes of each block's targets [N].
         files: index into `names` of each block's file [N].
-        names: the files. A single file is not repeated under its name.
+        names: names of the files. For a single file, the metrics have no prefix.
     """
     accuracy = next_token_accuracy()
     metrics = {}
@@ -60,7 +60,7 @@ def summarize(
         groups.update({f"{name}_": files == i for i, name in enumerate(names)})
     for prefix, chosen in groups.items():
         if not chosen.any():
-            continue  # a subset of blocks may miss a file
+            continue  # a subset of blocks may have none of a file
         loss, hits, targets = statistics[chosen].astype(np.float64).sum(axis=0)
         figures = {
             "loss": loss / targets,
@@ -81,7 +81,7 @@ def next_token_accuracy() -> Any:
     """Return the accuracy as a metric of `evaluate` that needs no network.
 
     `evaluate.load("accuracy")` downloads a script. This metric takes counts (hits as
-    predictions, targets as references), so that its memory does not grow with the text.
+    predictions, targets as references), so its memory does not grow with the text.
     """
     import datasets
     import evaluate

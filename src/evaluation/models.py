@@ -1,14 +1,14 @@
-"""Finding models (runs, directories, globs, hub names) and loading them.
+"""The models that a user names (runs, directories, globs, hub names), and their loading.
 
-A model is a directory in the hub's format. Its results are stored under the name of the model
-and a revision: `main`, or the name of a checkpoint (`checkpoint-500`, `chck_1M`).
+A model is a directory in the hub's format. Its results are stored under the model's name and a
+revision: `main`, or the name of a checkpoint (`checkpoint-500`, `chck_1M`).
 """
 
 import glob
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,20 +29,17 @@ from src.evaluation.scoring.scorer import Backend
 from src.foundation import UserError, checksum_of_files, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-# The files that determine the tokens of a text.
-TOKEN_FILES = (
-    "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "*.py", *TOKENIZER_FILES,
-)  # fmt: skip
 # The files that determine a model's scores. A checkpoint holds more, such as the optimizer's
 # state.
 MODEL_FILES = (
-    "config.json", "model*.safetensors*", "pytorch_model*.bin*", *TOKEN_FILES
+    "config.json", "model*.safetensors*", "pytorch_model*.bin*", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.py",
+    *TOKENIZER_FILES,
 )  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-\d+|chck_\w+")
 # Ends of the names of architectures.
 MASKED, CAUSAL = "MaskedLM", ("CausalLM", "LMHeadModel", "ModelWithLMHead")
-# Errors of the libraries for files that are missing, damaged, or of another architecture.
+# Errors that the libraries raise for files that are missing, damaged or of another architecture.
 UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 MAX_MODELS_LISTED = 12
 
@@ -52,22 +49,21 @@ class Checkpoint:
     """A model on disk.
 
     Args:
-        model, revision: name the folder of its results.
-        origin: the path or the hub's name by which it was requested.
+        model, revision: the two names in the path of its results.
+        origin: the path or hub name by which the user requested it.
     """
 
     directory: Path
     model: str
     revision: str
     origin: str
-    trust_remote_code: bool = field(default=False, compare=False)
 
     def backend(self, requested: str = "auto") -> Backend:
-        """Return the requested backend; for `auto` the one of the model's architecture.
+        """Return the requested backend, or for `auto` the backend of the architecture.
 
         Raises:
-            UserError: the backend does not suit the architecture. A masked model, for
-                instance, would see the tokens that a causal one has to predict.
+            UserError: the backend does not suit the architecture. As a causal model, for
+                example, a masked one would see the tokens that it has to predict.
         """
         config = _read_json(self.directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
@@ -78,36 +74,27 @@ class Checkpoint:
         has_own_class = auto_class in (config.get("auto_map") or {})
         if architecture.endswith(MASKED if causal else CAUSAL) and not has_own_class:
             raise UserError(
-                f"backend={requested} is not for a {architecture}: use"
+                f"backend={requested} does not suit a {architecture}: use"
                 f" backend={backend_of(architecture)}, or auto"
             )
         return requested
 
     @cached_property
     def checksum(self) -> str:
-        """Checksum of all files that its scores depend on."""
-        return self._checksum(MODEL_FILES)
-
-    @cached_property
-    def tokenizer_checksum(self) -> str:
-        """Checksum of all files that its tokens depend on."""
-        return self._checksum(TOKEN_FILES)
-
-    def _checksum(self, patterns: Sequence[str]) -> str:
-        return checksum_of_files({p for x in patterns for p in self.directory.glob(x)})
+        """The checksum of all files that its scores depend on."""
+        directory = self.directory
+        return checksum_of_files({p for x in MODEL_FILES for p in directory.glob(x)})
 
     @property
     def seed(self) -> Optional[int]:
-        """Seed of its training, if it is one of our runs."""
-        for directory in (self.directory, self.directory.parent):
-            record = directory / "run.json"
-            if record.is_file():
-                return _read_json(record).get("identity", {}).get("training.seed")
-        return None
+        """The seed of its training, if it is one of our runs."""
+        files = [self.directory / "run.json", self.directory.parent / "run.json"]
+        records = (_read_json(file) for file in files if file.is_file())
+        return next(records, {}).get("identity", {}).get("training.seed")
 
     @property
     def words_seen(self) -> Optional[int]:
-        """Words of its training so far, from its name (chck_10M) or the Trainer's log."""
+        """The number of words it was trained on, by its name (chck_10M) or the Trainer's log."""
         if match := re.fullmatch(r"chck_(\d+)M", self.revision):
             return int(match[1]) * 1_000_000
         file = self.directory / "trainer_state.json"
@@ -115,24 +102,20 @@ class Checkpoint:
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:
             return None
-        # Saved between two logs: as many words per step as until the last one.
+        # It may be saved between two logs. The number of words per step is extrapolated.
         return round(logs[-1]["words"] * state["global_step"] / logs[-1]["step"])
 
     def checkpoints(self) -> list["Checkpoint"]:
         """Return the complete checkpoints in a run's directory; none for other models."""
         paths = sorted(self.directory.glob("checkpoint-*"), key=_natural_order)
-        models = [_local(path) for path in paths if _is_model(path)]
-        return [replace(m, trust_remote_code=self.trust_remote_code) for m in models]
+        return [_local(path) for path in paths if _is_model(path)]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of its UTF-8
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must be a JSON object, got {type(content).__name__}")
-    return content
 
 
 def find_checkpoints(
@@ -140,22 +123,21 @@ def find_checkpoints(
     revisions: Union[str, Sequence[str], None] = None,
     cache_dir: Path = Path(".cache"),
     token: Optional[str] = None,
-    trust_remote_code: bool = False,
 ) -> list[Checkpoint]:
-    """Return the models of these names, each once and in this order.
+    """Return the models with these names, each once and in this order.
 
     Args:
-        names: directories, globs (whose models are sorted by name and number) and names of
-            the hub (`owner/name`).
-        revisions: branches of the hub; None: `main`.
+        names: directories, globs (whose models are sorted by name and number) and hub names
+            (`owner/name`).
+        revisions: branches on the hub; None: `main`.
         cache_dir: folder for downloads.
         token: access token of the hub.
 
     Raises:
-        UserError: a name has no model, in which case the message lists models that exist;
-            a download failed; two models would share one folder of results.
+        UserError: there is no model with a name (the message lists models that exist), a
+            download failed, or two models would share one folder of results.
     """
-    found: dict[tuple[str, str], Checkpoint] = {}
+    models: dict[tuple[str, str], Checkpoint] = {}
     for name in [names] if isinstance(names, str) else names:
         if _is_hub_name(name):
             branches = revisions if isinstance(revisions, list) else [revisions]
@@ -166,26 +148,23 @@ def find_checkpoints(
         else:
             new = [_local(path) for path in _directories(name)]
         for model in new:
-            other = found.setdefault((model_folder(model.model), model.revision), model)
+            key = (model_folder(model.model), model.revision)
+            other = models.setdefault(key, model)
             if other.directory.resolve() != model.directory.resolve():
-                raise UserError(
-                    f"{other.origin} and {model.origin} would share the results of"
-                    f" {model.model}, {model.revision}: score them one by one, each with"
-                    " a results_dir="
-                )
-    models = found.values()
-    return [replace(m, trust_remote_code=trust_remote_code) for m in models]
+                both = f"{other.origin} and {model.origin}"
+                raise UserError(f"{both} would share one folder in results_dir")
+    return list(models.values())
 
 
 def _is_hub_name(name: str) -> bool:
-    """Return whether it is `name` or `owner/name`, and no path that begins here."""
+    """Return whether `name` looks like `name` or `owner/name` and is not a local path."""
     first = name.split("/")[0]
     is_local = Path(first).exists() or first == "exp"
     return not is_local and bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name))
 
 
 def _directories(name: str) -> list[Path]:
-    """Return the models of a path or a glob."""
+    """Return the models of a path or a glob, sorted by name and number."""
     paths = map(Path, glob.glob(name) if glob.has_magic(name) else [name])
     if models := sorted(filter(_is_model, paths), key=_natural_order):
         return models
@@ -198,14 +177,13 @@ def _list_models(path: Path) -> str:
     while path != path.parent and (glob.has_magic(str(path)) or not path.is_dir()):
         path = path.parent
     path = Path("exp") if path == Path() else path
-    depths = ("*", "*/*", "*/*/*")
-    below = [p for depth in depths for p in path.glob(depth) if _is_model(p)]
-    if not below:
+    below = [p for depth in ("*", "*/*", "*/*/*") for p in path.glob(depth)]
+    lines = [str(p) for p in sorted(filter(_is_model, below), key=_natural_order)]
+    if not lines:
         return f"there is no model (a folder with a config.json) in {path}"
-    lines = [str(p) for p in sorted(below, key=_natural_order)]
     if (more := len(lines) - MAX_MODELS_LISTED) > 0:
         lines[MAX_MODELS_LISTED:] = [f"… ({more} more)"]
-    return "there is:\n  " + "\n  ".join(lines)
+    return "\n  ".join([f"models in {path}:", *lines])
 
 
 def _is_model(path: Path) -> bool:
@@ -221,15 +199,14 @@ def _natural_order(path: Path) -> list[Union[int, str]]:
 def _local(path: Path) -> Checkpoint:
     """Return the model in a directory.
 
-    The name of a run contains its group, since runs of all groups are called by their seed.
+    The name of a run contains its group, because the runs of all groups are named by seeds.
     """
     whole = path.resolve()
     is_checkpoint = CHECKPOINT.fullmatch(whole.name) is not None
     owner = whole.parent if is_checkpoint else whole
     is_run = (owner / "run.json").is_file()
     model = f"{owner.parent.name}_{owner.name}" if is_run else owner.name
-    revision = whole.name if is_checkpoint else "main"
-    return Checkpoint(path, model, revision, str(path))
+    return Checkpoint(path, model, whole.name if is_checkpoint else "main", str(path))
 
 
 def _download(
@@ -237,7 +214,7 @@ def _download(
 ) -> Checkpoint:
     """Return a model of the hub.
 
-    PyTorch's old format is downloaded only if there is no other.
+    PyTorch's old format is downloaded only if there are no safetensors.
     """
     try:
         for ignored in ("pytorch_model*.bin*", None):
@@ -251,9 +228,9 @@ def _download(
             )
             if any(Path(snapshot).glob("*.safetensors")):
                 break
-    except (OSError, ValueError) as error:  # which those of the hub are as well
+    except (OSError, ValueError) as error:  # the hub's errors are subclasses of these
         raise UserError(
-            f"{name} is neither here nor on the hub (revision {revision}):"
+            f"{name} is neither a local path nor on the hub (revision {revision}):"
             f" {first_line(error)}; {_list_models(Path(name))}"
         ) from error
     return Checkpoint(Path(snapshot), name, revision, f"{name} ({revision})")
@@ -267,48 +244,43 @@ def backend_of(architecture: str) -> Backend:
         return "causal"
     raise UserError(
         "backend=auto supports causal and masked language models, not"
-        f" {architecture or 'this'}: use backend=causal, mlm or mntp"
+        f" {architecture or 'this model'}: set backend=causal, mlm or mntp"
     )
 
 
 def load(
-    checkpoint: Checkpoint, backend: Backend
+    checkpoint: Checkpoint, backend: Backend, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model in float32, on the GPU if there is one, and its tokenizer.
 
     Raises:
-        UserError: no tokenizer; damaged files; weights that are missing or have another size
-            than config.json says. The caller names the checkpoint.
+        UserError: there is no tokenizer, files are damaged, or weights are missing or have
+            another size than config.json says. The caller adds the checkpoint's name.
     """
-    directory = checkpoint.directory
-    if not any(any(directory.glob(pattern)) for pattern in TOKENIZER_FILES):
+    directory = str(checkpoint.directory)
+    if not any(any(checkpoint.directory.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise UserError(
             f"has no tokenizer ({', '.join(TOKENIZER_FILES)}): save it there with"
             " tokenizer.save_pretrained"
         )
-    options = {"trust_remote_code": checkpoint.trust_remote_code}
+    options = {"trust_remote_code": trust_remote_code}
     auto_class = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = auto_class.from_pretrained(
-            str(directory),
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
+            directory, dtype=torch.float32, **options
         )
     except UNUSABLE as error:
         raise UserError(f"cannot be loaded: {first_line(error)}") from error
     if info["mismatched_keys"]:
         name, stored, configured = sorted(info["mismatched_keys"])[0][:3]
         raise UserError(
-            f"its weights are not those of its config.json: {name} is {list(stored)}, by"
+            f"its weights do not fit its config.json: {name} is {list(stored)}, by"
             f" config.json (vocab_size {model.config.vocab_size:,}) {list(configured)};"
             f" the tokenizer has {len(tokenizer):,} entries"
         )
     if info["missing_keys"]:
-        raise UserError(
-            f"{type(model).__name__} finds no weights for"
-            f" {', '.join(sorted(info['missing_keys'])[:3])}"
-        )
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{type(model).__name__} has no weights for {names}")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

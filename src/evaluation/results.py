@@ -6,9 +6,10 @@
     results/<model>/<revision>/finetune/<task>/{predictions.json,results.txt}
 
 All files but `scores.json` have the layout of babylm-org/babylm-eval (July 2026), so that its
-`collate_preds` reads them. The folder of a revision belongs to one model, which `scores.json`
-identifies by the checksum of its files. Results by other rules than the challenge's have the
-same layout in a folder of their own: `results/2025/<model>/…`, `results/bf16/<model>/…`.
+`collate_preds` can read them. The folder of a revision belongs to one model, which
+`scores.json` identifies by the checksum of its files. Results by other rules than the
+challenge's have the same layout in a separate folder: `results/2025/<model>/…`,
+`results/bf16/<model>/…`.
 """
 
 import json
@@ -23,6 +24,8 @@ from src.foundation import UserError, write_atomically
 STANDARD_PROTOCOL = 2026
 STANDARD_SEED = 42  # of the protocol's fine-tuning
 
+REMEDY = "move the folder away, or choose another results_dir"
+
 Entry = dict[str, Any]  # the result of one task in `scores.json`
 
 
@@ -33,9 +36,9 @@ class Result:
     Args:
         folder: folder of the official files, below the backend's for zero-shot tasks and
             below the revision's for fine-tuning (`finetune/<task>`).
-        score, subscores: percentages, or correlations × 100; NaN where undefined.
+        score, subscores: percentages, or correlations × 100; NaN if undefined.
         too_long: official ids of the items that exceed the model's context.
-        files: official files: name → text or JSON content.
+        files: name of each official file -> its text or JSON content.
         seed: seed of fine-tuning; None for tasks without randomness.
         seconds: time for tokenizing and scoring.
     """
@@ -84,82 +87,63 @@ class ResultsFolder:
     @property
     def path(self) -> Path:
         """The folder, named by each rule that differs from the challenge's."""
-        names = []
-        if self.protocol != STANDARD_PROTOCOL:
-            names.append(str(self.protocol))
-        if self.is_bf16:
-            names.append("bf16")
-        if self.seed not in (None, STANDARD_SEED):
-            names.append(f"seed-{self.seed}")
-        return self.results_dir / "_".join(names)
+        names = {
+            str(self.protocol): self.protocol != STANDARD_PROTOCOL,
+            "bf16": self.is_bf16,
+            f"seed-{self.seed}": self.seed not in (None, STANDARD_SEED),
+        }
+        differing = [name for name, differs in names.items() if differs]
+        return self.results_dir / "_".join(differing)
 
     def of_model(self, key: ResultKey) -> Path:
         """Return the folder of one revision of one model."""
         return self.path / model_folder(key.model) / key.revision
 
     def read(self, key: ResultKey) -> dict[str, Any]:
-        """Return the content of a model's `scores.json`, without scores if there is none.
+        """Return the content of a model's `scores.json`, or one without scores.
 
         Raises:
-            UserError: the file is damaged, or the folder belongs to another or to an
-                unknown model.
+            UserError: the file is damaged or missing although there are scores, or the folder
+                belongs to another model.
         """
         folder = self.of_model(key)
         file = folder / "scores.json"
-        model = {
-            "name": key.model,
-            "revision": key.revision,
-            "checksum": key.checksum,
-            "seed": key.seed,
-        }
-        if not file.exists():
-            if (folder / "zero_shot").exists():
-                raise UserError(
-                    f"{folder} holds scores without a scores.json, so their model is not"
-                    " known; move them away or choose another folder for the results"
-                )
+        model = {"name": key.model, "revision": key.revision}
+        model |= {"checksum": key.checksum, "seed": key.seed}
+        if not file.exists() and not (folder / "zero_shot").exists():
             return {"model": model, "scores": {}}
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             checksum = record["model"]["checksum"]
             record["scores"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} is no record of scores ({error}): delete {folder} to score the"
-                " model again, or choose another folder for the results"
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fault = f"holds scores, but scores.json is missing or damaged ({error!r})"
+            raise UserError(f"{folder} {fault}; {REMEDY}") from error
         if checksum != key.checksum:
-            raise UserError(
-                f"{folder} holds the scores of another model: {record['model']}, now"
-                f" {model}; move them away or choose another folder for the results"
-            )
+            fault = f"holds the scores of another model, {record['model']}"
+            raise UserError(f"{folder} {fault}, not of {model}; {REMEDY}")
         return record
 
     def find(
-        self, key: ResultKey, checksums: Mapping[str, str | None]
-    ) -> dict[str, Entry]:
-        """Return the entries of the tasks that were scored in the same way on the same data.
+        self, key: ResultKey, task: str, data_checksum: str | None = None
+    ) -> Entry | None:
+        """Return the entry of a task if it was scored in the same way on the same data.
 
         Args:
-            checksums: task → checksum of its data; None accepts any data.
+            data_checksum: checksum of the task's data; None accepts any data.
         """
-        stored = self.read(key)["scores"].get(key.backend, {})
-        rules = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
-        found = {}
-        for task, checksum in checksums.items():
-            entry = stored.get(task)
-            wanted = dict(rules)
-            if checksum is not None:
-                wanted["data_checksum"] = checksum
-            if entry and all(entry.get(name) == wanted[name] for name in wanted):
-                found[task] = entry
-        return found
+        entry = self.read(key)["scores"].get(key.backend, {}).get(task)
+        wanted = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
+        if data_checksum is not None:
+            wanted["data_checksum"] = data_checksum
+        is_same = entry and all(entry.get(name) == wanted[name] for name in wanted)
+        return entry if is_same else None
 
     def write(self, key: ResultKey, result: Result) -> Entry:
         """Add a result to the model's folder and return its entry in `scores.json`.
 
-        The old entry is removed before the official files are replaced, and the new one
-        written after them: an entry always describes complete files.
+        The old entry is removed before the official files are replaced, and the new one is
+        written after them. So an entry always describes complete files.
         """
         record = self.read(key)
         file = self.of_model(key) / "scores.json"
@@ -195,38 +179,38 @@ class ResultsFolder:
         return folder / result.folder
 
     def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
-        """Return how many of a result's choices in bfloat16 differ from those in float32.
+        """Return the number of choices in bfloat16 that differ from those in float32.
 
-        None for other results, and where float32 results of the same model on the same data
-        do not exist or cannot be read.
+        It is None for other results, and if there are no readable results in float32 of the
+        same model on the same data.
         """
         if not self.is_bf16 or result.folder.startswith("finetune"):
             return None
         exact, exact_key = replace(self, is_bf16=False), replace(key, dtype="float32")
         file = exact._official_folder(exact_key, result) / "predictions.json"
         try:
-            if not exact.find(exact_key, {result.task: result.data_checksum}):
+            if not exact.find(exact_key, result.task, result.data_checksum):
                 return None
             old = _choices(json.loads(file.read_text(encoding="utf-8")))
         except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
         new = _choices(result.files["predictions.json"])
         if not all(isinstance(choice, str) for choice in new.values()):
-            return None  # surprisals, which all differ a little
+            return None  # surprisals, all of which differ a little
         return sum(old.get(item) != choice for item, choice in new.items())
 
 
 def model_folder(model: str) -> str:
-    """Return the name of a model's folder, as `collate_preds --model_path_or_name` needs it.
+    """Return the name of a model's folder, for `collate_preds --model_path_or_name`.
 
-    The official scripts cut a name at its last dot. Without dots, `lr-0.001` and `lr-0.002`
-    stay different.
+    The official scripts cut a name at its last dot, so `lr-0.001` and `lr-0.002` would become
+    the same. The folder's name has no dots.
     """
     return Path(model).name.replace(".", "_")
 
 
 def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return (part of the task, id) → prediction from the content of predictions.json."""
+    """Return a dictionary, (part of the task, id) -> prediction, from predictions.json."""
     return {
         (part, item["id"]): item["pred"]
         for part, content in predictions.items()
@@ -235,7 +219,7 @@ def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def _without_nan(content: Any) -> Any:
-    """Return JSON content with null for NaN: NaN is not JSON, the official scripts skip both."""
+    """Return JSON content with null for NaN, which is no JSON. The official scripts skip both."""
     return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 

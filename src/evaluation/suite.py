@@ -1,11 +1,11 @@
-"""The tasks of an evaluation, read once and asked of many models.
+"""The tasks of an evaluation, which are read once and asked of several models.
 
     suite = Suite.load(args.evaluation)
     for result in suite.score(model, tokenizer):
         print(result.task, result.score)
 
-For models that share a tokenizer, texts are tokenized once. A model is left as it was: its
-device, its mode and the random state.
+Texts are tokenized once for all models with the same tokenizer. Scoring does not change a
+model's device or mode, or the random state.
 """
 
 import functools
@@ -30,7 +30,7 @@ from src.foundation import UserError
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
-    """Return all that ids and texts depend on. Equal tokenizers have equal rules."""
+    """Return everything that token ids depend on. Equal tokenizers have equal rules."""
     return (
         type(tokenizer),
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else id(tokenizer),
@@ -41,7 +41,7 @@ def _tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
 
 @dataclass
 class Suite:
-    """The tasks of an evaluation, and the settings by which models are asked.
+    """The tasks of an evaluation and the settings for asking them.
 
     Attributes:
         missing: names of the tasks of `full` or `fast` that have no data.
@@ -54,47 +54,41 @@ class Suite:
 
     @classmethod
     def load(cls, args: ScoringArguments, seed: int = STANDARD_SEED) -> "Suite":
-        """Read the tasks that `args` ask for.
+        """Read the data of the tasks in `args`.
 
         Args:
             seed: seed of fine-tuning.
 
         Raises:
-            UserError: data that are missing or cannot be used.
+            UserError: data are missing or cannot be used.
         """
         tasks, missing = load_tasks(args, seed)
         return cls(tasks, args, missing)
 
     def sample(self, num_items: int) -> "Suite":
-        """Return a suite with a sample of `num_items` of each task; 0: without tasks."""
+        """Return a suite with `num_items` items of each task, or without tasks for 0."""
         tasks = [task.sample(num_items) for task in self.tasks] if num_items else []
         return replace(self, tasks=tasks)
 
     @property
     def immediate(self) -> list[Task]:
-        """The tasks that take one model as it is: those of `score`."""
+        """The tasks that take one model as it is. `score` asks only these."""
         return [task for task in self.tasks if task.takes == "model"]
 
     @property
     def deferred(self) -> list[str]:
-        """Names of the tasks that take several models, or train one."""
+        """The names of the tasks that take several models or train one."""
         return [task.name for task in self.tasks if task.takes != "model"]
 
     @property
-    def checksums(self) -> dict[str, str]:
-        """Name -> checksum of the data, of the immediate tasks."""
-        return {task.name: task.data_checksum for task in self.immediate}
-
-    @property
     def score_names(self) -> list[str]:
-        """Names that `scores` gives to the results of the immediate tasks."""
+        """The names that `scores` gives to the results of the immediate tasks."""
         return list(_score_names({task.name: task.parts for task in self.immediate}))
 
     def backend_for(self, model: PreTrainedModel) -> Backend:
-        """Return the backend by which a model is asked."""
-        if self.args.backend == "auto":
-            return backend_of(type(model).__name__)
-        return self.args.backend
+        """Return the backend for a model."""
+        is_auto = self.args.backend == "auto"
+        return backend_of(type(model).__name__) if is_auto else self.args.backend
 
     def scorer(
         self,
@@ -115,11 +109,11 @@ class Suite:
         return Scorer(model, tokenizer, backend, batch_tokens, dtype, progress)
 
     def _prepare(self, task: Task, scorer: Scorer) -> Any:
-        """Return what a task prepares, made once for models that share a tokenizer."""
+        """Return `task.prepare(scorer)`, computed once for models with the same tokenizer."""
         rules = _tokenizer_rules(scorer.tokenizer)
         key = (rules, scorer.backend, num_positions(scorer.model))
         if key not in self._prepared:
-            self._prepared.clear()  # of other tokenizers nothing is kept
+            self._prepared.clear()  # nothing is kept for other tokenizers
         prepared = self._prepared.setdefault(key, {})
         if task.name not in prepared:
             prepared[task.name] = task.prepare(scorer)
@@ -128,7 +122,7 @@ class Suite:
     def ask(
         self, task: Task, scorer: Scorer, checkpoint: Optional[Checkpoint] = None
     ) -> Answer:
-        """Ask a model a task.
+        """Return the answer of a model to a task.
 
         Args:
             checkpoint: the model on disk; None for a model that is being trained.
@@ -143,18 +137,18 @@ class Suite:
             content = task.ask(scorer, self._prepare(task, scorer))
         except torch.OutOfMemoryError as error:
             key = self.args.key("batch_tokens")
-            raise UserError(f"out of memory: give a smaller {key}") from error
+            raise UserError(f"out of memory: set a smaller {key}") from error
         return Answer(content, checkpoint, time.perf_counter() - start)
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[Result]:
-        """Yield the result of each immediate task as soon as it is there.
+        """Yield the result of each immediate task as soon as it is known.
 
         Raises:
-            UserError: the model's vocabulary does not hold the tokenizer's entries. Or, at
-                the end, tasks have no result, since the model gives NaN or memory is too
-                small.
+            UserError: the model's vocabulary does not hold the tokenizer's entries. Or tasks
+                have failed, because the model gives NaN or memory is too small; this is
+                raised after the results of the other tasks.
         """
         scorer = self.scorer(model, tokenizer)
         failures = []
@@ -172,10 +166,11 @@ class Suite:
 def _score_names(
     parts: Mapping[str, Iterable[str]],
 ) -> dict[str, tuple[str, Optional[str]]]:
-    """Return name of a score in a run's log -> its task and part (None: the whole task).
+    """Return a dictionary: name of a score in a run's log -> its task and part.
 
-    The user's own pairs are named `pairs`, or `pairs_<folder>` where there are several
-    folders. Their parts follow behind that name.
+    The part is None for the score of the whole task. The scores of the user's own pairs are
+    called `pairs`, or `pairs_<folder>` if there are several folders, and those of their parts
+    `pairs_<part>` or `pairs_<folder>_<part>`.
 
     Args:
         parts: task -> names of its parts.
@@ -187,9 +182,9 @@ def _score_names(
 
 
 def scores(results: Iterable[Result]) -> dict[str, float]:
-    """Return shares and correlations: {"blimp": 0.71, "pairs": 0.9, "pairs_order": 1.0}.
+    """Return the scores as shares and correlations, without undefined ones (NaN).
 
-    Undefined scores (NaN) are left out.
+    For example: {"blimp": 0.71, "pairs": 0.9, "pairs_order": 1.0}.
     """
     by_task = {result.task: result for result in results}
     parts = {task: r.subscores.get("UID", {}) for task, r in by_task.items()}
@@ -201,23 +196,17 @@ def scores(results: Iterable[Result]) -> dict[str, float]:
 
 
 def is_score(name: str) -> bool:
-    """Return whether a number has a name that `scores` gives, unlike a loss or a count."""
-    is_own = f"{name}_".startswith(f"{OWN_PAIRS}_")
-    return is_own or name in TASKS
+    """Return whether `name` is one that `scores` gives, unlike that of a loss or a count."""
+    return name in TASKS or f"{name}_".startswith(f"{OWN_PAIRS}_")
 
 
 def is_share(name: str) -> bool:
-    """Return whether a score is the share of right answers."""
+    """Return whether a score is a share of right answers."""
     return name not in TASKS or TASKS[name].is_share
 
 
 def of_whole_tasks(names: Iterable[str]) -> list[str]:
-    """Return the names of scores, without those of parts of a task that is among them."""
+    """Return the names of scores, except those of parts of a task that is also named."""
     of_scores = [name for name in names if is_score(name)]
-    pairs = [name for name in of_scores if name.startswith(OWN_PAIRS)]
-    parts_of_others = tuple(f"{name}_" for name in pairs)
-    return [
-        name
-        for name in of_scores
-        if name not in pairs or not name.startswith(parts_of_others)
-    ]
+    parts = tuple(f"{name}_" for name in of_scores if name.startswith(OWN_PAIRS))
+    return [name for name in of_scores if not name.startswith(parts)]

@@ -1,12 +1,12 @@
-"""Results on the screen, beside published ones.
+"""Tables of results for the screen, with published results beside them.
 
-The entries of a model are those of its `scores.json`: task → entry.
+The entries of a model are those of its `scores.json`: task -> entry.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-Entry = Mapping[str, Any]
+from src.evaluation.results import Entry
 
 # Published scores on the full tasks, after ten passes over 10M or 100M words.
 BASELINES = ("GPT-2 10M", "GPT-BERT 10M", "GPT-2 100M", "GPT-BERT 100M")
@@ -20,7 +20,7 @@ PUBLISHED = {
     "blimp": (65.2, 71.7, 74.7, 80.5),
     "supplement": (57.3, 63.2, 65.0, 73.0),
     "ewok": (50.6, 49.5, 54.4, 52.4),
-    # GPT-BERT's is left out: it was scored with other data and another rule.
+    # GPT-BERT's score is left out, since it is of other data and by another rule.
     "entity_tracking": (19.1, None, 16.9, None),
     "comps": (51.8, 52.8, 55.9, 59.7),
     "glue": (63.8, 65.4, 67.8, 70.9),
@@ -40,8 +40,22 @@ def overall(scores: Mapping[str, float | None]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
+def report(models: Mapping[str, Mapping[str, Entry]], by_phenomenon: bool) -> str:
+    """Return a table of one model, or a row for each of several models.
+
+    Args:
+        models: label -> entries of the model.
+        by_phenomenon: adds a table of each model, with BLiMP's phenomena.
+    """
+    tables = [overview(models)] if len(models) > 1 else []
+    if len(models) == 1 or by_phenomenon:
+        for label, entries in models.items():
+            tables.append(f"{label}\n{table(entries, by_phenomenon)}")
+    return "\n\n".join(tables)
+
+
 def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
-    """Return a table of one model: a row per task with score, items, seconds and baselines.
+    """Return a table of one model: a row per task with score, items, time and baselines.
 
     Args:
         by_phenomenon: adds a row for each of BLiMP's phenomena.
@@ -51,24 +65,21 @@ def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
         time = "" if entry["seconds"] is None else f"{entry['seconds']:.1f} s"
         row = [task, _text(entry["score"]), f"{entry['items']:,}", time]
         rows.append(row + [_text(score) for score in _published(task)])
+        phenomena = entry["subscores"].get("linguistics_term", {})
         if by_phenomenon:
-            phenomena = entry["subscores"].get("linguistics_term", {})
-            rows += [
-                [f"  {name}", _text(phenomena[name])] for name in sorted(phenomena)
-            ]
+            rows += [[f"  {n}", _text(score)] for n, score in sorted(phenomena.items())]
     mean = overall({task: entry["score"] for task, entry in entries.items()})
     if mean is not None:
         rows.append(["overall", _text(mean)])
-    return "\n".join(
-        [*_align(rows), _rules(entries), *_notes(entries), _sources(entries)]
-    )
+    notes = [f"{task}: {note}" for task, e in entries.items() for note in _notes(e)]
+    return "\n".join([*_align(rows), _rules(entries), *notes, _sources(entries)])
 
 
 def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
     """Return a table of several models: a row per model and baseline, a column per task.
 
     Args:
-        models: label → entries of the model.
+        models: label -> entries of the model.
     """
     tasks = list(dict.fromkeys(task for entries in models.values() for task in entries))
     rows = [["", *tasks]]
@@ -80,7 +91,8 @@ def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
             rows.append([name, *map(_text, scores)])
     lines = list(dict.fromkeys(map(_rules, models.values())))
     for label, entries in models.items():
-        lines += [f"{label}: {note}" for note in _notes(entries)]
+        for task, entry in entries.items():
+            lines += [f"{label}: {task}: {note}" for note in _notes(entry)]
     return "\n".join([*_align(rows), *lines, _sources(tasks)])
 
 
@@ -90,7 +102,7 @@ def _published(task: str) -> Sequence[float | None]:
 
 
 def _sources(tasks: Iterable[str]) -> str:
-    """Return the sources of published scores, and whether ours are of smaller sets."""
+    """Return the sources of the published scores, which are of the full sets."""
     fast = any(task.endswith("_fast") for task in tasks)
     sets = " (of the full sets, not the fast ones)" if fast else ""
     return f"Published{sets}: {SOURCES}."
@@ -101,7 +113,7 @@ def _text(score: float | None) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a line per row, the first column aligned to the left, the others to the right."""
+    """Yield a line per row. The first column is aligned left, the others are aligned right."""
     num_columns = max(map(len, rows))
     full = [[*row, *[""] * (num_columns - len(row))] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*full))
@@ -111,70 +123,39 @@ def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _rules(entries: Mapping[str, Entry]) -> str:
-    """Return protocol and precision of the entries, such as "Protocol 2026, float32."."""
-    tasks_of: dict[str, list[str]] = {}
+    """Return the protocol and precision of the entries, such as "Protocol 2026, float32."."""
+    tasks_of = defaultdict(list)
     for task, entry in entries.items():
-        rules = f"protocol {entry['protocol']}, {entry['dtype']}"
-        tasks_of.setdefault(rules, []).append(task)
+        tasks_of[f"protocol {entry['protocol']}, {entry['dtype']}"].append(task)
     if len(tasks_of) == 1:
         return f"{next(iter(tasks_of)).capitalize()}."
-    parts = [f"{', '.join(tasks)}: {rules}" for rules, tasks in tasks_of.items()]
-    return "; ".join(parts) + "."
+    return "; ".join(f"{', '.join(t)}: {rules}" for rules, t in tasks_of.items()) + "."
 
 
-def _notes(entries: Mapping[str, Entry]) -> Iterator[str]:
-    """Yield ties, texts beyond the context, undefined scores and effects of the precision."""
-    for task, entry in entries.items():
-        for note in (_ties, _too_long, _no_correlation, _choices_changed):
-            if text := note(entry):
-                yield f"{task}: {text}"
-
-
-def _ties(entry: Entry) -> str:
-    if not entry["ties"] or "UID" not in entry["subscores"]:
-        return ""  # a correlation has no right and wrong
-    counted = "right if first" if entry["protocol"] == 2025 else "wrong"
-    return f"{_count(entry['ties'], 'tie')}, counted as {counted}"
-
-
-def _too_long(entry: Entry) -> str:
-    """Return the number of items beyond the context: wrong choices, otherwise left out."""
-    ids = entry["too_long"]
-    if not ids:
-        return ""
-    verb, counts = ("is", "counts") if len(ids) == 1 else ("are", "count")
-    result = f"{counts} as wrong" if "UID" in entry["subscores"] else f"{verb} left out"
-    shown = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-    items = _count(len(ids), "item")
-    return f"{items} {verb} longer than the model can read and {result}: {shown}"
-
-
-def _no_correlation(entry: Entry) -> str:
-    """Return why the score of AoA is 0 if nothing was measured."""
-    correlation = entry["subscores"].get("correlation")
-    if correlation is None or entry["score"] != 0:
-        return ""
-    words = entry["subscores"]["words"]
-    number, r = int(words["with_both_ages"]), correlation["r"]
-    if r is None:
-        reason = (
-            f"of {int(words['all'])} words {number} were learned within the checkpoints,"
-            " too few for a correlation"
-        )
-    else:
-        reason = (
-            f"the correlation of {r:.2f} over {_count(number, 'word')} may be chance"
-            f" (p = {correlation['p']:.2g})"
-        )
-    return f"0 stands for no score: {reason}"
-
-
-def _choices_changed(entry: Entry) -> str:
-    number = entry.get("choices_changed")
-    if number is None:
-        return ""
-    differ = "differs" if number == 1 else "differ"
-    return f"{number:,} of {entry['items']:,} choices {differ} from those in float32"
+def _notes(entry: Entry) -> Iterator[str]:
+    """Yield notes on ties, long texts, undefined scores and the effect of bfloat16."""
+    has_choices = "UID" in entry["subscores"]  # a correlation has no right and wrong
+    if entry["ties"] and has_choices:
+        counted = "right if first" if entry["protocol"] == 2025 else "wrong"
+        yield f"{_count(entry['ties'], 'tie')}, counted as {counted}"
+    if ids := entry["too_long"]:
+        result = "counted as wrong" if has_choices else "left out"
+        shown = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+        items = _count(len(ids), "item")
+        yield f"{items} longer than the model's context, {result}: {shown}"
+    correlation = entry["subscores"].get("correlation")  # age of acquisition
+    if correlation and entry["score"] == 0:
+        words = entry["subscores"]["words"]
+        number = int(words["with_both_ages"])  # scores.json stores it as a float
+        reason = f"{number:,} of {words['all']:,.0f} words with both ages are too few"
+        if correlation["r"] is not None:
+            reason = (
+                f"the correlation of {correlation['r']:.2f} over {_count(number, 'word')}"
+                f" may be chance (p = {correlation['p']:.2g})"
+            )
+        yield f"0 means no score: {reason}"
+    if (changed := entry.get("choices_changed")) is not None:
+        yield f"{changed:,} of {entry['items']:,} choices differ from those in float32"
 
 
 def _count(number: int, name: str) -> str:

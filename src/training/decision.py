@@ -1,4 +1,4 @@
-"""A choice that was made about a run, with the reason for it."""
+"""A decision about a run, with its reason."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decision(Generic[T]):
-    """A value, what it is called on the line `Step:`, and why it was chosen.
+    """A value, its description and the reason for it.
 
-    `str(decision)` is the text of that line: "bfloat16 (the GPU is fast at it)".
+    `str(decision)` is the text in the line `Step:`: "bfloat16 (the GPU is fast at it)".
     """
 
     value: T

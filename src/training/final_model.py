@@ -1,4 +1,4 @@
-"""The end of a run: final scores, a few texts, the saved model and its card."""
+"""The end of a run: final scores, sample texts, the saved model and its card."""
 
 import logging
 import os
@@ -19,27 +19,19 @@ logger = logging.getLogger(__name__)
 def final_scores(
     trainer: LanguageModelTrainer, outcome: Outcome, data: Data
 ) -> dict[str, float]:
-    """Return everything that is reported of the final model: {"eval_loss": 3.1, …}."""
+    """Return the reported numbers of the final model: {"eval_loss": 3.1, …}."""
     scores: dict[str, float] = {}
-    state, plan = trainer.state, trainer.plan
+    state, plan, best_step = trainer.state, trainer.plan, outcome.best_step
     if outcome.averaged_steps is not None:
         scores["averaged_steps"] = outcome.averaged_steps
-    if outcome.best_step is not None:
-        step = outcome.best_step
-        logger.info("The final model is the best one, that of step %d:", step)
-        scores.update(best_step=step, best_words_seen=plan.words_seen(step))
-    if trainer.args.do_eval:
-        scores.update(trainer.evaluate(all_items=True))
-        if data.train_stream is not None:
-            scores["eval_unigram_perplexity"] = unigram_perplexity(
-                data.train_stream, data.validation, len(trainer.tokenizer)
-            )
-    else:
-        of_tasks = trainer.tasks.score(trainer.model, trainer.tokenizer, all_items=True)
-        of_tasks = {f"eval_{name}": score for name, score in of_tasks.items()}
-        scores.update(of_tasks)
-        if of_tasks:
-            trainer.log(of_tasks)
+    if best_step is not None:
+        logger.info("The final model is the best one, that of step %d:", best_step)
+        scores.update(best_step=best_step, best_words_seen=plan.words_seen(best_step))
+    scores.update(trainer.evaluate(all_items=True))
+    if trainer.args.do_eval and data.train_stream is not None:
+        scores["eval_unigram_perplexity"] = unigram_perplexity(
+            data.train_stream, data.validation, len(trainer.tokenizer)
+        )
     if plan is not None:
         words = plan.words_seen(state.global_step)
         scores.update(steps=state.global_step, epochs=state.epoch, words_seen=words)
@@ -47,7 +39,7 @@ def final_scores(
 
 
 def show_texts(trainer: LanguageModelTrainer, args: Arguments) -> None:
-    """Log a few texts that the model writes from BOS."""
+    """Log a few texts that the model generates from BOS."""
     number = args.evaluation.num_generated_texts
     if not number or not trainer.is_world_process_zero():
         return
@@ -76,62 +68,54 @@ def save(
 ) -> None:
     """Save the trained model, its tokenizer and its card in the run's directory.
 
-    The files are written to a folder of their own first: none has its name before it is
-    complete.
+    The files are written to a temporary folder first and then moved, so that none of them is
+    ever incomplete under its final name.
+
+    Args:
+        command: the command that began the run.
     """
     if not args.training.do_train:
         return
-    trainer.model.config.use_cache = (
-        True  # off while training; generating is slow without
+    model, stream, weights = (
+        trainer.model,
+        data.train_stream,
+        args.model.model_name_or_path,
     )
+    model.config.use_cache = True  # off while training; generation is slow without it
     staging = trainer.run_dir / ".model"
     trainer.save_model(str(staging))
     if not trainer.is_world_process_zero():
         return
-    named = {key.removeprefix("eval_"): score for key, score in scores.items()}
-    shown = [*FIGURES, *of_whole_tasks(named)]
-    card.write(
-        staging,
-        _facts(trainer, args, data, scores, command),
-        {name: named[name] for name in shown if name in named},
-    )
-    for file in staging.iterdir():
-        os.replace(file, trainer.run_dir / file.name)
-    staging.rmdir()
-
-
-def _facts(
-    trainer: LanguageModelTrainer,
-    args: Arguments,
-    data: Data,
-    scores: dict[str, float],
-    command: str,
-) -> dict[str, Any]:
-    """Return what the model card says of the run."""
-    weights, stream = args.model.model_name_or_path, data.train_stream
-    tokenizer = args.tokenizer.name_or_path or weights or "trained on the same text"
-    return {
+    facts = {
+        **scores,
         "title": f"{args.wandb.group}/{args.wandb.name}",
         "origin": (
             f"Trained further from {weights}" if weights else "Trained from scratch"
         ),
         "command": command,
-        "model_type": trainer.model.config.model_type,
-        "parameters": trainer.model.num_parameters(),
+        "model_type": model.config.model_type,
+        "parameters": model.num_parameters(),
         "block_size": args.data.block_size,
         "files": ", ".join(file["name"] for file in stream.files),
         "corpus_words": stream.info["words"],
         "corpus_tokens": stream.info["tokens"],
-        **{key: scores[key] for key in ("words_seen", "epochs", "steps")},
         "final_step": final_step(scores),
         "vocab_size": len(trainer.tokenizer),
-        "tokenizer": tokenizer,
+        "tokenizer": args.tokenizer.name_or_path
+        or weights
+        or "trained on the same text",
         "eval_files": ", ".join(data.validation_names),
     }
+    named = {key.removeprefix("eval_"): score for key, score in scores.items()}
+    shown = [*FIGURES, *of_whole_tasks(named)]
+    card.write(staging, facts, {name: named[name] for name in shown if name in named})
+    for file in staging.iterdir():
+        os.replace(file, trainer.run_dir / file.name)
+    staging.rmdir()
 
 
 def final_step(scores: dict[str, Any]) -> str:
-    """Return the step of the final model in words, where it is not the last step."""
+    """Return a phrase about the final model's step; "" if it is the last step."""
     if "best_step" not in scores:
         return ""
     return (
@@ -141,17 +125,17 @@ def final_step(scores: dict[str, Any]) -> str:
 
 
 def table(scores: dict[str, Any]) -> str:
-    """Return the scores as a small table: one row a file, then the tasks."""
-    lines = _text_rows(scores)
+    """Return the scores as a small table: one row for each file, then the tasks."""
+    lines = _text_rows(scores) if "eval_loss" in scores else []
     if "eval_unigram_perplexity" in scores:
         perplexity = scores["eval_unigram_perplexity"]
         lines.append(f"{'(unigram)':<24}{'':>9}{perplexity:>12.2f}")
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
             label = name.replace("pairs_", "pairs: ")
-            # As `run_eval` has them: correlations and the like have no percent sign.
-            figure = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
-            lines.append(f"{label:<43}{figure:>12}")
+            # As in `run_eval`: correlations have no percent sign.
+            value = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
+            lines.append(f"{label:<43}{value:>12}")
     if "words_seen" in scores:
         lines.append(
             f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"
@@ -161,26 +145,23 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def _text_rows(scores: dict[str, Any]) -> list[str]:
-    """Return the heading and a row for each dev file, and for all of them."""
-    if "eval_loss" not in scores:
-        return []
-    suffix = "_bits_per_byte"
-    rows = [key[len("eval_") : -len(suffix)] for key in scores if key.endswith(suffix)]
-    rows = [row for row in rows if f"eval_{row}_loss" in scores]
+    """Return the heading, a row for each dev file and a row for all of them."""
+    prefix, suffix = "eval_", "_bits_per_byte"
+    files = [key[len(prefix) : -len(suffix)] for key in scores if key.endswith(suffix)]
     lines = [
         f"{'':<24}{'loss':>9}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
         f"{'perplexity/word':>17}"
     ]
-    for row in [*rows, ""]:
-        prefix = f"eval_{row}_" if row else "eval_"
-        loss, perplexity, accuracy, bits, word = (scores[prefix + f] for f in FIGURES)
+    for file in [*filter(None, files), ""]:  # all files come last
+        keys = [f"{prefix}{file}_{name}" if file else prefix + name for name in FIGURES]
+        loss, perplexity, accuracy, bits, word = (scores[key] for key in keys)
         lines.append(
-            f"{row or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
+            f"{file or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
             f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
         )
     return lines
 
 
 def _short(perplexity: float, digits: int) -> str:
-    """Format a perplexity; a huge one, which would be wider than its column, as 1.23e+07."""
+    """Format a perplexity, as 1.23e+07 if it would be too wide for its column."""
     return f"{perplexity:.{'2e' if perplexity >= 1e6 else f'{digits}f'}}"

@@ -1,4 +1,4 @@
-"""The network: any causal architecture of transformers, from scratch or from weights."""
+"""The model: any causal architecture of transformers, from scratch or from weights."""
 
 import difflib
 from pathlib import Path
@@ -23,11 +23,11 @@ from src.training.optimization.optimizer import check_optimizer
 
 
 def model_config(args: Arguments) -> PretrainedConfig:
-    """Return the configuration that the arguments describe, without the tokenizer's part.
+    """Return the model's configuration, still without the tokenizer's vocabulary.
 
     Raises:
-        UserError: no such architecture or weights, an unknown key, blocks that are longer than
-            the model's positions, or an optimizer that does not fit.
+        UserError: the architecture or the weights do not exist, a key is unknown, blocks are
+            longer than the model's context, or the optimizer does not fit.
     """
     config = architecture(args.model)
     positions = getattr(config, "max_position_embeddings", None)
@@ -41,14 +41,14 @@ def model_config(args: Arguments) -> PretrainedConfig:
 
 
 def architecture(args: ModelArguments) -> PretrainedConfig:
-    """Return the model's configuration, with the overrides."""
-    if args.model_name_or_path:
+    """Return the model's configuration with the user's overrides."""
+    weights = args.model_name_or_path
+    if weights:
         try:
-            config = AutoConfig.from_pretrained(args.model_name_or_path, **_hub(args))
+            config = AutoConfig.from_pretrained(weights, **_hub_options(args))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"model.model_name_or_path={args.model_name_or_path}:"
-                f" {first_line(error)}"
+                f"model.model_name_or_path={weights}: {first_line(error)}"
             ) from error
     elif args.model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
@@ -58,13 +58,12 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
         )
     else:
         config = CONFIG_MAPPING[args.model_type]()
-    config = _override(config, args.config_overrides or {}, not args.model_name_or_path)
-    if type(config) not in AutoModelForCausalLM._model_mapping or not hasattr(
-        config, "vocab_size"
-    ):
+    config = _override(config, args.config_overrides or {}, from_scratch=not weights)
+    is_causal = type(config) in AutoModelForCausalLM._model_mapping
+    if not (is_causal and hasattr(config, "vocab_size")):
         raise UserError(f"model: {config.model_type} has no causal language model")
     if hasattr(config, "is_decoder"):
-        config.is_decoder = True  # BERT and its kin would see the next tokens
+        config.is_decoder = True  # otherwise BERT and the like see the next tokens
     return config
 
 
@@ -73,7 +72,7 @@ def _override(
 ) -> PretrainedConfig:
     """Return the configuration with the overrides.
 
-    From scratch, what is computed from other values follows them: a Llama's `head_dim` is
+    From scratch, values that are computed from others follow them: a Llama's `head_dim` is
     `hidden_size / num_attention_heads` unless it is given.
     """
     if not isinstance(overrides, dict):
@@ -88,26 +87,20 @@ def _override(
                 f"unknown key `model.config_overrides.{name}` for {config.model_type}"
                 + (f"; did you mean `{close[0]}`?" if close else "")
             )
-    values = {
-        config.attribute_map.get(name, name): overrides[name] for name in overrides
-    }
+    values = {config.attribute_map.get(k, k): v for k, v in overrides.items()}
     try:
         if from_scratch:
             return type(config)(**values)
-        for name, value in values.items():
-            setattr(config, name, value)
+        config.update(values)
         return config
     except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
         last_line = str(error).strip().split("\n")[-1].strip()
         raise UserError(f"model.config_overrides: {last_line}") from error
 
 
-def _hub(args: ModelArguments) -> dict[str, Any]:
-    return dict(
-        revision=args.revision or "main",
-        token=args.token,
-        cache_dir=Path(args.cache_dir) / "hub",
-    )
+def _hub_options(args: ModelArguments) -> dict[str, Any]:
+    cache_dir = Path(args.cache_dir) / "hub"
+    return dict(revision=args.revision or "main", token=args.token, cache_dir=cache_dir)
 
 
 def build_model(
@@ -121,9 +114,8 @@ def build_model(
     Raises:
         UserError: the vocabulary is too small, or the library cannot build the model.
     """
-    model_args = args.model
-    has_own_vocabulary = "vocab_size" in (model_args.config_overrides or {})
-    if not (has_own_vocabulary or model_args.model_name_or_path):
+    weights, overrides = args.model.model_name_or_path, args.model.config_overrides
+    if not weights and "vocab_size" not in (overrides or {}):
         config.vocab_size = len(tokenizer)
     if config.vocab_size < len(tokenizer):
         raise UserError(
@@ -134,23 +126,19 @@ def build_model(
     config.pad_token_id = tokenizer.pad_token_id
     config.use_cache = False
     options: dict[str, Any] = dict(dtype=torch.float32)
-    if model_args.attn_implementation:
-        options["attn_implementation"] = model_args.attn_implementation
+    if args.model.attn_implementation:
+        options["attn_implementation"] = args.model.attn_implementation
     set_seed(args.training.seed)
     try:
-        if model_args.model_name_or_path:
-            model = AutoModelForCausalLM.from_pretrained(
-                model_args.model_name_or_path,
-                config=config,
-                **options,
-                **_hub(model_args),
-            )
+        if weights:
+            options |= {"config": config, **_hub_options(args.model)}
+            model = AutoModelForCausalLM.from_pretrained(weights, **options)
         else:
             model = AutoModelForCausalLM.from_config(config, **options)
     except (ValueError, ImportError, OSError, TypeError, KeyError) as error:
         raise UserError(
             f"model: cannot build {config.model_type}: {first_line(error)}"
         ) from error
-    # It looks for padding, of which blocks have none, and waits for the device to do so.
+    # Blocks have no padding. To look for it, the library would wait for the device.
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
     return model.to(args.training.device)

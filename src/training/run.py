@@ -5,7 +5,7 @@ import logging
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import NoReturn, Optional
 
 from src.arguments import Arguments, RunConfiguration
 from src.data.prepare import Corpora, find_corpora, load_data
@@ -15,7 +15,7 @@ from src.hardware import keep_freed_memory
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
-from src.training.record.throughput import Clock, job_start, summary
+from src.training.record.throughput import Clock, summary
 from src.training.record.wandb_logging import wandb_callbacks
 from src.training.setup import decide, plan_run, report
 from src.training.step.micro_batching import sequences_per_step
@@ -29,13 +29,13 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     """Train and score one model. A stopped run continues; a finished one shows its results.
 
     Returns:
-        The evaluation loss in nats per token; None for a run that is not evaluated.
+        The evaluation loss in nats per token; None for a run without an evaluation.
 
     Raises:
-        UserError: an input cannot be used; most are refused before any work is done.
-        SystemExit: a signal stopped the run, with the status 128 + signal.
+        UserError: an input cannot be used. Most inputs are checked before any work is done.
+        SystemExit: a signal stopped the run; the exit code is 128 + signal.
     """
-    args, clock = configuration.args, Clock(job_start())
+    args, clock = configuration.args, Clock()
     config = model_config(args)
     tasks = TaskScores.load(args)
     metric = metric_name(args, tasks)
@@ -51,14 +51,16 @@ def train(configuration: RunConfiguration) -> Optional[float]:
                 )
             plan = plan_run(args, data, sequences)
             model = build_model(args, config, tokenizer)
-            setup = decide(args, configuration.reasons, plan, model, metric)
+            with clock.phase("first batch"):
+                setup = decide(args, configuration.reasons, plan, model, metric)
             report(setup, args, model)
             tasks.report(model, tokenizer)
             trainer = LanguageModelTrainer(
                 args, setup, model, tokenizer, data, tasks, callbacks, clock
             )
             outcome = trainer.fit() if args.training.do_train else Outcome()
-            exit_if_stopped(outcome, args)
+            if outcome.signal is not None:
+                exit_stopped(outcome.signal, args)
             scores = final_scores(trainer, outcome, data)
             save(trainer, args, data, scores, record.command)
             show_texts(trainer, args)
@@ -69,7 +71,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
 
 
 def prepare_data(args: Arguments) -> None:
-    """Train the tokenizer, pack the text and print what was found in it."""
+    """Train the tokenizer, pack the text and log a table of it."""
     corpora = find_corpora(args.data, args.model)
     _, data = load_data(corpora, args.tokenizer, args.data, args.model)
     parts = [blocks for blocks in (data.train, data.validation) if blocks]
@@ -83,14 +85,14 @@ def prepare_data(args: Arguments) -> None:
 def open_record(
     configuration: RunConfiguration, corpora: Corpora
 ) -> Iterator[RunRecord]:
-    """Begin the run, or continue it; the main process goes first."""
+    """Begin or continue the run within the block. The main process goes first."""
     training = configuration.args.training
     if training.use_cpu:
         keep_freed_memory()
     record = RunRecord(Path(training.output_dir), training.process_index == 0)
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:
-        # The batch is given per device: their number decides what the optimizer sees.
+        # The batch is given per device, so the number of devices changes the result.
         identity["devices"] = training.world_size
     with contextlib.ExitStack() as stack:
         with training.main_process_first():
@@ -101,7 +103,11 @@ def open_record(
 def show_finished(
     record: RunRecord, args: Arguments, tasks: TaskScores
 ) -> Optional[float]:
-    """Show the results of a finished run, and the command for scores that it does not have."""
+    """Log the results of a finished run, and the command that adds missing scores.
+
+    Returns:
+        The evaluation loss in nats per token, if there is one.
+    """
     results = record.results
     logger.info("This run is finished; its results:\n\n%s", table(results))
     names = [name for name in tasks.suite.score_names if f"eval_{name}" not in results]
@@ -113,19 +119,17 @@ def show_finished(
             if value
         ]
         logger.info(
-            "They do not have %s; these are scored by\n  %s",
+            "They do not have %s. To add these scores:\n  %s",
             ", ".join(of_whole_tasks(names)),
             f"python -m src.run_eval checkpoint={record.directory} {shlex.join(overrides)}",
         )
     return results.get("eval_loss")
 
 
-def exit_if_stopped(outcome: Outcome, args: Arguments) -> None:
-    """Raise `SystemExit` where a signal stopped training."""
-    if outcome.signal is None:
-        return
+def exit_stopped(number: int, args: Arguments) -> NoReturn:
+    """Raise `SystemExit` after a signal, and log how to continue the run."""
     logger.info(
         "Stopped. The same command continues this run%s.",
         ", without training.overwrite_output_dir" * args.training.overwrite_output_dir,
     )
-    raise SystemExit(128 + outcome.signal)
+    raise SystemExit(128 + number)

@@ -1,15 +1,14 @@
-"""Everything that is decided about a run before its Trainer exists."""
+"""The decisions about a run, made before its Trainer exists."""
 
-import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from src.arguments import Arguments, TrainingArguments
@@ -19,8 +18,8 @@ from src.foundation import first_line
 from src.training.decision import Decision
 from src.training.optimization.schedule import averaging_steps, choose_schedule
 from src.training.step import forward, micro_batching
-from src.training.step.document_masking import choose_document_masking
-from src.training.step.micro_batching import MicroBatching
+from src.training.step.document_masking import add_mask, choose_document_masking
+from src.training.step.micro_batching import MicroBatching, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -34,46 +33,43 @@ class Setup:
     Args:
         plan: the blocks of every step, and their words.
         forward: the forward pass of training, built from the decisions.
-        masks_documents: whether documents are separated by a mask of ours.
+        masks_documents: whether our mask separates documents.
         precision: type of the matrix products.
+        metric: name of the score that picks the best model.
         compiled: whether the step is compiled.
         attention: name of the attention; None: the architecture's own.
         logit_chunk: tokens whose logits are in memory at once; None: all of a micro-batch.
         micro_batching: micro-batch size and gradient accumulation steps.
-        schedule: arguments of the learning rate's schedule.
-        averaging_steps: span of the average of the weights; None: no average.
-        metric: name of the score that picks the best model.
+        schedule: arguments of the learning rate schedule.
+        averaging_steps: span of the averaged weights; None: no average.
     """
 
     plan: Optional[Plan]
     forward: Callable[..., Any]
     masks_documents: Decision[bool]
     precision: Decision[torch.dtype]
+    metric: Optional[str]
     compiled: Decision[bool] = Decision(False, "not compiled")
     attention: Decision[Optional[str]] = Decision(None, "")
     logit_chunk: Decision[Optional[int]] = Decision(None, "")
     micro_batching: MicroBatching = MicroBatching(1, 1)
     schedule: Decision[Optional[dict[str, Any]]] = Decision(None, "")
     averaging_steps: Optional[int] = None
-    metric: Optional[str] = None
 
     def trainer_arguments(self, training: TrainingArguments) -> TrainingArguments:
-        """Return the Trainer's arguments: those of the run, with what was decided."""
-        size = self.micro_batching
-        arguments = dataclasses.replace(
+        """Return the arguments of the Trainer: those of the run, with the decisions."""
+        arguments = replace(
             training,
             max_steps=-1 if self.plan is None else self.plan.num_steps,
-            per_device_train_batch_size=size.sequences,
-            gradient_accumulation_steps=size.micro_batches,
+            per_device_train_batch_size=self.micro_batching.sequences,
+            gradient_accumulation_steps=self.micro_batching.micro_batches,
             lr_scheduler_kwargs=self.schedule.value,
             metric_for_best_model=self.metric,
             # The Trainer would delete old checkpoints before the new one is sealed.
             save_total_limit=None,
         )
-        if (
-            arguments.n_gpu > 1
-        ):  # the Trainer would choose DataParallel, the slowest way
-            arguments._n_gpu = 1
+        # With several GPUs in one process, the Trainer would use the slow DataParallel.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments
 
 
@@ -81,10 +77,10 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
     """Plan the blocks and words of every step; None for a run that does not train.
 
     Args:
-        sequences: of a step, over all devices.
+        sequences: sequences of a step over all devices.
 
     Raises:
-        UserError: the text is beyond the challenge's limits.
+        UserError: the text exceeds the challenge's limits.
     """
     training = args.training
     if not training.do_train:
@@ -113,50 +109,43 @@ def decide(
     """Decide how the model is trained, and record the micro-batching with the run.
 
     Args:
-        reasons: key → why a value that was left open is what it is.
+        reasons: key -> reason for the value of an option that the user left open.
         metric: name of the score that picks the best model.
 
     Raises:
-        UserError: a part of the schedule is longer than the run, the memory does not suffice
-            for one sequence, or documents cannot be kept apart.
+        UserError: a part of the schedule is longer than the run, a single sequence does not
+            fit in memory, or documents cannot be separated.
     """
     training, run_dir = args.training, Path(args.training.output_dir)
-    setup = Setup(
-        plan=plan,
-        forward=model.forward,
-        masks_documents=choose_document_masking(args.data, model),
-        precision=_precision(training, reasons),
-        metric=metric,
-    )
+    masking = choose_document_masking(args.data, model)
+    setup = Setup(plan, model.forward, masking, _precision(training, reasons), metric)
     if plan is None:
         return setup
     sequences = plan.blocks_per_step // training.world_size
-    block_size = args.data.block_size
+    tokens = sequences * args.data.block_size
     if recorded := micro_batching.recorded(run_dir, sequences):
         size, is_compiled = recorded
-        compiled = Decision(
-            is_compiled,
-            "compiled" if is_compiled else "not compiled",
-            "as when this run began",
-        )
+        name = "compiled" if is_compiled else "not compiled"
+        compiled = Decision(is_compiled, name, "as when this run began")
     else:
-        size = micro_batching.largest(training, block_size, sequences)
-        tokens = plan.num_steps * sequences * block_size
-        compiled = forward.choose_compilation(training, model, tokens)
-    setup = dataclasses.replace(
+        size = micro_batching.largest(training, args.data.block_size, sequences)
+        num_tokens = plan.num_steps * tokens
+        compiled = forward.choose_compilation(training, model, num_tokens)
+    setup = replace(
         setup,
         compiled=compiled,
+        logit_chunk=forward.choose_logit_chunk(training, model, tokens),
         micro_batching=size,
         schedule=choose_schedule(training, plan.num_steps),
         averaging_steps=averaging_steps(training, plan.num_steps),
     )
     try:
         setup = _with_forward(setup, args, model)
-    except _compiler_errors() as error:
+    except torch._dynamo.exc.TorchDynamoException as error:  # imported on demand
         reason = first_line(error)
         logger.warning("torch.compile fails here, going on without: %s", reason)
-        plain = Decision(False, "not compiled", f"it fails here: {reason}")
-        setup = _with_forward(dataclasses.replace(setup, compiled=plain), args, model)
+        compiled = Decision(False, "not compiled", f"it fails here: {reason}")
+        setup = _with_forward(replace(setup, compiled=compiled), args, model)
     if training.process_index == 0:
         setup.micro_batching.save(run_dir, setup.compiled.value)
     return setup
@@ -164,42 +153,64 @@ def decide(
 
 def _with_forward(setup: Setup, args: Arguments, model: PreTrainedModel) -> Setup:
     """Build the forward pass, and find the micro-batch size with it."""
-    training, compiled = args.training, setup.compiled.value
+    compiled, chunk = setup.compiled.value, setup.logit_chunk.value
     masks = setup.masks_documents.value
-    tokens = setup.micro_batching.sequences_per_step * args.data.block_size
-    chunk = forward.choose_logit_chunk(training, model, tokens)
-    attention = forward.choose_attention(args, model, compiled, chunk.value, masks)
-    built = forward.build_forward(
-        model, attention.value, chunk.value, compiled, training.label_smoothing_factor
-    )
-    try_batch = functools.partial(
-        micro_batching.train_on_one_batch,
-        model=model,
-        forward=built,
-        args=args,
-        blocks=setup.plan.blocks,
-        masks_documents=masks,
-        dtype=setup.precision.value,
-    )
-    return dataclasses.replace(
+    attention = forward.choose_attention(args, model, compiled, chunk, masks)
+    smoothing = args.training.label_smoothing_factor
+    setup = replace(
         setup,
-        forward=built,
         attention=attention,
-        logit_chunk=chunk,
-        micro_batching=micro_batching.fit(setup.micro_batching, args, try_batch),
+        forward=forward.build_forward(
+            model, attention.value, chunk, compiled, smoothing
+        ),
     )
+    size = micro_batching.fit(
+        setup.micro_batching,
+        args.data.block_size,
+        lambda sequences: _train_on_one_batch(sequences, setup, args, model),
+    )
+    return replace(setup, micro_batching=size)
 
 
-def _compiler_errors() -> type[Exception]:
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+def _train_on_one_batch(
+    sequences: int, setup: Setup, args: Arguments, model: PreTrainedModel
+) -> int:
+    """Run a forward and a backward pass as in training, and delete the gradients.
 
-    return TorchDynamoException
+    If the length of sequences grows during the run, each length has its passes, so that the
+    compiler compiles all of them. Memory that training needs besides is allocated, too: AdamW's moments, DDP's copy of the
+    gradients, the averaged weights. The random state is not restored, since the Trainer's
+    constructor sets it anew.
+    """
+    training, device, blocks = args.training, model.device, setup.plan.blocks
+    copies = 2 + (training.world_size > 1) + (training.averaging is not None)
+    weights = list(model.parameters())
+    reserved = [torch.empty_like(p) for p in weights for _ in range(copies)]
+    batch = default_collate([blocks[i % len(blocks)] for i in range(sequences)])
+    batch = {name: values.to(device) for name, values in batch.items()}
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    was_training, dtype = model.training, setup.precision.value
+    try:
+        model.train()
+        for size in dict(setup.plan.stages) or [blocks.block_size]:
+            inputs = shortened(batch, size)
+            if setup.masks_documents.value:
+                inputs = add_mask(inputs, model)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = setup.forward(**inputs).loss
+            loss.backward()
+    finally:
+        model.zero_grad()
+        model.train(was_training)
+        del reserved
+    return sequences
 
 
 def _precision(
     training: TrainingArguments, reasons: Mapping[str, str]
 ) -> Decision[torch.dtype]:
-    """Return the type of the matrix products, which was resolved with the arguments."""
+    """Return the type of the matrix products, which is resolved with the arguments."""
     if training.fp16:
         return Decision(torch.float16, "float16", "training.fp16=true")
     given = f"training.bf16={str(bool(training.bf16)).lower()}"
@@ -211,7 +222,7 @@ def _precision(
 
 
 def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
-    """Log what is about to be trained, and what was decided about it."""
+    """Log what is about to be trained, and the decisions about it."""
     training, plan = args.training, setup.plan
     weights = args.model.model_name_or_path
     logger.info(
@@ -221,38 +232,31 @@ def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
     )
     if training.n_gpu > 1:
         logger.info(
-            f"One of {training.n_gpu} GPUs is used; all of them by torchrun"
+            f"One of {training.n_gpu} GPUs is used; to use all: torchrun"
             f" --nproc_per_node={training.n_gpu} -m src.run_clm …"
         )
     if plan is None:
         return
-    logger.info("Step: %s", "; ".join(map(str, _step_decisions(setup, training))))
-    logger.info(
-        f"{len(plan.order):,} blocks of {plan.blocks.block_size} tokens,"
-        f" {plan.blocks_per_step} a step: {plan.words_seen(plan.num_steps):,} words in"
-        f" {plan.num_steps:,} steps; {plan.blocks.remainder} tokens at the end fill no"
-        " block and are not trained on"
-    )
-    epochs_end = math.ceil(training.num_train_epochs * plan.steps_per_epoch)
-    if training.max_words and plan.num_steps == epochs_end:
-        limit = f"training.max_words={training.max_words:,}"
-        logger.info("The epochs end before %s", limit)
-    for size, end in plan.stages:
-        logger.info(f"Sequences of {size} tokens until step {end:,}")
-
-
-def _step_decisions(setup: Setup, training: TrainingArguments) -> list[Any]:
-    """Return the decisions that describe a step, as they are shown."""
-    decisions: list[Any] = [
+    step = [
         f"{setup.micro_batching} on each of {training.world_size} device(s)",
         *(setup.precision, setup.compiled, setup.attention, setup.logit_chunk),
         setup.schedule,
     ]
-    if setup.plan.blocks.restart_positions:
-        decisions.append(setup.masks_documents)
+    if plan.blocks.restart_positions:
+        step.append(setup.masks_documents)
     if training.gradient_checkpointing:
-        decisions.append("gradient checkpointing")
-    if setup.averaging_steps is not None:
-        steps = f"{setup.averaging_steps:,} steps"
-        decisions.append(f"weights averaged: {training.averaging} of {steps}")
-    return decisions
+        step.append("gradient checkpointing")
+    if steps := setup.averaging_steps:
+        step.append(f"weights averaged: {training.averaging} of {steps:,} steps")
+    logger.info("Step: %s", "; ".join(map(str, step)))
+    logger.info(
+        f"{len(plan.order):,} blocks of {plan.blocks.block_size} tokens,"
+        f" {plan.blocks_per_step} a step: {plan.words_seen(plan.num_steps):,} words in"
+        f" {plan.num_steps:,} steps; the last {plan.blocks.remainder} tokens do not fill a"
+        " block and are not trained on"
+    )
+    epochs_end = math.ceil(training.num_train_epochs * plan.steps_per_epoch)
+    if training.max_words and plan.num_steps == epochs_end:
+        logger.info(f"The epochs end before training.max_words={training.max_words:,}")
+    for size, end in plan.stages:
+        logger.info(f"Sequences of {size} tokens until step {end:,}")

@@ -1,11 +1,9 @@
-"""The Trainer over blocks: its loss, its order of blocks, its evaluation, its checkpoints.
+"""The Trainer over blocks: its loss, evaluation, logs and checkpoints.
 
-Everything that concerns private parts of Hugging Face's Trainer stands in this module. What is
-decided about a run before the Trainer exists is in `setup.py`, what happens around the steps
-in `callbacks.py`.
+Everything that depends on private parts of Hugging Face's Trainer is in this module. The
+decisions about a run are made before, in `setup.py`.
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -18,6 +16,7 @@ from typing import Any, NoReturn, Optional
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
@@ -38,15 +37,16 @@ from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
 from src.foundation import UserError, write_atomically
-from src.training.callbacks import Console, OrderEpochs, ProgressBars, StopOnSignal
+from src.training.callbacks import Console, ProgressBars, StopOnSignal
 from src.training.optimization.averaging import WeightAverage
 from src.training.optimization.divergence import DivergenceCheck
 from src.training.optimization.optimizer import muon_with_adamw
 from src.training.record.checkpoints import newest_whole, prune, seal
-from src.training.record.throughput import Clock, Progress, peak_flops
+from src.training.record.throughput import Clock, peak_flops, rates
 from src.training.setup import Setup
 from src.training.step.document_masking import add_mask
-from src.training.task_scores import TaskScores, check_metric
+from src.training.step.micro_batching import shortened
+from src.training.task_scores import TaskScores
 
 LOSS_WINDOW = "loss_window.json"
 logger = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The way training ended.
+    """The end of training.
 
     Args:
         signal: number of the signal that stopped it; None: all steps are done.
-        best_step: step of the final model, where it is not the last; else None.
-        averaged_steps: span of the average that is the final model; None: it is not one.
+        best_step: step of the final model; None: the last step.
+        averaged_steps: span of the average that is the final model; None: it is no average.
     """
 
     signal: Optional[int] = None
@@ -71,13 +71,16 @@ class LanguageModelTrainer(Trainer):
     """Hugging Face's Trainer over `Blocks`, whose labels are already the next tokens.
 
     Args:
-        args: all arguments of the run; they are left as they are.
-        setup: what was decided about the run.
-        model: on its device.
-        data: the blocks of the validation text, and the names of its files.
-        tasks: the tasks that the model is scored on.
-        callbacks: more of them, which come last.
-        clock: of the whole job; None: a new one.
+        args: all arguments of the run, which are not changed.
+        setup: the decisions about the run.
+        model: the model on its device.
+        data: the validation blocks and the names of their files.
+        tasks: the tasks on which the model is scored.
+        callbacks: further callbacks, which come last.
+        clock: the clock of the whole job; None: a new one.
+
+    Attributes:
+        plan: the blocks of every step; None for a run that only evaluates.
     """
 
     def __init__(
@@ -99,63 +102,54 @@ class LanguageModelTrainer(Trainer):
             train_dataset=None if setup.plan is None else setup.plan.blocks,
             eval_dataset=data.validation if args.training.do_eval else None,
         )
-        self.model_accepts_loss_kwargs = True  # it shall count the targets of a batch
-        self._loss_shifts_labels = False  # or it would not count the first of them
-        self.setup, self.tokenizer, self.tasks = setup, tokenizer, tasks
+        self.model_accepts_loss_kwargs = (
+            True  # the Trainer counts the targets of a batch
+        )
+        self._loss_shifts_labels = False  # including the first target of each block
+        self.setup, self.plan = setup, setup.plan
+        self.tokenizer, self.tasks = tokenizer, tasks
         self.file_names = data.validation_names
         self.run_dir = Path(self.args.output_dir)
         self.save_total_limit = args.training.save_total_limit
         self.clock = clock or Clock()
         self._num_parameters = model.num_parameters()
         self._peak_flops = peak_flops(self.args.device, self.args.world_size)
-        self._began = self._last_log = Progress(0, 0, 0.0)
-        self._compiled_sizes: set[int] = set()
+        self._began = self._last_log = (0, 0.0)  # step, seconds of training
         vocab_size = model.config.get_text_config().vocab_size
         self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
-        self.weight_average: Optional[WeightAverage] = None
         self.stop = StopOnSignal()
+        self.weight_average: Optional[WeightAverage] = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        if setup.plan is not None:
-            self.add_callback(OrderEpochs(setup.plan))
-        if setup.averaging_steps is not None:
-            self.weight_average = WeightAverage(
-                model,
-                self.args.averaging,
-                setup.averaging_steps,
-                setup.plan.num_steps,
-            )
+        if steps := setup.averaging_steps:
+            kind, num_steps = self.args.averaging, setup.plan.num_steps
+            self.weight_average = WeightAverage(model, kind, steps, num_steps)
             self.add_callback(self.weight_average)
-        for callback in (self.stop, ContinueLogs(self), Console()):
+        for callback in (self.stop, TrainerHooks(self), Console()):
             self.add_callback(callback)
         if sys.stderr.isatty() and not self.args.disable_tqdm:  # no bars in a log file
             self.add_callback(ProgressBars())
         for callback in callbacks:
             self.add_callback(callback)
 
-    @property
-    def plan(self) -> Optional[Plan]:
-        """The blocks of every step; None for a run that only evaluates."""
-        return self.setup.plan
-
     # Training
 
     def fit(self) -> Outcome:
-        """Train from the newest whole checkpoint of the run, or from the beginning.
+        """Train from the newest complete checkpoint of the run, or from the beginning.
 
         Raises:
-            UserError: the loss diverges, or the memory does not suffice.
+            UserError: the loss diverges, or memory runs out.
         """
-        with self.args.main_process_first():  # it sets damaged checkpoints aside
+        with self.args.main_process_first():  # it renames damaged checkpoints
             checkpoint = newest_whole(self.run_dir)
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
-        # It warns of tied weights as "missing", and of shares of the run written as steps.
+        # It would warn of "missing" tied weights, and of options that are shares of the run.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         if checkpoint is not None:
             logger.info("Continuing from %s", checkpoint)
             if self.weight_average is not None:
                 self.weight_average.load(checkpoint)
-        if checkpoint is None or not self._load_last_step(checkpoint):
+        if checkpoint is None or not self._load_finished(checkpoint):
             self._train_from(checkpoint)
         if self.stop.received is not None:
             return Outcome(signal=self.stop.received)
@@ -164,11 +158,10 @@ class LanguageModelTrainer(Trainer):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         return Outcome(best_step=None if best == self.state.global_step else best)
 
-    def _load_last_step(self, checkpoint: Path) -> bool:
-        """Load the model of a run whose steps are all done; False where some are left.
+    def _load_finished(self, checkpoint: Path) -> bool:
+        """Load the final model of a run whose steps are all done; False if some are left.
 
-        The Trainer would take one more step: it looks whether it is at the end only after
-        each.
+        The Trainer would take one more step, since it looks for the end only after a step.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step < state.max_steps:
@@ -176,44 +169,36 @@ class LanguageModelTrainer(Trainer):
         self.state = state
         best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
         if not self.args.load_best_model_at_end or not best.is_dir():
-            state.best_global_step = None  # the final model is the last
+            state.best_global_step = None  # the final model is the last one
             best = checkpoint
         self._load_from_checkpoint(str(best))
         return True
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
-        began = time.perf_counter()
+        """Train until the end or a signal. If memory runs out, the next start needs less."""
         try:
             with self.clock.phase("training"), logging_redirect_tqdm():
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            raise UserError(f"out of memory{self._smaller_micro_batch()}") from error
+            smaller = self.setup.micro_batching.halved()
+            if smaller is None:
+                raise UserError("out of memory") from error
+            if self.is_world_process_zero():
+                smaller.save(self.run_dir, self.setup.compiled.value)
+            raise UserError(
+                "out of memory: the same command continues with micro-batches of"
+                f" {smaller.sequences} sequences"
+            ) from error
         finally:
             self.stop.restore()
-        if self.tasks.seconds:
-            share = self.tasks.seconds / (time.perf_counter() - began)
-            logger.info(
-                "Scoring tasks took %.1f %% of the training's time", 100 * share
-            )
-
-    def _smaller_micro_batch(self) -> str:
-        """Record half the micro-batch for the next start; return what will happen then."""
-        size = self.setup.micro_batching.halved()
-        if size is None:
-            return ""
-        if self.is_world_process_zero():
-            size.save(self.run_dir, self.setup.compiled.value)
-        return (
-            f": the same command goes on in micro-batches of {size.sequences} sequences"
-        )
 
     def _keep_average(self) -> bool:
-        """Leave the averaged weights in the model where they score better than its own.
+        """Return whether the average is the final model, and leave it in the model if so.
 
-        `training.metric_for_best_model` decides, measured as during training. Without an
-        evaluation the average is kept unseen.
+        It is if its `training.metric_for_best_model`, measured as during training, is better
+        than that of the model itself, or if the run has no evaluation.
         """
         average, args = self.weight_average, self.args
         name = f"The average of the weights ({average.kind} of {average.steps} steps)"
@@ -237,20 +222,16 @@ class LanguageModelTrainer(Trainer):
         return is_better
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict,
-        return_outputs: bool = False,
-        num_items_in_batch: Optional[torch.Tensor] = None,
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
     ) -> torch.Tensor:
         """Return the micro-batch's share of the mean loss over the batch's tokens, in nats.
 
-        It is multiplied by the number of processes, over which DDP averages the gradients.
+        DDP averages the gradients over the processes, so it is multiplied by their number.
         """
         return model(**inputs).loss / num_items_in_batch * self.args.world_size
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """Return 6 for each parameter and token (Kaplan et al. 2020)."""
+        """Return 6 FLOPs for each parameter and token (Kaplan et al. 2020)."""
         return 6 * self._num_parameters * inputs["input_ids"].numel()
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
@@ -276,14 +257,10 @@ class LanguageModelTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Train on a micro-batch, in sequences of the length that the schedule gives."""
+        """Train on a micro-batch, cut into sequences of the length that the plan gives."""
         step = self.state.global_step
-        size = self.plan.block_size(step)
-        compiles = self.setup.compiled.value and size not in self._compiled_sizes
-        with self.clock.phase("compile") if compiles else contextlib.nullcontext():
-            inputs = shortened(inputs, size)
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        self._compiled_sizes.add(size)
+        inputs = shortened(inputs, self.plan.block_size(step))
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self.divergence.add(step, loss)
         return loss
 
@@ -294,31 +271,32 @@ class LanguageModelTrainer(Trainer):
         if self.plan is not None:
             if "loss" in logs:
                 self._refuse_diverged_loss(logs["loss"])
-                logs = {**logs, **self._rates_since(self._last_log)}
-                self._last_log = self._progress()
+                logs = {**logs, **self._rates_since(*self._last_log)}
+                seconds = self.clock.seconds()["training"]
+                self._last_log = (self.state.global_step, seconds)
             logs = {**logs, "words": self.plan.words_seen(self.state.global_step)}
         super().log(logs, start_time)
 
     @property
     def rates(self) -> dict[str, float]:
-        """Tokens and words a second, and MFU, over all steps of this process."""
-        return {} if self.plan is None else self._rates_since(self._began)
+        """Tokens and words per second, and MFU, over all steps of this process."""
+        return {} if self.plan is None else self._rates_since(*self._began)
 
-    def _rates_since(self, before: Progress) -> dict[str, float]:
-        flops_per_token = 6 * self._num_parameters
-        return self._progress().rates_since(before, flops_per_token, self._peak_flops)
-
-    def _progress(self) -> Progress:
-        """Return the progress until now; what fills up a batch counts in its tokens."""
-        step, plan = self.state.global_step, self.plan
-        tokens = step * plan.blocks_per_step * plan.blocks.block_size
-        seconds = self.clock.seconds()["training"]
-        return Progress(tokens, plan.words_seen(step), seconds)
+    def _rates_since(self, step: int, seconds: float) -> dict[str, float]:
+        """Return the rates since a step. Tokens include those that fill up a batch."""
+        plan, now = self.plan, self.state.global_step
+        return rates(
+            tokens=(now - step) * plan.blocks_per_step * plan.blocks.block_size,
+            words=plan.words_seen(now) - plan.words_seen(step),
+            seconds=self.clock.seconds()["training"] - seconds,
+            flops_per_token=6 * self._num_parameters,
+            peak=self._peak_flops,
+        )
 
     # Divergence
 
     def _refuse_diverged_loss(self, mean: Optional[float] = None) -> None:
-        """Raise `UserError` for a step, or a mean since the last log, that diverges."""
+        """Raise `UserError` if a step's loss, or the mean since the last log, diverges."""
         bad, last = self.divergence.first_not_finite(), self.state.global_step
         if bad is None and mean is not None and self.divergence.diverges(mean):
             logged = [row["step"] for row in self.state.log_history if "loss" in row]
@@ -337,19 +315,18 @@ class LanguageModelTrainer(Trainer):
             )
 
     def _refuse_diverged_weights(self) -> None:
-        """Raise `UserError` for weights that are not finite.
+        """Raise `UserError` if the loss has diverged, or weights are not finite.
 
-        The loss of the last step was computed before its update, and does not show them.
+        The loss of the last step was computed before its update and does not show the
+        weights after it.
         """
         self._refuse_diverged_loss()
         finite = [p.detach().isfinite().all() for p in self.model.parameters()]
         if not torch.stack(finite).all():
-            self._refuse(
-                f"weights are infinite or no numbers after step {self.state.global_step}"
-            )
+            self._refuse(f"weights are not finite after step {self.state.global_step}")
 
     def _refuse(self, fault: str) -> NoReturn:
-        """Raise `UserError`, with the checkpoints that are left on disk."""
+        """Raise `UserError` with the checkpoints that are on disk."""
         best = self.state.best_model_checkpoint
         has_best = best is not None and Path(best).is_dir()
         raise UserError(
@@ -363,7 +340,7 @@ class LanguageModelTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, seal it, and delete those over the limit."""
+        """Save a checkpoint, seal it, and delete old ones over the limit."""
         self._refuse_diverged_weights()
         checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
         with self.clock.phase("saving"):
@@ -379,25 +356,22 @@ class LanguageModelTrainer(Trainer):
             prune(self.run_dir, self.save_total_limit, best)
 
     def _loss_window(self) -> dict[str, Any]:
-        """Return what the Trainer forgets of the losses since the last log, by process.
+        """Return the sums since the last log, which the Trainer's checkpoint lacks.
 
-        A continued run so logs the losses of one that did not stop, and refuses the same.
+        With them a continued run logs the same losses as one that did not stop, and refuses
+        the same ones.
         """
-        losses = {str(self.args.process_index): float(self._tr_loss)}
-        if self.args.world_size > 1:
-            gathered: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(gathered, losses)
-            losses = {rank: loss for part in gathered for rank, loss in part.items()}
+        loss = (str(self.args.process_index), float(self._tr_loss))
         return {
-            "loss": losses,
+            "loss": dict(gather_object([loss])),  # by process
             "last_logged_step": self._globalstep_last_logged,
             "first_mean": self.divergence.first_mean,
         }
 
-    def continue_logs(self) -> None:
-        """Begin to measure; restore what `_loss_window` saved in a run that continues."""
+    def restore_logs(self) -> None:
+        """Start the measurement of rates, and restore `_loss_window` in a continued run."""
         state = self.state
-        self._began = self._last_log = self._progress()._replace(seconds=0.0)
+        self._began = self._last_log = (state.global_step, 0.0)
         if not state.global_step:
             return
         checkpoint = self.run_dir / f"checkpoint-{state.global_step}"
@@ -407,14 +381,20 @@ class LanguageModelTrainer(Trainer):
         self.divergence.first_mean = window.get("first_mean")
         best = self.run_dir / f"checkpoint-{state.best_global_step}"
         state.best_model_checkpoint = str(best) if best.is_dir() else None
-        if not best.is_dir():  # lost: the best of what follows is the best there is
+        if not best.is_dir():  # the best checkpoint was lost: find a new best from here
             state.best_metric = state.best_global_step = None
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        check_metric(self.args.metric_for_best_model, metrics)
+        metric = self.args.metric_for_best_model
+        if metric and f"eval_{metric.removeprefix('eval_')}" not in metrics:
+            # A correlation is not defined if the model gives the same score to all items.
+            raise UserError(
+                f"training.metric_for_best_model={metric} has no defined value in this"
+                f" evaluation, which has {', '.join(metrics)}"
+            )
         is_new_best = super()._determine_best_metric(metrics, trial)
         if is_new_best and self.args.load_best_model_at_end:
-            self.control.should_save = True  # or it would be gone at the end
+            self.control.should_save = True  # even between two regular saves
         return is_new_best
 
     def _save(self, output_dir: Optional[str] = None, state_dict: Any = None) -> None:
@@ -426,13 +406,9 @@ class LanguageModelTrainer(Trainer):
 
     @torch.no_grad()
     def prediction_step(
-        self,
-        model: Any,
-        inputs: dict,
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
+        self, model, inputs, prediction_loss_only, ignore_keys=None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Return three numbers a block (`block_statistics`), all that is kept of a batch."""
+        """Return three numbers for each block (`block_statistics`), as outputs and labels."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with self.compute_loss_context_manager():
@@ -443,52 +419,49 @@ class LanguageModelTrainer(Trainer):
     def evaluate(
         self, ignore_keys: Any = None, all_items: bool = False
     ) -> dict[str, float]:
-        """Score the tasks, measure the text, and log both as one row.
+        """Score the tasks, evaluate the text if there is any, and log both as one row.
 
-        `eval_runtime` is that of the text alone, `eval_scoring_runtime` that of the tasks.
+        `eval_runtime` is the time for the text alone, `eval_scoring_runtime` that for the
+        tasks.
 
         Args:
             all_items: score all items of every task, not the sample of training.
         """
         if self.plan is not None:
             self._refuse_diverged_weights()
-        blocks = self.eval_dataset
+        blocks, speed = self.eval_dataset, {}
         with self.clock.phase("evaluation"):
-            scores = self.tasks.score(self.model, self.tokenizer, all_items)
-            start = time.time()
-            output = self.evaluation_loop(
-                self.get_eval_dataloader(), "Evaluation", prediction_loss_only=False
-            )
-            scores |= summarize(
-                output.predictions,
-                blocks.words,
-                blocks.bytes,
-                blocks.owners,
-                self.file_names,
-            )
-            metrics = {f"eval_{name}": score for name, score in scores.items()}
-            metrics |= speed_metrics("eval", start, output.num_samples)
-            self.log(metrics)
+            with self.clock.phase("scoring"):
+                scores = self.tasks.score(self.model, self.tokenizer, all_items)
+            if blocks is not None:
+                start, batches = time.time(), self.get_eval_dataloader()
+                output = self.evaluation_loop(
+                    batches, "Evaluation", prediction_loss_only=False
+                )
+                rows, words, files = output.predictions, blocks.words, blocks.owners
+                scores |= summarize(rows, words, blocks.bytes, files, self.file_names)
+                speed = speed_metrics("eval", start, output.num_samples, len(batches))
+            metrics = {f"eval_{name}": score for name, score in scores.items()} | speed
+            if metrics:
+                self.log(metrics)
             self.control = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
             )
         return metrics
 
 
-class ContinueLogs(TrainerCallback):
-    """Callback that calls the trainer when it has reset its logs, and before the first step."""
+class TrainerHooks(TrainerCallback):
+    """Callback that restores the trainer's logs, and sets the epoch of its plan.
+
+    The Trainer resets its logs just before `on_train_begin`. `on_epoch_begin` also comes when
+    a run continues within an epoch.
+    """
 
     def __init__(self, trainer: LanguageModelTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.continue_logs()
+        self.trainer.restore_logs()
 
-
-def shortened(inputs: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-    """Cut a batch of blocks [B, T] into sequences [B·T/size, size]; positions restart."""
-    inputs = {name: values.reshape(-1, size) for name, values in inputs.items()}
-    if "position_ids" in inputs:
-        positions = torch.arange(size, device=inputs["position_ids"].device)
-        inputs["position_ids"] = inputs["position_ids"].minimum(positions)
-    return inputs
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.plan.set_epoch(int(state.epoch or 0))

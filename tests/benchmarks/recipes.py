@@ -1,13 +1,13 @@
-"""Recipes compared on the same 300,000 words: trains them, and writes down what came out.
+"""A comparison of recipes on the same 300,000 words.
 
-    python -m tests.benchmarks.recipes                       the table of what is there
+    python -m tests.benchmarks.recipes                       the table of all finished runs
     python -m tests.benchmarks.recipes floor gpt2 --seeds 42,1,2
 
-A named row is trained for each seed (what is finished is not trained again, what was stopped
-goes on), ten epochs, and scored on the fast subsets of BLiMP and its supplement. Then
-`tests/benchmarks/recipe_results/results.json` is written from all runs that are finished, the table is printed
-as Markdown, and `curves.svg` beside it shows the floor and the best recipe against words seen.
-Seconds are of the whole command, start-up and scoring included.
+A named row is trained for each seed over ten epochs, and scored on the fast subsets of BLiMP
+and its supplement. Finished runs are not trained again, and stopped ones continue. Then
+`tests/benchmarks/recipe_results/results.json` is written from all finished runs, the table is
+printed as Markdown, and `curves.svg` beside it shows the floor and the best recipe over the
+words seen. Seconds are those of the whole command, including start-up and scoring.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COMMON = [
     "training.logging_steps=100",
     "wandb.log=false",
 ]
-# Row → what is typed for it.
+# Row -> its overrides.
 SHORT = ["training.tokens_per_step=4096", "data.block_size=128"]
 MUON = ["training.optimizer=muon", "training.learning_rate=5e-3"]
 ADAMW = ["training.learning_rate=3e-3"]
@@ -59,20 +59,20 @@ CURVES = {"floor": "mini_gpt2_2025, the floor", "babylm": "mini_babylm"}
 
 
 def train(row: str, seed: int) -> None:
-    """One run, in a process of its own; its messages go to the screen."""
+    """Train one run in its own process. Its messages go to the screen."""
     command = [sys.executable, "-m", "src.run_clm", *ROWS[row], *COMMON]
     subprocess.run([*command, f"wandb.tag={row}", f"training.seed={seed}"], check=True)
 
 
 def finished(row: str) -> list[Path]:
-    """Directories of the row's finished runs, one a seed."""
+    """Return the directories of the row's finished runs, one for each seed."""
     return sorted(
         file.parent for file in Path("exp").glob(f"{row}-*-{DATASET}/*/results.json")
     )
 
 
 def seconds(run: Path) -> float:
-    """What the run's last line adds up to."""
+    """Return the sum of the phases in the run's last line."""
     line = re.findall(r"Time: (.*?)\.(?: |$)", (run / "train.log").read_text(), re.M)
     return sum(
         float(x.replace(",", "")) for x in re.findall(r"(\d[\d,.]*) s\b", line[-1])
@@ -80,7 +80,7 @@ def seconds(run: Path) -> float:
 
 
 def summary(row: str) -> dict[str, Any]:
-    """The row of the table: means over its seeds."""
+    """Return a row of the table: means over its seeds."""
     runs = finished(row)
     results = [json.loads((run / "results.json").read_text()) for run in runs]
     records = [json.loads((run / "run.json").read_text()) for run in runs]
@@ -115,7 +115,7 @@ def hardware() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     head = "| | recipe | seeds | BLiMP | supplement | perplexity per word | minutes |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for row in rows:
@@ -129,14 +129,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def points(run: Path, key: str) -> list[tuple[float, float]]:
-    """(million words seen, score) of every evaluation during training."""
+    """Return (million words seen, score) of every evaluation during training."""
     newest = max(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [(row["words"] / 1e6, row[key]) for row in log if key in row]
 
 
 def draw(file: Path) -> None:
-    """BLiMP and perplexity against words seen: means over seeds, each seed a thin line."""
+    """Draw BLiMP and perplexity over words seen: the mean, and each seed as a thin line."""
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 

@@ -1,4 +1,4 @@
-"""Tokens a second in training, and peak memory: ours against two references, in one run.
+"""Tokens per second in training, and peak memory: ours and two references, in one run.
 
     python -m tests.benchmarks.training
     python -m tests.benchmarks.training --models=tiny --rounds=5 --steps=10
@@ -10,11 +10,11 @@ with the library's defaults, set up as its language-modelling example (run_clm.p
 compiled with its loss, in bfloat16 where the hardware is fast at it; *ours* what
 `python -m src.run_clm` runs, compiled, without evaluation and saving.
 
-Each is a process that waits while the others take their turns; its first steps (and what they
-compile) are not timed. A turn lasts from the end of a step to the end of a step: reading and
-logging count. `ratio_…` is our tokens a second over theirs, the median over rounds;
-`memory_ratio` our peak over that of *as it comes*: the process's on a CPU, what is allocated on
-a GPU, which is used where there is one. The last line is one JSON object. With `--profile` one
+Each is a process that waits while the others take their turns. Its first steps, which compile,
+are not timed. A turn lasts from the end of a step to the end of a step, so reading and logging
+count. `ratio_…` is our tokens per second over theirs, the median over rounds. `memory_ratio` is
+our peak over that of *as it comes*: of the process on a CPU, of allocations on a GPU, which is
+used if there is one. The last line is one JSON object. With `--profile` one
 step of each is profiled instead. Linux only.
 """
 
@@ -54,18 +54,18 @@ STEPS = {"cpu": {"tiny": 5, "small": 1}, "cuda": {"tiny": 100, "small": 30}}[DEV
 
 
 class Turns(transformers.TrainerCallback):
-    """A contestant's end of the pipe: it does as many steps as it is told, then waits."""
+    """Callback of a contestant: it takes as many steps as requested, then waits."""
 
     def __init__(self, pipe: Any, warm_up: int):
         self.pipe, self.left, self.profiler = pipe, warm_up, None
         self.start = time.perf_counter()
 
     def on_step_end(self, *_, model=None, **__):
-        """Where no more steps are wanted, EOFError ends the process."""
+        """Answer after the last requested step. At the end, EOFError ends the process."""
         self.left -= 1
         if self.left > 0:
             return
-        # On Linux it begins with the parent's, which here is less.
+        # On Linux, a process begins with the peak of its parent, which is lower here.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if DEVICE == "cuda":
             torch.cuda.synchronize()
@@ -143,7 +143,7 @@ def minimal(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
 
 
 def _random_batch(tokens: np.ndarray) -> list[torch.Tensor]:
-    """Inputs and targets [BATCH_SIZE, BLOCK_SIZE], from anywhere in the text."""
+    """Return inputs and targets [BATCH_SIZE, BLOCK_SIZE] from anywhere in the text."""
     starts = torch.randint(len(tokens) - BLOCK_SIZE, (BATCH_SIZE,)).tolist()
     rows = np.stack([tokens[s : s + BLOCK_SIZE + 1] for s in starts]).astype(np.int64)
     batch = [torch.from_numpy(rows[:, at : at + BLOCK_SIZE].copy()) for at in (0, 1)]
@@ -153,12 +153,19 @@ def _random_batch(tokens: np.ndarray) -> list[torch.Tensor]:
 
 
 def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
-    """The steps of src/run_clm.py, from the configuration to the training."""
+    """Train as `src/training/run.py` does, from the configuration to the training."""
     from src.configuration.command_line import set_up_logging
+    from src.evaluation.suite import Suite
     from src.hardware import keep_freed_memory
-    from src.training.setup import build_trainer, train
+    from src.training.model import build_model, model_config
+    from src.training.setup import decide, plan_run, report
+    from src.training.step.micro_batching import sequences_per_step
+    from src.training.task_scores import TaskScores
+    from src.training.trainer import LanguageModelTrainer
 
     set_up_logging()
+    run_dir = folder / "ours"
+    run_dir.mkdir(exist_ok=True)
     args, tokenizer, data = _our_data(
         *(f"++model.config_overrides.{k}={v}" for k, v in SIZES[size].items()),
         *(f"training.{key}={value}" for key, value in OPTIMIZER.items()),
@@ -166,24 +173,27 @@ def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
         "training.gradient_accumulation_steps=1",
         "training.torch_compile=true",
         f"training.max_steps={num_steps}",
-        f"training.output_dir={folder / 'ours'}",
+        f"training.output_dir={run_dir}",
     )
     if DEVICE == "cpu":
         keep_freed_memory()
-    trainer = build_trainer(args, tokenizer, data)
-    trainer.add_callback(turns)
-    train(trainer, None)
+    plan = plan_run(args, data, sequences_per_step(args.training, args.data.block_size))
+    model = build_model(args, model_config(args), tokenizer)
+    setup = decide(args, {}, plan, model)
+    report(setup, args, model)
+    tasks = TaskScores(Suite([]))
+    LanguageModelTrainer(args, setup, model, tokenizer, data, tasks, [turns]).fit()
 
 
 def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
-    """Arguments, tokenizer and data of `python -m src.run_clm … overrides`."""
+    """Return arguments, tokenizer and data of `python -m src.run_clm … overrides`."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
+    from src.configuration.run_configuration import run_configuration
     from src.configuration.schema import CONF_DIR
     from src.data.prepare import find_corpora, load_data
-    from src.run_clm import checked_configuration
 
     own = ["+model=gpt2-small", "+dataset=babylm_10M", "wandb.log=false"]
     own += [f"data.block_size={BLOCK_SIZE}", f"tokenizer.name_or_path={TOKENIZER}"]
@@ -194,9 +204,9 @@ def _our_data(*overrides: str) -> tuple[Any, Any, Any]:
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         config.pop("hydra")
-    args = checked_configuration(config).args
-    sources = find_corpora(args.data, args.model)
-    return args, *load_data(sources, args.tokenizer, args.data, args.model)
+    args = run_configuration(config).args
+    corpora = find_corpora(args.data, args.model)
+    return args, *load_data(corpora, args.tokenizer, args.data, args.model)
 
 
 CONTESTANTS = {"as it comes": as_it_comes, "minimal": minimal, "ours": ours}
@@ -219,7 +229,7 @@ def prepare(folder: Path) -> None:
 
 
 def enter(name: str, log: Path, pipe: Any, warm_up: int, *job: Any) -> None:
-    """A contestant's process; what it says goes to a file."""
+    """Run a contestant in its process, with its output in a file."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -227,7 +237,7 @@ def enter(name: str, log: Path, pipe: Any, warm_up: int, *job: Any) -> None:
 
 
 class Contestant:
-    """A contestant's process, seen from here."""
+    """The process of a contestant, as the main process sees it."""
 
     def __init__(self, name: str, log: Path, *job: Any):
         context = multiprocessing.get_context("spawn")
@@ -237,7 +247,7 @@ class Contestant:
         end.close()
 
     def answer(self, *question: int) -> dict[str, Any]:
-        """What it sends after the steps of the `question`; without one, after the first."""
+        """Return its answer after the requested steps, or after its first steps."""
         try:
             if question:
                 self.pipe.send(question)
@@ -253,7 +263,7 @@ class Contestant:
 
 
 def contest(size: str, rounds: int, steps: int, profile: bool, folder: Path) -> dict:
-    """What each contestant answered in each round [rounds], after a warm-up alone."""
+    """Return name -> answers of each round [rounds], after a warm-up of each alone."""
     contestants: list[Contestant] = []
     warm_up = max(2, steps)
     answers: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
@@ -275,7 +285,7 @@ def contest(size: str, rounds: int, steps: int, profile: bool, folder: Path) -> 
 
 
 def summary(answers: dict[str, list[dict]], steps: int) -> dict[str, float]:
-    """Prints tokens a second (median and range over rounds) and peaks; our ratios."""
+    """Print tokens per second (median and range over rounds) and peaks; return our ratios."""
     print(f"{'':<14}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'peak MB':>10}")
     ratios, peaks = {}, {name: rows[-1]["peak"] for name, rows in answers.items()}
     for name, rows in answers.items():
@@ -297,7 +307,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="one step of each")
     args = parser.parse_args()
-    # Read when the libraries are imported. All GPUs would mean DataParallel, unasked.
+    # Libraries read these when imported. With several GPUs, the Trainer uses DataParallel.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -93,7 +93,7 @@ def test_the_arguments_and_the_configuration_cannot_be_changed(composed):
 def test_a_value_that_was_left_open_has_a_reason(composed):
     reasons = run_configuration(composed(*SAMPLE)).reasons
     assert reasons["training.use_cpu"] == "there is no GPU"
-    assert reasons["training.bf16"].startswith("the processor is ")
+    assert reasons["training.bf16"].startswith("the CPU is ")
     assert reasons["training.greater_is_better"] == "a lower loss is better"
     given = ("training.use_cpu=true", "training.bf16=true")
     reasons = run_configuration(composed(*SAMPLE, *given)).reasons

@@ -135,7 +135,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def texts(hub: Hub) -> dict[str, bytes]:
-    """The six files of 10M; only switchboard has the published number of words."""
+    """The six files of 10M; only switchboard is large."""
     files = {f"{source}.train.txt": f"{source} text\n".encode() for source in SOURCES}
     files["switchboard.train.txt"] = b"yeah so we\n" * 8263 + b"uh huh\n"
     hub.datasets[SMALL] = {"README.md": b"# Data", ".gitattributes": b"*"} | files
@@ -217,7 +217,7 @@ def test_a_download_broken_in_the_middle_of_a_file_is_continued_by_the_next_call
     broken = download(hub.url, tmp_path, "10M")  # the client tries five times
     folder = tmp_path / "data" / "babylm_10M"
     assert broken.returncode == 1
-    assert "begun files are continued" in broken.stderr
+    assert "partial downloads are continued" in broken.stderr
     assert "Traceback" not in broken.stderr
     assert not (folder / "childes.train").exists()
     hub.break_after = None
@@ -272,7 +272,7 @@ def test_another_file_under_a_final_name_is_kept_and_named(
 
     assert result.returncode == 1
     assert f"{mine}: should have 13 bytes, has 11" in result.stderr
-    assert f"{other}: 1 words, no official file" in result.stderr
+    assert f"{other} is not official" in result.stderr
     assert mine.read_text() == "my own text"
     assert (mine.parent / "gutenberg.train").exists()
 
@@ -317,18 +317,6 @@ def test_a_missing_source_is_an_error_that_names_what_is_there(
     assert result.returncode == 1
     assert f"{SMALL}: should hold ['bnc_spoken.train'" in result.stderr
     assert hub.downloads() == []
-
-
-def test_a_number_of_words_other_than_the_published_one_is_a_warning(
-    hub: Hub, texts: dict[str, bytes], tmp_path: Path
-) -> None:
-    result = download(hub.url, tmp_path, "10M")
-
-    assert result.returncode == 0
-    assert "childes.train: 2 words, published are 2,841,101" in result.stderr
-    assert "switchboard.train" not in result.stderr
-    assert re.search(r"^switchboard +24,791 +24,791$", result.stdout, re.MULTILINE)
-    assert re.search(r"^total +24,801 +10,000,000$", result.stdout, re.MULTILINE)
 
 
 def test_evaluation_data_keep_their_folders_and_archives_are_unpacked(

@@ -85,11 +85,6 @@ def test_validation_text_alone_can_be_evaluated(corpus: Path, tmp_path: Path):
     assert data.validation.words.sum() == 400
 
 
-def test_no_text_at_all_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="data.train_file or data.validation_file"):
-        prepare(tmp_path)
-
-
 @pytest.mark.parametrize("key", ["train_file", "validation_file"])
 def test_a_missing_file_is_refused_with_the_key_that_names_it(key, tmp_path: Path):
     with pytest.raises(UserError, match=f"^data.{key}: no file matches '/no/a.txt'"):

@@ -91,7 +91,7 @@ def test_any_kind_of_task_is_asked_and_each_model_loaded_once(models, monkeypatc
             "m8": {"size": 8, "sizes": 24},
             "m16": {"size": 16},
         }
-    assert suite.deferred == ["sizes"] and list(suite.checksums) == ["size"]
+    assert suite.deferred == ["sizes"] and [t.name for t in suite.immediate] == ["size"]
 
 
 def test_what_fails_stops_nothing(models, caplog):
@@ -105,7 +105,7 @@ def test_what_fails_stops_nothing(models, caplog):
         "m4, sizes": "too narrow",
         "m8, sizes": "left out, since m4 could not be scored",
     }
-    assert caplog.text.count("failed, the reason comes at the end") == 3
+    assert caplog.text.count("failed; the reason is given at the end") == 3
 
 
 def test_a_result_is_written_when_all_its_answers_are_there(models, monkeypatch):

@@ -85,24 +85,24 @@ def test_later_tasks_and_backends_are_added(tmp_path):
 def test_what_was_scored_in_the_same_way_is_found(tmp_path):
     folder = ResultsFolder(tmp_path)
     entry = folder.write(KEY, result())
-    assert folder.find(KEY, {"blimp": "d", "comps": "d"}) == {"blimp": entry}
-    assert folder.find(KEY, {"blimp": None}) == {"blimp": entry}
-    assert folder.find(KEY, {"blimp": "other data"}) == {}
-    assert folder.find(HALF, {"blimp": "d"}) == {}
+    assert folder.find(KEY, "blimp", "d") == folder.find(KEY, "blimp") == entry
+    assert folder.find(KEY, "comps", "d") is None
+    assert folder.find(KEY, "blimp", "other data") is None
+    assert folder.find(HALF, "blimp", "d") is None
     # Even if an entry of another protocol lay in this folder.
     folder.write(KEY, dataclasses.replace(result(), protocol=2025))
-    assert folder.find(KEY, {"blimp": "d"}) == {}
+    assert folder.find(KEY, "blimp", "d") is None
 
 
 def test_fine_tuning_with_another_seed_is_another_score(tmp_path):
     first = ResultsFolder(tmp_path, seed=42)
     first.write(KEY, result(seed=42))
     for data in ("d", None):
-        assert first.find(KEY, {"blimp": data})["blimp"]["seed"] == 42
-    assert ResultsFolder(tmp_path, seed=2).find(KEY, {"blimp": "d"}) == {}
-    assert ResultsFolder(tmp_path).find(KEY, {"blimp": "d"}) == {}
+        assert first.find(KEY, "blimp", data)["seed"] == 42
+    assert ResultsFolder(tmp_path, seed=2).find(KEY, "blimp", "d") is None
+    assert ResultsFolder(tmp_path).find(KEY, "blimp", "d") is None
     first.write(KEY, result(seed=1))
-    assert first.find(KEY, {"blimp": "d"}) == {}
+    assert first.find(KEY, "blimp", "d") is None
 
 
 def test_choices_that_the_precision_changes_are_counted(tmp_path):
@@ -153,7 +153,7 @@ def test_a_folder_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
     file = tmp_path / RECORD
     before = file.read_text()
     other = ResultKey("other/seed-42_lr-0.001", "chck_1M", "decaf", "causal")
-    with pytest.raises(UserError, match="holds the scores of another model: .*c0ffee"):
+    with pytest.raises(UserError, match="holds the scores of another model, .*c0ffee"):
         ResultsFolder(tmp_path).write(other, result(score=1.0))
     assert file.read_text() == before
 
@@ -162,7 +162,7 @@ def test_scores_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / "seed-42_lr-0_001" / "chck_1M" / "zero_shot" / "causal").mkdir(
         parents=True
     )
-    with pytest.raises(UserError, match="scores without a scores.json"):
+    with pytest.raises(UserError, match="holds scores, but scores.json is missing"):
         ResultsFolder(tmp_path).write(KEY, result())
 
 
@@ -171,7 +171,7 @@ def test_a_broken_record_is_refused(tmp_path, content):
     ResultsFolder(tmp_path).write(KEY, result())
     file = tmp_path / RECORD
     file.write_text(content)
-    with pytest.raises(UserError, match="scores.json is no record of scores"):
+    with pytest.raises(UserError, match="scores.json is missing or damaged"):
         ResultsFolder(tmp_path).read(KEY)
 
 
@@ -216,14 +216,11 @@ def test_ties_and_what_was_too_long_are_said():
     )
     assert "blimp: 7 ties, counted as wrong\n" in text
     assert (
-        "blimp: 4 items are longer than the model can read and count as wrong: a_0, a_1,"
-        " a_2, …\n"
+        "blimp: 4 items longer than the model's context, counted as wrong: a_0, a_1, a_2,"
+        " …\n"
     ) in text
     assert "ewok: 1 tie, counted as wrong\n" in text and "wug_adj: 1 tie" not in text
-    assert (
-        "wug_adj: 1 item is longer than the model can read and is left out: a_0\n"
-        in text
-    )
+    assert "wug_adj: 1 item longer than the model's context, left out: a_0\n" in text
 
 
 def test_a_zero_of_aoa_that_was_not_measured_is_explained():
@@ -233,13 +230,12 @@ def test_a_zero_of_aoa_that_was_not_measured_is_explained():
         return table({"aoa": entry(score, subscores=parts)})
 
     assert (
-        "aoa: 0 stands for no score: the correlation of 12.30 over 37 words may be chance"
+        "aoa: 0 means no score: the correlation of 12.30 over 37 words may be chance"
         " (p = 0.47)"
     ) in shown(0.0, 12.3, 0.4711, 37)
-    assert (
-        "aoa: 0 stands for no score: of 40 words 1 were learned within the checkpoints, too"
-        " few for a correlation"
-    ) in shown(0.0, None, None, 1)
+    assert ("aoa: 0 means no score: 1 of 40 words with both ages are too few") in shown(
+        0.0, None, None, 1
+    )
     assert "no score" not in shown(41.0, 41.0, 0.01, 37)
 
 

@@ -31,7 +31,8 @@ def scored(values, num_tokens=None):
 
 def read(task, folder, protocol=2026):
     source = TASKS[task]
-    return source.load(folder, name=task, folder=source.official, protocol=protocol)
+    official = source.official or source.folder
+    return source.kind.load(folder, name=task, folder=official, protocol=protocol)
 
 
 def result_of(task, values, **numbers):

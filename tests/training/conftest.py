@@ -13,21 +13,20 @@ from tests.conftest import REPOSITORY, is_wanted
 SCRIPT = """
 import logging, sys, time
 from pathlib import Path
-from src.arguments import WandbArguments
 from src.foundation import UserError
 from src.training import final_model, trainer
 from src.training.record import wandb_logging
+from tests.training.record.test_wandb_logging import opened
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 run_dir, *modes = sys.argv[1:]
-with wandb_logging.logging_run(WandbArguments(log=False), {}, Path(run_dir)) as run:
-    print("log=false:", run, "wandb" in sys.modules)
+with opened(Path(run_dir), log=False) as callbacks:
+    print("log=false:", callbacks, "wandb" in sys.modules)
 wandb_logging.INIT_TIMEOUT = 1
 for mode in modes:
     began = time.monotonic()
-    args = WandbArguments(mode=mode, group="g", name="n")
     try:
-        with wandb_logging.logging_run(args, {}, Path(run_dir)) as run:
-            print(mode, "runs; offline:", run.settings._offline)
+        with opened(Path(run_dir), mode=mode, group="g", name="n") as (callback,):
+            print(mode, "runs; offline:", callback.run.settings._offline)
     except UserError as error:
         print("UserError:", str(error).splitlines()[0])
     print("seconds:", time.monotonic() - began)

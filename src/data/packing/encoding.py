@@ -1,8 +1,9 @@
 """The encoding of text as token ids, with the byte where each token ends.
 
 This is the hot part of packing. Each line is tokenized by itself, as in the example scripts
-of `transformers`, so the ids do not depend on where a text is cut. For a byte-level BPE with
-GPT-2's pattern `tiktoken` does the work: it gives the ids of `tokenizers` three times as fast.
+of `transformers`, so the ids do not depend on where a text is cut. A byte-level BPE with
+GPT-2's pattern is run by `tiktoken`, which gives the same ids as `tokenizers` three times as
+fast.
 """
 
 import json
@@ -13,6 +14,7 @@ import tiktoken
 import tokenizers
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from src.data.text.documents import LINE
 
@@ -22,8 +24,8 @@ PATTERN = (
     r"|[^\S\n]*+\n|[^\S\n]+(?!\S)|[^\S\n]+"
 )
 
-# The same for text whose only white space is line ends and single spaces. It has no
-# look-ahead, which would cost a fifth of the time.
+# The same for text whose only white space is line ends and single spaces. It needs no
+# look-ahead, which takes a fifth of the time.
 SIMPLE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| ?\n| "
 NOT_SIMPLE = ["  "] + [
     chr(code)
@@ -32,7 +34,7 @@ NOT_SIMPLE = ["  "] + [
 ]
 
 
-# A line that is not the same after encoding and decoding, as {"text": …, "decoded": …}.
+# A line that encoding and decoding change, as {"text": …, "decoded": …}.
 Loss = dict[str, str]
 
 
@@ -45,10 +47,10 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """An encoder that turns text into ids and adds nothing.
+    """An encoder of text alone.
 
     It adds no special tokens and reads none from the text (which may contain `</s>`). It puts
-    no space before the text, truncates nothing and pads nothing.
+    no space before the text, does not truncate and does not pad.
 
     Args:
         description: The tokenizer as `plain_json` describes it.
@@ -67,7 +69,7 @@ class Encoder:
             self._simple = as_tiktoken(ranks, SIMPLE_PATTERN)
 
     def encode(self, texts: list[str]) -> Encoded:
-        """Return the tokens of all texts in order; `ends` count in the joined texts."""
+        """Return the tokens of all texts in order. `ends` are offsets in the joined texts."""
         if self._tiktoken is not None:
             arrays = [self._encode_with_tiktoken(text) for text in texts]
             ids = np.concatenate([np.zeros(0, np.uint32), *arrays])
@@ -80,7 +82,7 @@ class Encoder:
             num_bytes = sum(len(line.encode()) for line in lines)
             if len(ids) and ends[-1] == num_bytes:
                 return Encoded(ids, ends, None)
-            # The vocabulary lacks some bytes: a part of the text has no tokens.
+            # Otherwise the vocabulary lacks some bytes, and a part of the text has no tokens.
         return self._encode_by_offsets(lines)
 
     def _encode_with_tiktoken(self, text: str) -> np.ndarray:
@@ -89,14 +91,18 @@ class Encoder:
         return encoding.encode_to_numpy(text, disallowed_special=frozenset())
 
     def _encode_by_offsets(self, lines: list[str]) -> Encoded:
-        """Encode with any tokenizer: ends from its character offsets, text decoded; slow."""
+        """Return the tokens of lines with any tokenizer. This is slow.
+
+        The ends come from the tokenizer's offsets of characters, and every line is decoded to
+        find a loss.
+        """
         encodings = self.backend.encode_batch(lines, add_special_tokens=False)
         ids, ends, before = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
         loss = None
         for line, encoding in zip(lines, encodings):
             offsets = np.concatenate([[0], np.cumsum([len(c.encode()) for c in line])])
             last = np.array([end for _, end in encoding.offsets], np.int64)
-            # A token ends where its last character does.
+            # A token ends where its last character ends.
             ends.append(before + offsets[np.maximum.accumulate(last)])
             ids.append(np.array(encoding.ids, np.int64))
             before += offsets[-1]
@@ -107,33 +113,33 @@ class Encoder:
 
 
 def plain_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return, as JSON of `tokenizers`, what turns text into ids and back and nothing else."""
+    """Return the JSON of a `tokenizers` tokenizer that only turns text into ids and back.
+
+    It has no special tokens around a text, no space before it, no truncation and no padding.
+    Without dropout, the same text always gets the same tokens.
+    """
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    for part in ("pre_tokenizer", "decoder"):
-        serialized = json.dumps(description[part])
-        description[part] = json.loads(serialized, object_hook=_without_prefix_space)
     description.update(truncation=None, padding=None, post_processor=None)
-    if "dropout" in description["model"]:  # the same text always gets the same tokens
+    if "dropout" in description["model"]:
         description["model"]["dropout"] = None
-    # These put a space before the text and take it away again.
-    _drop(description, "normalizer", "normalizers", "Prepend")
-    _drop(description, "decoder", "decoders", "Strip")
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        serialized = json.dumps(description[part])
+        description[part] = json.loads(serialized, object_hook=_without_added_space)
     return json.dumps(description)
 
 
-def _drop(description: dict[str, Any], part: str, parts: str, kind: str) -> None:
-    """Remove the normalizers or decoders of a kind, alone or in a sequence."""
-    node = description[part] or {}
-    if node.get("type") == kind:
-        description[part] = None
-    elif node.get("type") == "Sequence":
-        node[parts] = [child for child in node[parts] if child["type"] != kind]
-
-
-def _without_prefix_space(component: dict[str, Any]) -> dict[str, Any]:
-    """Return the component with its options for a space before the text turned off."""
+def _without_added_space(component: dict[str, Any]) -> Optional[dict[str, Any]]:
+    """Return a component that adds no space before a text; None if it has no other use."""
+    # The normalizer `Prepend` adds the space. The decoder `Strip` removes it again; the
+    # normalizer of that name has no `content`.
+    kind = component.get("type")
+    if kind == "Prepend" or (kind == "Strip" and "content" in component):
+        return None
     off = {"add_prefix_space": False, "prepend_scheme": "never"}
-    return component | {key: off[key] for key in off if key in component}
+    component |= {key: off[key] for key in off if key in component}
+    for parts in {"normalizers", "decoders"} & set(component):
+        component[parts] = [part for part in component[parts] if part is not None]
+    return component
 
 
 def as_tiktoken(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
@@ -146,7 +152,7 @@ def as_tiktoken(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
 def byte_lengths(
     backend: tokenizers.Tokenizer, description: dict[str, Any]
 ) -> Optional[np.ndarray]:
-    """Return the bytes of text that each id stands for [num_ids]; None if not byte-level.
+    """Return the number of bytes of each id [num_ids]; None if they are not byte-level.
 
     A byte-level vocabulary writes each byte as one character (Radford et al. 2019).
     """
@@ -164,23 +170,15 @@ def byte_lengths(
     return lengths
 
 
-def byte_characters() -> dict[str, int]:
-    """Return {character: byte} for the characters with which byte-level entries are written."""
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    same = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
-    others = sorted(set(range(256)) - set(same.values()))
-    return {**same, **dict(zip(sorted(alphabet - set(same)), others))}
-
-
 def tiktoken_ranks(
     backend: tokenizers.Tokenizer, description: dict[str, Any]
 ) -> Optional[dict[bytes, int]]:
     """Return the entries for a `tiktoken.Encoding`; None if it would give other ids.
 
     `tokenizers` merges the pairs of a list, in the order of the list. `tiktoken` merges any
-    pair that makes an entry, in the order of ids. They agree if every merge makes an entry of
-    its own, in the order of ids, and every entry, split into bytes, is merged to itself: then
-    a pair that makes an entry occurs only as the last merge of that entry.
+    two parts that form an entry, in the order of ids. They agree under two conditions: each
+    merge forms another entry, in the order of ids; and each entry, split into bytes, is merged
+    back to itself. Then two parts that form an entry are always the last merge of that entry.
     """
     model, splitting = description["model"], description["pre_tokenizer"] or {}
     special = {added["content"] for added in description["added_tokens"]}
@@ -198,7 +196,7 @@ def tiktoken_ranks(
     entries = {e: id for e, id in model["vocab"].items() if e not in special}
     pairs = [m if isinstance(m, list) else m.split(" ") for m in model["merges"]]
     merged = [entries.get("".join(pair), -1) for pair in pairs]
-    characters = byte_characters()
+    characters = {character: byte for byte, character in bytes_to_unicode().items()}
     if (
         any(set(entry) - set(characters) for entry in entries)
         or not set(characters) <= set(entries)

@@ -1,4 +1,4 @@
-"""Packing: text becomes a stream of tokens (`stream.py`) in the cache's folder `packed`."""
+"""The packing of text as a stream of tokens (`stream.py`) in the cache's folder `packed`."""
 
 import functools
 import hashlib
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import numpy as np
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from src.data.cache import Cache
 from src.data.packing.encoding import Encoder, Loss, plain_json
-from src.data.packing.progress import ReadingBar
 from src.data.packing.stream import VERSION, PackedPiece, Stream, StreamWriter
 from src.data.packing.tokenizer import boundary_tokens
-from src.data.text.corpus import Source
+from src.data.text.corpus import Source, reading_bar
 from src.data.text.documents import Piece
 from src.data.text.words import word_starts
 from src.foundation import UserError
@@ -31,9 +31,10 @@ class Packer:
     Args:
         tokenizer: Encodes the text and gives the ids of BOS and EOS.
         document_boundary: The value of `data.document_boundary`.
-        cache: Where the streams are kept.
-        lossy: Allow a tokenizer that does not give the text back when its ids are decoded.
-        num_workers: Threads that encode; None: one per core. The stream is the same.
+        cache: The cache that keeps the streams.
+        lossy: Allow a tokenizer whose ids do not decode to the same text.
+        num_workers: The number of threads that encode; None: one per core. It does not change
+            the stream.
     """
 
     def __init__(
@@ -51,17 +52,17 @@ class Packer:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """The encoder, built when text is packed: a run with cached streams needs none."""
+        """The encoder. It is built at its first use, because cached streams need none."""
         return Encoder(self.description)
 
     def pack(self, sources: list[Source], title: str = "text") -> Stream:
-        """Return the stream of `sources`, from the cache or packed now.
+        """Return the stream of `sources` from the cache; pack them first if it is missing.
 
-        Its key in the cache holds everything that determines the bytes: the checksums of the
-        texts, the tokenizer, the chosen boundary and `VERSION`.
+        The key in the cache is made of everything that determines the bytes: the checksums of
+        the texts, the tokenizer, the chosen boundary and `VERSION`.
 
         Args:
-            title: What the text is called in messages.
+            title: The name of the text in messages.
 
         Raises:
             UserError: A source has no text, or the tokenizer loses some of it.
@@ -81,7 +82,7 @@ class Packer:
         words, tokens = stream.info["words"], len(stream)
         logger.info(f"The {title} has {words:,} words, {tokens:,} tokens")
         for row in stream.files:
-            if row["loss"] and not self.lossy:  # another run may have allowed it
+            if row["loss"] and not self.lossy:  # a run with `lossy` may have cached it
                 raise _loss_error(row["name"], row["loss"])
             self._warn(row)
         return stream
@@ -89,59 +90,54 @@ class Packer:
     def _build(self, sources: list[Source], title: str, directory: Path) -> None:
         """Pack the sources into the files of a stream in an empty directory."""
         logger.info("Packing the %s …", title)
-        max_id = max(self.encoder.max_id, *self.bos_eos)
-        writer = StreamWriter(directory, max_id, *self.bos_eos)
-        with ReadingBar(f"Packing the {title}", sources, self.cache.progress) as bar:
+        writer = StreamWriter(directory, self.encoder.max_id, *self.bos_eos)
+        with reading_bar(f"Packing the {title}", sources, self.cache.progress) as bar:
             writer.close([self._append(source, writer, bar) for source in sources])
 
     def _append(
-        self, source: Source, writer: StreamWriter, bar: ReadingBar
+        self, source: Source, writer: StreamWriter, bar: tqdm
     ) -> dict[str, Any]:
-        """Append a source to the stream; return its row for stream.json."""
+        """Append a source to the stream and return its row for stream.json."""
         boundary = source.boundary(self.document_boundary)
         before = dict(writer.totals)
-        num_separators = num_empty_texts = 0
-        loss = None
-        for piece, packed in self._packed_pieces(source, boundary):
+        num_separators, num_empty_texts, loss = 0, 0, None
+        for packed in self._packed_pieces(source, boundary):
             loss = loss or packed.loss
             if loss and not self.lossy:
                 raise _loss_error(source.name, loss)
             writer.append(packed)
-            num_separators += piece.num_separators
-            num_empty_texts += piece.num_empty_texts
-            bar.advance(packed.num_bytes, packed.num_words)
+            num_separators += packed.num_separators
+            num_empty_texts += packed.num_empty_texts
+            bar.update(packed.num_bytes)
         writer.end_document()
         sizes = {name: writer.totals[name] - before[name] for name in before}
         if not sizes["words"]:
-            raise UserError(f"{source.where or source.name} has no text")
+            raise UserError(f"{source.where} has no text")
         separated = num_separators or boundary == "line"
         return {
             "boundary": boundary if separated else source.unit,
             "start": before["tokens"],
-            "end": writer.totals["tokens"],
-            **{name: sizes[name] for name in ("documents", "words", "bytes")},
+            "end": before["tokens"] + sizes.pop("tokens"),
+            **sizes,
             "separators": num_separators,
             "empty_texts": num_empty_texts,
             "loss": loss,
         }
 
-    def _packed_pieces(
-        self, source: Source, boundary: str
-    ) -> Iterator[tuple[Piece, PackedPiece]]:
-        """Yield every piece in order, packed by threads."""
-        waiting: deque[tuple[Piece, Future]] = deque()
+    def _packed_pieces(self, source: Source, boundary: str) -> Iterator[PackedPiece]:
+        """Yield all pieces in order. Threads pack them."""
+        waiting: deque[Future] = deque()
         with ThreadPoolExecutor(self.num_workers) as pool:
             for piece in source.pieces(boundary):
-                waiting.append((piece, pool.submit(pack_piece, piece, self.encoder)))
+                waiting.append(pool.submit(pack_piece, piece, self.encoder))
                 # Two pieces per thread: no thread waits, and the memory stays bounded.
                 if len(waiting) > 2 * self.num_workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def _warn(self, row: dict[str, Any]) -> None:
-        """Warn about text of a source that was lost or skipped, and missing boundaries."""
+        """Log warnings for lost or skipped text of a source, and for missing boundaries."""
         name, boundary = row["name"], self.document_boundary
         if row["loss"]:
             logger.warning(
@@ -153,14 +149,12 @@ class Packer:
             logger.warning(
                 f"data.document_boundary={boundary}: {name} has none; {unit} is one document"
             )
-        if row["empty_texts"]:
-            logger.warning(
-                f"{name}: {row['empty_texts']:,} rows without text were skipped"
-            )
+        if skipped := row["empty_texts"]:
+            logger.warning(f"{name}: {skipped:,} rows without text were skipped")
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: on a cluster, fewer than the machine's."""
+    """Return the number of cores that this process may use. Clusters limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -172,15 +166,16 @@ def pack_piece(piece: Piece, encoder: Encoder) -> PackedPiece:
     text = piece.text
     starts = _byte_offsets(text, piece.documents)
     data = text.encode()
-    words = np.zeros(len(data) + 1, np.int64)  # that begin before each byte
+    words = np.zeros(
+        len(data) + 1, np.int64
+    )  # number of words that begin before a byte
     np.cumsum(word_starts(data, piece.continues_word, starts), out=words[1:])
     documents = np.stack(
         [np.searchsorted(ends, starts, side="right"), words[starts], starts], axis=1
     )
-    documents[starts == 0, 0] = 0  # also before a first token that stands for no byte
-    return PackedPiece(
-        ids, words[ends], ends, documents, int(words[-1]), len(data), loss
-    )
+    documents[starts == 0, 0] = 0  # even if the first token stands for no byte
+    sizes = int(words[-1]), len(data), piece.num_separators, piece.num_empty_texts
+    return PackedPiece(ids, words[ends], ends, documents, *sizes, loss)
 
 
 def _byte_offsets(text: str, offsets: list[int]) -> np.ndarray:
@@ -194,12 +189,12 @@ def _byte_offsets(text: str, offsets: list[int]) -> np.ndarray:
 
 def _loss_error(name: str, loss: Loss) -> UserError:
     return UserError(
-        f"tokenizer: it does not give the text of {name} back: {_change(loss)}; to allow"
-        " that: tokenizer.lossy=true"
+        f"tokenizer: its tokens do not decode to the text of {name}: {_change(loss)}; to"
+        " allow it: tokenizer.lossy=true"
     )
 
 
 def _change(loss: Loss) -> str:
-    """Return `'text' becomes 'decoded text'`, both cut to 60 characters."""
+    """Return `'text' becomes 'decoded text'`, each cut to 60 characters."""
     short = [text if len(text) <= 60 else text[:60] + "…" for text in loss.values()]
     return " becomes ".join(map(repr, short))

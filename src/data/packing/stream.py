@@ -4,11 +4,11 @@
     words.bin      uint32 [num_tokens + 1]             words that begin before token i
     bytes.bin      uint32 [num_tokens + 1]             bytes that begin before token i
     documents.bin  uint64 [num_documents]              index of each document's BOS
-    stream.json    totals, file by file; nothing that depends on names or machines
+    stream.json    totals of each file; nothing that depends on names or machines
 
-A word is a part that `str.split()` returns. It begins in the token that holds its first byte,
-so the words and the bytes of any span of tokens are a difference of two sums. The sums are
-kept modulo 2^32: differences are right for spans of less than four billion bytes, however
+A word is a part that `str.split()` returns. It begins in the token that holds its first byte.
+So the words and the bytes of any span of tokens are a difference of two sums. The sums are
+kept modulo 2^32. Differences are right for spans of less than four billion bytes, however
 large the corpus is. All numbers are little-endian.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, NamedTuple, Optional, Sequence
 import numpy as np
 
 from src.data.packing.encoding import Loss
-from src.foundation import UserError
+from src.foundation import write_atomically
 
-VERSION = 3  # of the packing; another value makes every cached stream stale
+VERSION = 3  # of the packing; with another value all text is packed again
 
 
 class Stream:
@@ -45,8 +45,8 @@ class Stream:
         """Return the stream, or None if a file is missing or has the wrong size.
 
         Args:
-            names: Names of the sources, which become the column `name` of `files`. They are
-                not stored, because the same text may have another name next time.
+            names: The names of the sources, for the column `name` of `files`. They are not
+                stored, because the same text may have another name in the next run.
         """
         try:
             info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ class Stream:
         return np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode="r")
 
     def __reduce__(self) -> tuple:
-        """Pickle without the arrays: another process maps the files itself."""
+        """Pickle the stream without its arrays. Another process maps the files itself."""
         return Stream, (self.directory, self.info)
 
     def __len__(self) -> int:
@@ -72,20 +72,20 @@ class Stream:
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """One row per source: name, boundary, start, end, documents, words, bytes, …"""
+        """The rows of the sources: name, boundary, start, end, documents, words, bytes, …"""
         return self.info["files"]
 
     @property
     def size_on_disk(self) -> int:
-        """Size of the arrays in bytes."""
+        """The size of the arrays in bytes."""
         return sum(self.info["sizes"].values())
 
     def num_words(self, start: Any, end: Any) -> Any:
-        """Return the words that begin in tokens [start, end); numbers or arrays [n]."""
+        """Return the number of words that begin in tokens [start, end); ints or arrays [n]."""
         return _difference(self.words, start, end)
 
     def num_bytes(self, start: Any, end: Any) -> Any:
-        """Return the bytes of text in tokens [start, end); numbers or arrays [n]."""
+        """Return the number of bytes of text in tokens [start, end); ints or arrays [n]."""
         return _difference(self.bytes, start, end)
 
 
@@ -94,19 +94,20 @@ def _difference(sums: np.ndarray, start: Any, end: Any) -> Any:
 
 
 class PackedPiece(NamedTuple):
-    """The tokens of a piece of text, and how much of the piece comes before them.
+    """The tokens of a piece of text, and prefix sums of its words and bytes.
 
-    The text that no token covers counts for the next token, which may be an EOS.
+    Text that no token covers counts for the next token, which may be an EOS.
     """
 
     ids: np.ndarray  # [n]
     words: np.ndarray  # [n] words of the piece that begin before the end of each token
     bytes: np.ndarray  # [n] bytes of the piece before the end of each token
-    documents: (
-        np.ndarray
-    )  # [num_documents, 3] tokens, words, bytes before each document
+    # The tokens, words and bytes before each document [num_documents, 3].
+    documents: np.ndarray
     num_words: int  # of the whole piece
     num_bytes: int
+    num_separators: int = 0
+    num_empty_texts: int = 0
     loss: Optional[Loss] = None
 
 
@@ -115,16 +116,11 @@ class StreamWriter:
 
     Args:
         directory: The folder for the files.
-        max_id: The largest token id; decides the stored type.
-        bos, eos: The ids around each document.
+        max_id: The largest token id, which decides the stored type.
+        bos, eos: The ids before and after each document.
     """
 
     def __init__(self, directory: Path, max_id: int, bos: int, eos: int):
-        if max_id >= 2**32:
-            raise UserError(
-                f"tokenizer: its largest id must be at most {2**32 - 1:,} to be packed,"
-                f" got {max_id:,}"
-            )
         self.directory, self.bos, self.eos = directory, bos, eos
         self.token_type = np.dtype("<u2" if max_id < 2**16 else "<u4")
         self.totals = dict(tokens=0, documents=0, words=0, bytes=0)  # appended so far
@@ -172,7 +168,7 @@ class StreamWriter:
         self.totals["tokens"] += len(ids)
 
     def _write(self, name: str, values: np.ndarray, dtype: Any) -> None:
-        # The conversion from 64 bits to 32 takes the sums modulo 2^32.
+        # A conversion from 64 to 32 bits takes the sums modulo 2^32.
         self._files[name].write(values.astype(dtype).tobytes())
 
     def close(self, files: list[dict[str, Any]]) -> None:
@@ -188,5 +184,4 @@ class StreamWriter:
             "files": files,
             "sizes": {p.name: p.stat().st_size for p in self.directory.iterdir()},
         }
-        text = json.dumps(info, indent=1)
-        (self.directory / "stream.json").write_text(text, encoding="utf-8")
+        write_atomically(self.directory / "stream.json", info)

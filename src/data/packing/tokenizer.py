@@ -1,11 +1,12 @@
-"""The tokenizer: trained on the training text or loaded, and saved so that others can load it.
+"""The tokenizer: its training, loading, and saving for the challenge's pipeline.
 
-The default is a byte-level BPE (Radford et al. 2019). Called on a text, it puts BOS before
-the text and nothing behind it, and a space before a first word without one, as the
-challenge's pipeline expects. Packing puts BOS and EOS around documents itself and adds no
+The default is a byte-level BPE (Radford et al. 2019). When it is called on a text, it adds BOS
+before the text, nothing after it, and a space before a first word that has none, as the
+challenge's pipeline expects. Packing adds BOS and EOS around documents itself and adds no
 spaces.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -17,17 +18,15 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.data.cache import Cache
-from src.data.packing.progress import ReadingBar
-from src.data.text.corpus import Source
+from src.data.text.corpus import Source, reading_bar
 from src.data.text.documents import LINE
-from src.data.text.words import count_words
-from src.foundation import UserError, first_line, naming
+from src.foundation import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
+FILES = ("tokenizer.json", "tokenizer_config.json")
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-MIN_VOCAB_SIZE = len(pre_tokenizers.ByteLevel.alphabet()) + 3
-VERSION = 2  # of the training; another value makes every cached tokenizer stale
+VERSION = 2  # of the training; with another value every tokenizer is trained again
 
 
 def train(
@@ -38,18 +37,13 @@ def train(
     Entries 0, 1 and 2 are padding, BOS and EOS. All 256 bytes are entries, so that every text
     can be encoded and decoded again.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(
-            f"tokenizer.vocab_size must be at least {MIN_VOCAB_SIZE} (256 bytes and 3"
-            f" special tokens), got {vocab_size}"
-        )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, BOS, EOS],
-        # Sorted, because the order of the alphabet decides the ids.
+        # Sorted, because the ids follow the order of the alphabet.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=progress and sys.stderr.isatty(),
     )
@@ -69,16 +63,16 @@ def load(
     token: Optional[str] = None,
     cache_dir: Optional[Path] = None,
 ) -> PreTrainedTokenizerBase:
-    """Load a pretrained tokenizer from a directory or the hub.
+    """Return a pretrained tokenizer from a directory or the hub.
 
     Raises:
-        UserError: There is none, or it has no fast implementation or no EOS token.
+        UserError: It is missing or damaged, or has no fast implementation or no EOS token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision or "main", token=token, cache_dir=cache_dir
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # `tokenizers` raises no other type for a damaged file
         raise UserError(
             f"{name_or_path} has no tokenizer: {first_line(error)}"
         ) from error
@@ -100,39 +94,37 @@ def load_or_train(
         save(train(lines, vocab_size, cache.progress), directory)
 
     identity = [VERSION, vocab_size, [source.identity for source in sources]]
-    return cache.get("tokenizers", identity, _load_complete, build)
+    return cache.get("tokenizers", identity, _load_cached, build)
 
 
-def _load_complete(directory: Path) -> Optional[PreTrainedTokenizerBase]:
-    """Load the tokenizer if both of its files are complete."""
-    try:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            text = (directory / name).read_text(encoding="utf-8")
-            if not text.rstrip().endswith("}"):
-                return None
-    except (OSError, ValueError):
+def _load_cached(directory: Path) -> Optional[PreTrainedTokenizerBase]:
+    """Return the tokenizer of a folder of the cache; None if it is missing or damaged."""
+    # Without its file, transformers would look for the tokenizer on the hub.
+    if not all((directory / name).is_file() for name in FILES):
         return None
-    with naming("model.cache_dir"):
+    with contextlib.suppress(UserError):
         return load(str(directory))
 
 
 def _lines(sources: list[Source], progress: bool) -> Iterator[list[str]]:
-    """Yield lists of lines: no token is learnt across lines, since none is packed across."""
-    with ReadingBar("Training the tokenizer: reading", sources, progress) as bar:
+    """Yield lists of lines.
+
+    The tokens that are learnt do not cross lines, since packing tokenizes line by line.
+    """
+    with reading_bar("Training the tokenizer: reading", sources, progress) as bar:
         for source in sources:
             for piece in source.pieces("file"):
                 yield [line for text in piece.texts for line in LINE.findall(text)]
-                bar.advance(len(piece.text.encode()), count_words(piece.text))
-    logger.info("The tokenizer is trained on %s words", f"{bar.num_words:,}")
+                bar.update(len(piece.text.encode()))
 
 
 def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save a tokenizer so that `AutoTokenizer` loads the same one here and under 4.51.3.
 
     The challenge's pipeline pins transformers 4.51.3. That version cannot read the class name
-    and the list of extra special tokens that transformers 5 writes. It also turns off a
-    prefix space that the configuration does not ask for, and it returns token types, which
-    GPT-2 would add to its embeddings, unless the configuration names the model's inputs.
+    and the list of extra special tokens that transformers 5 writes. It turns off a prefix
+    space that the configuration does not name. Unless the configuration names the model's
+    inputs, it also returns token types, which GPT-2 would add to its embeddings.
     """
     tokenizer.save_pretrained(str(directory))
     file = Path(directory) / "tokenizer_config.json"
@@ -151,10 +143,10 @@ def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 
 def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
-    """Return the ids (BOS, EOS) put around a document.
+    """Return the ids (BOS, EOS) that packing adds around a document.
 
-    Without BOS it is the CLS token and without EOS the SEP token. If one of the two is still
-    missing, it is the other; if both are, both are None.
+    CLS replaces a missing BOS, and SEP a missing EOS. If one of the two is still missing, the
+    other is used for both. If both are missing, both are None.
     """
     special = (
         (tokenizer.bos_token_id, tokenizer.cls_token_id),

@@ -10,7 +10,9 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
+
+from tqdm.auto import tqdm
 
 from src.arguments import DataTrainingArguments
 from src.data.cache import file_checksums
@@ -18,6 +20,7 @@ from src.data.text.documents import Piece, cut, find_boundary, read_parts
 from src.foundation import UserError
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
+# Endings of tables, and the builders of `datasets` that read them.
 TABLE_BUILDERS = {
     ".csv": "csv",
     ".json": "json",
@@ -34,34 +37,47 @@ class Source:
     checksum: str  # SHA-256 of the file, or of what identifies the hub dataset
     size: int  # bytes; 0 if unknown
     # Returns an iterator over texts, which are iterators over parts (`read_parts`). A file is
-    # one text. A table has one text per row, without any part if the row has no words.
+    # one text. A table has one text per row; a row without words has no parts.
     texts: Callable[[], Iterator[Iterator[str]]]
     where: str = ""  # path, or name on the hub
-    reading: str = "text"  # how the bytes are read; another reading gives another text
+    reading: str = "text"  # the reader of the bytes; another one gives another text
 
     @property
     def unit(self) -> str:
-        """The document if nothing separates documents: a `file` or a `row`."""
+        """The unit that is one document if nothing separates documents: `file` or `row`."""
         return "file" if self.reading in ("text", "gzip") else "row"
 
     @property
     def identity(self) -> tuple[str, str]:
-        """The pair that determines the text; the key of everything cached for it."""
+        """The pair that determines the text. It is part of the key of what is cached."""
         return self.checksum, self.reading
 
     def boundary(self, document_boundary: str) -> str:
-        """Return the document boundary; for `auto`, the one that the text has."""
+        """Return the document boundary; for `auto`, the one that occurs in the text."""
         if document_boundary == "auto":
             return find_boundary(self.texts())
         return document_boundary
 
     def pieces(self, boundary: str) -> Iterator[Piece]:
-        """Yield the text in pieces that end at line ends; every character once, in order."""
+        """Yield the whole text, in order, in pieces that end at line ends."""
         return cut(self.texts(), boundary)
 
 
+def reading_bar(title: str, sources: list[Source], show: bool) -> tqdm:
+    """Return a progress bar over the bytes of some sources.
+
+    Args:
+        title: The text before the bar.
+        sources: The sources that will be read.
+        show: Show the bar if the output is a terminal.
+    """
+    size = sum(source.size for source in sources)
+    disable = None if show else True  # None: disabled unless the output is a terminal
+    return tqdm(desc=title, total=size, unit="B", unit_scale=True, disable=disable)
+
+
 def find_files(patterns: Any) -> list[Path]:
-    """Return the files that a path, a glob or a list of them names, in order, each once.
+    """Return the files that a path, a glob or a list of them names, in order, without repeats.
 
     Raises:
         UserError: A pattern matches nothing, or a file cannot be read, is empty or is of an
@@ -71,7 +87,7 @@ def find_files(patterns: Any) -> list[Path]:
     files: dict[Path, Path] = {}
     for pattern in map(os.path.expanduser, map(str, patterns)):
         matches = sorted(glob.glob(pattern, recursive=True))
-        if os.path.exists(pattern):  # also if its name could be read as a glob
+        if os.path.exists(pattern):  # even if its name looks like a glob
             matches = [pattern]
         if not matches:
             advice = " Get the challenge's text with ./download_data.sh."
@@ -120,11 +136,10 @@ def read_corpus(
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Return file names without their endings, with the folder if two would be equal."""
-    stems = [re.sub(r"\.(txt\.gz|[a-z]+)$", "", path.name) for path in paths]
-    stems = [re.sub(r"\.(train|dev|test)$", "", stem) for stem in stems]
-    folders = [path.resolve().parent.name for path in paths]
-    longer = [f"{folder}-{stem}" for folder, stem in zip(folders, stems)]
+    """Return the file names without endings, with their folders if two would be equal."""
+    ending = r"(\.(train|dev|test))?\.(txt\.gz|[a-z]+)$"
+    stems = [re.sub(ending, "", path.name) for path in paths]
+    longer = [f"{p.resolve().parent.name}-{stem}" for p, stem in zip(paths, stems)]
     for names in (stems, longer):
         if len(set(names)) == len(paths):
             return names
@@ -132,42 +147,30 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _read_text(path: Path) -> Iterator[Iterator[str]]:
-    """Yield the one text of a file: all line ends become `\\n`, a BOM is dropped."""
+    """Yield the one text of a file. Line ends become `\\n`, and a BOM is dropped."""
     yield _read_text_parts(path)
 
 
 def _read_text_parts(path: Path) -> Iterator[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
         try:
-            with _open(path, "rt", encoding="utf-8-sig") as file:
+            with opener(path, "rt", encoding="utf-8-sig") as file:
                 yield from read_parts(file)
-        except UnicodeDecodeError as error:
-            offset, value = _first_bad_byte(path)
-            encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
-            raise UserError(
-                f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
-                f" `iconv -f {encoding} -t utf-8` may convert it"
-            ) from error
+        except UnicodeDecodeError:
+            # Its offset counts from a buffer. This error's counts from the start of the file.
+            with opener(path, "rb") as file:
+                file.read().decode()
+            raise
+    except UnicodeDecodeError as error:
+        offset, value = error.start, error.object[error.start]
+        encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
+        raise UserError(
+            f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
+            f" `iconv -f {encoding} -t utf-8` may convert it"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}") from error
-
-
-def _open(path: Path, mode: str, encoding: Optional[str] = None) -> IO:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, mode, encoding=encoding)
-
-
-def _first_bad_byte(path: Path) -> tuple[int, int]:
-    """Return offset (in the unpacked file) and value of the first byte that is not UTF-8."""
-    offset = 0
-    with _open(path, "rb") as file:
-        for line in file:
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return offset + error.start, line[error.start]
-            offset += len(line)
-    raise AssertionError(f"{path} is UTF-8")
 
 
 def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
@@ -175,7 +178,7 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
 
     builder = TABLE_BUILDERS[path.suffix]
     options: dict[str, Any] = {}
-    if builder == "csv":  # keep texts such as `NA` and `007` as they are
+    if builder == "csv":  # keep texts such as `NA` and `007` unchanged
         options = dict(na_filter=False, converters={column: str})
     try:
         rows = datasets.load_dataset(
@@ -192,7 +195,7 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
 
 
 def _row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
-    """Yield the text of every row in parts; no part if it has no words."""
+    """Yield the text of every row, as an iterator over parts; empty for one without words."""
     for row in rows:
         if column not in row:
             raise UserError(

@@ -1,15 +1,15 @@
-"""Documents and pieces: where a text is cut before it is tokenized."""
+"""The cutting of text into documents, and into the pieces that are tokenized."""
 
 import itertools
 import re
 from typing import Iterable, Iterator, NamedTuple, TextIO
 
-# Characters that are read, tokenized and written together. Lines are tokenized one by one, so
-# the tokens do not depend on where a piece ends, except in a line longer than a piece.
+# The number of characters that are read, tokenized and written together. Each line is tokenized
+# by itself, so the tokens depend on the ends of pieces only in a line longer than a piece.
 PIECE_LENGTH = 32_768
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
-# The text between two documents. A match ends where the second document begins.
+# The separators between two documents. A match ends where the second document begins.
 SEPARATORS = {
     "blank_line": re.compile(r"\n\s*\n"),
     "heading": re.compile(
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 class Boundaries:
-    """A scanner for document boundaries in one text that comes in parts.
+    """A scanner for document boundaries in one text that it gets in parts.
 
     A part ends at a line end, or inside a line that is longer than a part. A separator
     belongs to the document before it. White space alone is not a document.
@@ -48,12 +48,12 @@ class Boundaries:
     def __init__(self, kind: str):
         self.kind, self.separator = kind, SEPARATORS[kind]
         self.num_found = 0
-        # The end of the previous part, as far as it matters for a separator's beginning.
+        # The end of the previous part, where a separator may begin.
         self._before = "\n"
         self._has_content = False
 
     def starts(self, part: str) -> list[int]:
-        """Return the offsets in the next part where a document after the first begins."""
+        """Return the offsets in the next part at which documents begin, except the first."""
         shift = len(self._before)
         starts = [m.end() - shift for m in self.separator.finditer(self._before + part)]
         # A separator at the end of the part counts only if text follows in the next one.
@@ -65,15 +65,15 @@ class Boundaries:
             first = re.search(r"\S", part)
             self._has_content = first is not None
             starts = [start for start in starts if first and start > first.start()]
-        # The heading of the first document counts too: it shows that the text has headings.
+        # The heading of the first document counts, too: it shows that the text has headings.
         self.num_found += num_separators if self.kind == "heading" else len(starts)
         return starts
 
 
 def find_boundary(texts: Iterable[Iterator[str]]) -> str:
-    """Return what separates the documents of some texts, which come in parts.
+    """Return the boundary between the documents of some texts, which come in parts.
 
-    `heading` if there is any heading, else `blank_line` if there is any, else `file`.
+    It is `heading` if there is any heading, else `blank_line` if there is any, else `file`.
     """
     boundary = "file"
     for parts in texts:
@@ -90,8 +90,8 @@ def find_boundary(texts: Iterable[Iterator[str]]) -> str:
 def read_parts(file: TextIO) -> Iterator[str]:
     """Yield a text in parts of about `PIECE_LENGTH` characters, to bound the memory.
 
-    A part ends at a line end. A line longer than a part is cut before a space, or anywhere
-    if it has none.
+    A part ends at a line end. A line longer than a part is cut before a space, or anywhere if
+    it has no space.
     """
     rest = ""
     while text := file.read(PIECE_LENGTH):
@@ -108,13 +108,13 @@ def read_parts(file: TextIO) -> Iterator[str]:
 
 
 def cut(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
-    """Yield the pieces of some texts; joined, they are the texts.
+    """Yield the pieces of some texts. Joined, the pieces are the texts.
 
     Each text begins a document. A text without words is skipped and counted.
 
     Args:
         texts: Iterators over the parts of each text (see `read_parts`).
-        boundary: What separates the documents of a text: a key of `SEPARATORS`.
+        boundary: The separator of documents inside a text: a key of `SEPARATORS`.
     """
     parts, documents, size, inside_word = [], [], 0, False
     num_separators = num_empty = 0

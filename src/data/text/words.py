@@ -1,4 +1,4 @@
-"""Words as the challenge counts them: the parts that `str.split()` returns."""
+"""The counting of words as the challenge does: a word is a part that `str.split()` returns."""
 
 import re
 
@@ -21,8 +21,8 @@ def word_starts(
 
     Args:
         data: Text in UTF-8.
-        continues_word: Whether the text before `data` ends inside a word.
-        breaks: Offsets [n] at which a word ends in any case, such as a document's start.
+        continues_word: True if the text before `data` ends inside a word.
+        breaks: Offsets [n] at which no word continues, such as the start of a document.
     """
     if not data.isascii():
         data = OTHER_SPACE.sub(lambda space: b" " * len(space.group()), data)
@@ -32,8 +32,3 @@ def word_starts(
     before[:1] = not continues_word
     before[breaks] = True
     return before & ~white
-
-
-def count_words(text: str) -> int:
-    """Return `len(text.split())` without making the list."""
-    return int(np.count_nonzero(word_starts(text.encode())))

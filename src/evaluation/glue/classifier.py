@@ -1,4 +1,4 @@
-"""A classifier: a model without its vocabulary layer, with a head on the state of one token.
+"""A classifier: a model without its vocabulary layer, and a head on the state of one token.
 
 The head and the token are those of finetune/classifier_model.py and eval_finetuning.sh in
 babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to July 2026). Not
@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
-    """A copy of a model without its vocabulary layer, and the pipelines' head on one token.
+    """A copy of a model without its vocabulary layer, with the pipelines' head on one token.
 
     Args:
         last: whether the head reads the last token (of texts padded on the left) or the
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         self.backbone = copy.deepcopy(model.base_model).float().train()
         self.backbone.config.get_text_config().use_cache = False
         if not any(weight.requires_grad for weight in self.backbone.parameters()):
-            self.backbone.requires_grad_(True)  # it was only to be evaluated
+            self.backbone.requires_grad_(True)  # the model was loaded for scoring only
         size = self._width()
         self.head = nn.Sequential(
             nn.LayerNorm(size, elementwise_affine=False),
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
 
         Args:
             input_ids, attention_mask: [B, T].
-            labels: [B]; without them there is no loss.
+            labels: [B]; None: no loss is returned.
         """
         states = self._states(input_ids, attention_mask, self.gives_positions)
         logits = self.head(states[:, -1 if self.last else 0]).float()
@@ -82,15 +82,15 @@ class Classifier(nn.Module):
         if gives_positions:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         states = getattr(self.backbone(**inputs), "last_hidden_state", None)
-        if states is None:  # a model's own code may return another kind of output
-            states = self.backbone(**inputs, output_hidden_states=True).hidden_states[
-                -1
-            ]
+        if states is None:
+            # A model with its own code may return another kind of output.
+            output = self.backbone(**inputs, output_hidden_states=True)
+            states = output.hidden_states[-1]
         return states
 
     @torch.no_grad()
     def _width(self) -> int:
-        """Return the size of the last states, which OPT projects to other than `hidden_size`."""
+        """Return the size of the last states, which in OPT may differ from `hidden_size`."""
         token = torch.ones((1, 1), dtype=torch.long, device=self.backbone.device)
         return self._states(token, token).shape[-1]
 
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
     def _needs_positions(self) -> bool:
         """Return whether texts that are padded on the left need `position_ids`.
 
-        This is tried, not looked up by the architecture's name. With rotary positions, or
+        This is tested, not looked up by the architecture's name. With rotary positions, or
         positions that are counted from the mask, the states are right without them.
         """
         vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
@@ -109,17 +109,17 @@ class Classifier(nn.Module):
         mask = torch.ones_like(text)
         ids, padded_mask = F.pad(text, (length, 0), value=pad), F.pad(mask, (length, 0))
         self.backbone.eval()
-        try:
-            alone = self._states(text, mask)
-            for gives_positions in (False, True):
-                with contextlib.suppress(*REFUSALS):
-                    padded = self._states(ids, padded_mask, gives_positions)
-                    if torch.allclose(padded[:, length:], alone, atol=1e-3, rtol=1e-3):
-                        return gives_positions
-        finally:
-            self.backbone.train()
+        alone, exact = self._states(text, mask), []
+        for gives_positions in (False, True):
+            with contextlib.suppress(*REFUSALS):
+                padded = self._states(ids, padded_mask, gives_positions)[:, length:]
+                if torch.allclose(padded, alone, atol=1e-3, rtol=1e-3):
+                    exact.append(gives_positions)
+        self.backbone.train()
+        if exact:
+            return exact[0]
         LOGGER.warning(
-            "%s gives other states to a text that is padded on the left: scores depend on"
+            "%s gives another state to a text that is padded on the left: scores depend on"
             " the other texts of a batch",
             type(self.backbone).__name__,
         )
@@ -128,7 +128,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Collate:
-    """A collator of rows: padded ids and mask [B, T], and labels [B].
+    """A collator of rows into padded ids and mask [B, T], and labels [B].
 
     Args:
         side: the side on which texts are padded.
@@ -139,12 +139,11 @@ class Collate:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [torch.tensor(row["input_ids"]) for row in rows]
-        masks = [torch.ones_like(text) for text in texts]
         pad = functools.partial(
             nn.utils.rnn.pad_sequence, batch_first=True, padding_side=self.side
         )
         return {
             "input_ids": pad(texts, padding_value=self.pad_id),
-            "attention_mask": pad(masks),
+            "attention_mask": pad([torch.ones_like(text) for text in texts]),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }

@@ -39,14 +39,14 @@ class Recipe:
     learning_rate: float = 3e-5
     final_learning_rate: float = 0.1  # share of the highest, at the cosine's end
     warmup: float = 0.06  # share of the steps
-    weight_decay: float = 0.01  # of all weights, those of norms and biases too
+    weight_decay: float = 0.01  # of all weights, including norms and biases
     classifier_dropout: float = 0.1
-    max_length: int = 512  # tokens; behind them a text is cut
+    max_length: int = 512  # tokens; longer texts are cut
 
 
 @dataclass(frozen=True)
 class Format:
-    """The two texts of a row, made of its fields, and the task's training."""
+    """The templates of a row's two texts, and the recipe of the task's training."""
 
     first: str
     second: str
@@ -56,10 +56,11 @@ class Format:
     @property
     def fields(self) -> dict[str, type]:
         """The fields that a row must have besides its label."""
-        parsed = [*Formatter().parse(self.first), *Formatter().parse(self.second)]
+        parsed = Formatter().parse(self.first + self.second)
         return dict.fromkeys(sorted({name for _, name, _, _ in parsed if name}), str)
 
     def read(self, row: dict[str, Any]) -> Example:
+        """Return the texts and the label of a row."""
         label, last = row.get("label"), self.num_labels - 1
         if type(label) is not int or not 0 <= label <= last:
             raise UserError(f"label must be one of 0 … {last}, got {label!r}")
@@ -85,17 +86,15 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token sequences of N examples, a dataset of the Trainer."""
+    """The token sequences of N examples.
 
-    ids: list[list[int]]
-    labels: np.ndarray  # int64 [N]
-    num_cut: int  # sequences that were longer than the limit
+    Attributes:
+        rows: `input_ids` and `labels` of each example, a dataset of the Trainer [N].
+        num_cut: number of sequences that were longer than the limit.
+    """
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[index], "labels": int(self.labels[index])}
+    rows: list[dict[str, Any]]
+    num_cut: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class FineTuned:
     Attributes:
         metrics: metrics after each epoch.
         predictions: labels predicted after each epoch [N].
-        num_cut: number of texts that were cut in each file.
+        num_cut: file (`train` or `valid`) -> number of texts that were cut.
     """
 
     metrics: list[dict[str, float]]
@@ -131,23 +130,16 @@ class FineTuning(Task):
         """Read <name>.train.jsonl and <name>.valid.jsonl.
 
         Args:
-            bf16: bfloat16 matrix products; None: where a GPU is fast at them.
+            bf16: whether matrix products are in bfloat16; None: if there is a GPU that is
+                fast at them.
             common: other fields of `Task`.
 
         Raises:
-            UserError: a file is missing, or has a line that is no row of the task.
+            UserError: a file is missing, or a line cannot be used.
         """
-        files = {
-            name: [directory / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-            for name in FORMATS
-        }
-        complete = [n for n, both in files.items() if all(f.exists() for f in both)]
-        if name not in complete:
-            lacking = ", ".join(f.name for f in files[name] if not f.exists())
-            hint = f"; tasks=[{','.join(complete)}] have theirs" if complete else ""
-            raise UserError(f"no {lacking} in {directory}{hint}")
         form = FORMATS[name]
-        train, valid = (read_rows(f, form.fields, form.read) for f in files[name])
+        files = [directory / f"{name}.{split}.jsonl" for split in ("train", "valid")]
+        train, valid = (read_rows(file, form.fields, form.read) for file in files)
         return cls(
             name=name,
             train=train,
@@ -155,7 +147,7 @@ class FineTuning(Task):
             recipe=form.recipe,
             num_labels=form.num_labels,
             bf16=fast_bfloat16(use_cpu=False) if bf16 is None else bf16,
-            data_checksum=checksum_of_files(files[name]),
+            data_checksum=checksum_of_files(files),
             **common,
         )
 
@@ -165,16 +157,13 @@ class FineTuning(Task):
 
     def prepare(self, scorer: Scorer) -> dict[str, Encoded]:
         """Return the token sequences of the two files, "train" and "valid"."""
-        limit = max_length(scorer.model, self.recipe)
-        encoded = {
-            "train": encode(self.train, scorer.tokenizer, limit),
-            "valid": encode(self.valid, scorer.tokenizer, limit),
-        }
-        for split, rows in encoded.items():
-            if rows.num_cut:
+        limit, encoded = max_length(scorer.model, self.recipe), {}
+        for split, examples in (("train", self.train), ("valid", self.valid)):
+            encoded[split] = encode(examples, scorer.tokenizer, limit)
+            if number := encoded[split].num_cut:
                 LOGGER.warning(
                     "%s: %d of %d texts of the %s file are cut at %d tokens",
-                    *(self.name, rows.num_cut, len(rows), split, limit),
+                    *(self.name, number, len(examples), split, limit),
                 )
         return encoded
 
@@ -184,7 +173,7 @@ class FineTuning(Task):
         return finetune(scorer, self, prepared["train"], prepared["valid"])
 
     def result(self, answers: Sequence[Answer]) -> Result:
-        """Return the result of the first of the best epochs, in percent."""
+        """Return the result of the best epoch, or of the first one of several."""
         tuned = answers[0].content
         percents = [100 * metrics[self.recipe.metric] for metrics in tuned.metrics]
         best = int(np.argmax(percents))
@@ -209,32 +198,24 @@ class FineTuning(Task):
 
 
 def max_length(model: PreTrainedModel, recipe: Recipe = Recipe()) -> int:
-    """Return the tokens of the longest text: the protocol's 512, or the model's positions."""
+    """Return the maximum length in tokens: 512 by the protocol, or the model's context."""
     return min(recipe.max_length, num_positions(model) or recipe.max_length)
 
 
 def encode(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_length: int = 512
 ) -> Encoded:
-    """Return pairs of texts with the tokenizer's own special tokens.
+    """Return the token sequences of pairs of texts, with the tokenizer's own special tokens.
 
-    Of a pair that is too long, the longer text is cut.
+    If a pair is too long, the longer one of its texts is cut.
     """
     tokenizer = copy.deepcopy(tokenizer)  # it would remember the length to cut at
-
-    def tokenize(rows: list[Example], **options: Any) -> list[list[int]]:
-        firsts, seconds, _ = map(list, zip(*rows))
-        return tokenizer(firsts, seconds, verbose=False, **options)["input_ids"]
-
-    ids = tokenize(examples)
-    long = [row for row, tokens in enumerate(ids) if len(tokens) > max_length]
-    if long:
-        options = {"truncation": "longest_first", "max_length": max_length}
-        cut = tokenize([examples[row] for row in long], **options)
-        for row, tokens in zip(long, cut):
-            ids[row] = tokens
-    labels = np.array([label for _, _, label in examples], np.int64)
-    return Encoded(ids, labels, len(long))
+    firsts, seconds, labels = map(list, zip(*examples))
+    whole = tokenizer(firsts, seconds, verbose=False)["input_ids"]
+    options = {"truncation": "longest_first", "max_length": max_length}
+    cut = tokenizer(firsts, seconds, verbose=False, **options)["input_ids"]
+    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(cut, labels)]
+    return Encoded(rows, sum(len(ids) > max_length for ids in whole))
 
 
 def measure(
@@ -242,8 +223,8 @@ def measure(
 ) -> dict[str, float]:
     """Return the metrics of results.txt as shares, in its order.
 
-    They are the accuracy, and with two labels also F1 of label 1 and Matthews' correlation,
-    both 0 where they are not defined.
+    They are the accuracy and, with two labels, F1 of label 1 and Matthews' correlation. The
+    last two are 0 if undefined.
 
     Args:
         predictions, labels: integers [N].

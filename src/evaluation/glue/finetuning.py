@@ -3,12 +3,12 @@
 Source: finetune/{trainer,run}.py and eval_finetuning.sh of babylm/evaluation-pipeline-2025 and
 babylm-org/babylm-eval (script of May to July 2026). The head reads:
 
-* protocol 2026: the last token of every model, texts padded on the left;
-* protocol 2025: the first token, padded on the right. Of a causal model the head reads the last
-  token all the same, since the first one sees nothing but itself.
+* protocol 2026: the last token, with texts padded on the left;
+* protocol 2025: the first token, with texts padded on the right. With a causal model the head
+  reads the last token here, too, since the first one sees only itself.
 
-Two things differ: padding changes no state here (`classifier.py`), and on a GPU matrix products
-are in bfloat16 unless that is refused. In the pipelines everything is float32.
+There are two differences: here padding changes no state (`classifier.py`), and on a GPU matrix
+products are in bfloat16 unless `bf16=false`. In the pipelines everything is float32.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import gc
 import logging
 import random
 import tempfile
-from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
@@ -25,7 +24,6 @@ from torch.utils.data import Sampler, Subset
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
-    ProgressCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -46,44 +44,48 @@ def finetune(
 ) -> FineTuned:
     """Train a copy of the scorer's model on a task, and return its predictions.
 
-    The model, the random state and the disk are left as they were. The Trainer chooses the
-    device. A batch of more than the scorer's `batch_tokens` is summed up of smaller ones.
+    The model, the random state and the disk are not changed. The Trainer chooses the device.
+    A batch of more than the scorer's `batch_tokens` is accumulated from smaller ones.
 
     Args:
-        train, valid: the task as the scorer's tokenizer gives it.
+        train, valid: the token sequences of the task, from the scorer's tokenizer.
 
     Raises:
         UserError: there are fewer rows than a batch has, or the model gives NaN.
     """
-    if len(train) < task.recipe.batch_size:
-        raise UserError(
-            f"{len(train)} training rows are fewer than a batch of"
-            f" {task.recipe.batch_size}"
-        )
+    recipe = task.recipe
+    if len(train.rows) < recipe.batch_size:
+        few = f"{len(train.rows)} training rows"
+        raise UserError(f"{few} are fewer than a batch of {recipe.batch_size}")
+    last = scorer.backend == "causal" or task.protocol == 2026
     with _random_state_kept(), tempfile.TemporaryDirectory() as scratch:
-        last = scorer.backend == "causal" or task.protocol == 2026
         set_seed(task.seed)
-        dropout = task.recipe.classifier_dropout
+        dropout = recipe.classifier_dropout
         trainer = FineTuner(
-            Classifier(scorer.model, task.num_labels, dropout, last),
-            _arguments(task, train, valid, scorer.batch_tokens, Path(scratch)),
             task,
             train,
             valid,
-            Collate(_pad_id(scorer.tokenizer), "left" if last else "right"),
+            model=Classifier(scorer.model, task.num_labels, dropout, last),
+            args=_arguments(task, train, valid, scorer.batch_tokens, scratch),
+            data_collator=Collate(
+                _pad_id(scorer.tokenizer), "left" if last else "right"
+            ),
         )
         trainer.train()
     num_cut = {"train": train.num_cut, "valid": valid.num_cut}
     tuned = FineTuned(trainer.metrics, trainer.predictions, num_cut)
     del trainer
-    gc.collect()  # the trainer and its methods hold each other, and the weights
+    gc.collect()  # the trainer and its methods refer to each other, and hold the weights
     return tuned
 
 
 class FineTuner(Trainer):
     """A Trainer that keeps the metrics and predictions of each epoch, and no weights.
 
-    The validation texts choose the epoch and are also the texts to be predicted.
+    The validation texts choose the epoch, and are also the texts whose labels are predicted.
+
+    Args:
+        options: other arguments of the Trainer.
 
     Attributes:
         metrics: metrics after each epoch.
@@ -91,27 +93,18 @@ class FineTuner(Trainer):
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        args: TrainingArguments,
-        task: FineTuning,
-        train: Encoded,
-        valid: Encoded,
-        collate: Collate,
+        self, task: FineTuning, train: Encoded, valid: Encoded, **options: Any
     ) -> None:
-        lengths = [-len(ids) for ids in valid.ids]
+        lengths = [-len(row["input_ids"]) for row in valid.rows]
         self.by_length = np.argsort(lengths, kind="stable")  # little padding
         super().__init__(
-            model=classifier,
-            args=args,
-            data_collator=collate,
-            train_dataset=train,
-            eval_dataset=Subset(valid, self.by_length.tolist()),
+            train_dataset=train.rows,
+            eval_dataset=Subset(valid.rows, self.by_length.tolist()),
             compute_metrics=self._judge,
+            **options,
         )
-        self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.task, self.labels = task, valid.labels
+        self.task, self.labels = task, np.array([row["labels"] for row in valid.rows])
         self.metrics: list[dict[str, float]] = []
         self.predictions: list[np.ndarray] = []
 
@@ -141,7 +134,7 @@ class FineTuner(Trainer):
 
 
 class WholeBatches(Sampler):
-    """A sampler with a new order of N rows in each epoch, without an incomplete batch."""
+    """A sampler that shuffles N rows in each epoch and leaves out the incomplete batch."""
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
         self.num_rows, self.size = num_rows, num_rows - num_rows % batch_size
@@ -156,21 +149,18 @@ class WholeBatches(Sampler):
 
 
 def _arguments(
-    task: FineTuning, train: Encoded, valid: Encoded, batch_tokens: int, scratch: Path
+    task: FineTuning, train: Encoded, valid: Encoded, batch_tokens: int, scratch: str
 ) -> TrainingArguments:
-    """Return the recipe in the Trainer's terms, with as few forward passes as are allowed."""
+    """Return the recipe as arguments of the Trainer, with as few micro-batches as possible."""
     recipe = task.recipe
-    longest = max(map(len, train.ids + valid.ids))
+    longest = max(len(row["input_ids"]) for row in train.rows + valid.rows)
     allowed = max(1, batch_tokens // longest)
-    rows = max(
-        size
-        for size in range(1, recipe.batch_size + 1)
-        if recipe.batch_size % size == 0 and size <= allowed
-    )
-    num_steps = len(train) // recipe.batch_size * recipe.num_epochs
+    sizes = range(1, min(allowed, recipe.batch_size) + 1)
+    rows = max(size for size in sizes if recipe.batch_size % size == 0)
+    num_steps = len(train.rows) // recipe.batch_size * recipe.num_epochs
     has_gpu = torch.cuda.is_available()
     args = TrainingArguments(
-        output_dir=str(scratch),
+        output_dir=scratch,
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=min(EVAL_BATCH_SIZE, allowed),
         gradient_accumulation_steps=recipe.batch_size // rows,
@@ -194,12 +184,12 @@ def _arguments(
     )
     if args.world_size > 1:
         raise UserError("fine-tuning runs in one process, not under torchrun")
-    args._n_gpu = min(1, args.n_gpu)  # on more, batches would be larger
+    args._n_gpu = min(1, args.n_gpu)  # several GPUs would make larger batches
     return args
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding token, else the end, else token 0: the mask hides any of them."""
+    """Return the id of the pad token, or of EOS, or 0. The mask hides any of them."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in known if token is not None)
 

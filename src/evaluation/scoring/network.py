@@ -1,9 +1,9 @@
-"""A model as a function from tokens to log-probabilities: exact, and no larger than necessary.
+"""A model's log-probabilities of tokens, without the parts of a forward pass that nobody reads.
 
 Only the outputs that a query reads go through the vocabulary layer, a few hundred at a time.
-Attention follows the prefix tree where the architecture supports such a mask. Whether it does,
-and whether the vocabulary layer alone gives the model's logits (some architectures transform,
-scale or cap them), is tested on the model itself, not looked up by its name.
+Attention follows the prefix tree if the architecture supports such a mask. Two properties are
+tested on the model itself, not looked up by its name: that it supports the mask, and that the
+vocabulary layer alone gives the logits (some architectures transform, scale or cap them).
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from src.evaluation.scoring import prefix_tree
 from src.evaluation.scoring.prefix_tree import Batch, Row, Sequence, Wanted
 
 LOGGER = logging.getLogger(__name__)
-# Limits for positions per forward pass and for logits at a time. On a CPU, larger tensors do
-# not fit its cache, and their memory returns to the system, page by page, after each use.
+# Limits of positions per forward pass and of logits at a time. On a CPU, larger tensors do not
+# fit into its cache, and their memory is returned to the system, page by page, after each use.
 MAX_CPU_TOKENS = 1024
 MAX_CPU_LOGITS = 2**22
 MAX_LOGITS = 2**27
-TOLERANCE = dict(atol=1e-4, rtol=1e-5)  # nats: float32 sums in another order
-# Errors of architectures that do not support a mask or a position argument.
+TOLERANCE = dict(atol=1e-4, rtol=1e-5)  # nats; float32 sums in another order differ
+# Errors that architectures raise if they do not support a mask or a position argument.
 REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
 
 
 def num_positions(model: PreTrainedModel) -> Optional[int]:
     """Return the length in tokens of the model's context; None if it has no limit."""
     for name, module in model.named_modules():
-        # RoBERTa's positions begin after the entry of the padding.
+        # RoBERTa's positions begin after the entry for padding.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             if module.padding_idx is not None:
                 return module.num_embeddings - module.padding_idx - 1
@@ -44,7 +44,7 @@ def num_positions(model: PreTrainedModel) -> Optional[int]:
 
 @contextlib.contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch off dropout, gradients and the cache of keys and values within the block."""
+    """Switch off dropout, gradients and the key-value cache within the block."""
     training = [module for module in model.modules() if module.training]
     config = model.config.get_text_config()
     before = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
@@ -68,7 +68,7 @@ def autocast(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[N
     enabled = dtype is not None
     with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=enabled):
         yield
-    # Weights that were cast without gradients must not serve a training step.
+    # A training step must not use weights that were cast without gradients.
     torch.clear_autocast_cache()
 
 
@@ -76,18 +76,17 @@ def autocast(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[N
 def fast_layers(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[None]:
     """Replace `forward` of some layers by a faster equivalent within the block.
 
-    GELU's eight operations become one, and on a CPU float32 products use weights in oneDNN's
-    layout instead of MKL, at the price of a copy of the matrices. Measured on a CPU with
-    GPT2-Small, both together: 1.25x to 1.3x on BLiMP and AoA; in bfloat16 (GELU only) 1.0x to
-    1.07x.
+    GELU's eight operations become one. On a CPU, float32 products use a copy of the weights in
+    oneDNN's layout instead of MKL. Both together make GPT2-Small on a CPU 1.25 to 1.3 times as
+    fast on BLiMP and AoA; in bfloat16 (GELU only) it is 1.0 to 1.07 times.
     """
-    packs = model.device.type == "cpu" and dtype is None
-    packs = packs and torch.backends.mkldnn.is_available()
+    has_onednn = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    packs = has_onednn and dtype is None
     replaced = {}
     for module in model.modules():
         if "forward" in vars(module):
-            continue  # replaced by another library already
-        # Exact types: a subclass may compute something else.
+            continue  # another library has replaced it already
+        # Exact types only, since a subclass may compute something else.
         if type(module) is NewGELUActivation:
             gelu = functools.partial(nn.functional.gelu, approximate="tanh")
             replaced[module] = gelu
@@ -111,7 +110,7 @@ def _packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         matrix = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
         matrix = torch.ops.mkldnn._reorder_linear_weight(matrix)
         product = torch.ops.mkldnn._linear_pointwise
-    except (*REFUSALS, AttributeError):  # not public: another torch may lack it
+    except (*REFUSALS, AttributeError):  # private to torch; another version may lack it
         return plain
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -123,17 +122,18 @@ def _packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class Network:
-    """A model in evaluation mode, whose forward pass is taken apart where that is exact.
+    """A model in evaluation mode that computes no more logits than are read.
 
-    `head_is_all` says that the vocabulary layer, applied to the base model's states, gives the
-    model's logits.
+    Attributes:
+        head_is_all: whether the model's logits are the vocabulary layer's output for the base
+            model's states. The logits of other models are computed in full.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = model.device
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
-        # Not model(...): accelerate wraps an instance's `forward` in the training's autocast.
+        # Not model(...), since accelerate wraps an instance's `forward` in training's autocast.
         self.forward = functools.partial(type(model).forward, model)
         self.base = model.base_model
         self.head = model.get_output_embeddings()
@@ -142,7 +142,7 @@ class Network:
     def _head_is_all(self) -> bool:
         """Return whether head(base(ids)) equals the model's logits to the last bit.
 
-        Equal operations give equal bits, while a cap changes small logits only a little.
+        The comparison is exact, since a cap changes small logits only a little.
         """
         if self.head is None or self.base is self.model:
             return False
@@ -155,13 +155,12 @@ class Network:
         return torch.equal(logits.nan_to_num(), expected.nan_to_num())
 
     def _logits(self, **inputs: torch.Tensor) -> torch.Tensor:
-        output = self.forward(**inputs)
-        return output[0] if isinstance(output, tuple) else output.logits
+        return self.forward(**inputs)[0]
 
     def batches(
         self, sequences: dict[Sequence, Wanted], causal: bool, batch_tokens: int
     ) -> list[Batch]:
-        """Return all batches, of a tree if it has branches and the model supports it."""
+        """Return all batches: of a prefix tree if it has branches and the model supports it."""
         if not self.head_is_all:
             batch_tokens = min(batch_tokens, MAX_LOGITS // self.vocab_size)
         rows = prefix_tree.tree_rows(sequences, batch_tokens) if causal else []
@@ -173,21 +172,21 @@ class Network:
         return list(prefix_tree.batches(rows, batch_tokens, tree))
 
     def _takes_tree(self, rows: list[Row], sequences: dict[Sequence, Wanted]) -> bool:
-        """Return whether rows of the tree give the same results as their sequences alone.
+        """Return whether rows of the tree give the same results as single sequences.
 
-        Tests the row with the longest sequence, since some layers have a limited window. If
-        it has no branches, tests the row with the most sequences as well.
+        The row with the longest sequence is tested, since some layers have a limited window.
+        If it has no branches, the row with the most sequences is tested as well.
         """
         tested = [max(rows, key=lambda row: max(map(len, row.sequences)))]
         if len(tested[0].sequences) == 1:
             tested.append(max(rows, key=lambda row: len(row.sequences)))
         try:
             exact = all(self._is_exact(row, sequences) for row in tested)
-            reason = "other results"
+            reason = "results differ"
         except REFUSALS as error:
             exact, reason = False, error
         if not exact:
-            LOGGER.info("no prefix tree with this architecture: %s", reason)
+            LOGGER.info("no prefix tree for this architecture: %s", reason)
         return exact
 
     def _is_exact(self, row: Row, sequences: dict[Sequence, Wanted]) -> bool:
@@ -227,10 +226,9 @@ class Network:
         return torch.cat(answers).cpu().double().numpy()
 
     def _tree_mask(self, ends: torch.Tensor) -> torch.Tensor:
-        """Return the mask [B, 1, T, T] by which a token sees itself and its ancestors.
+        """Return the mask [B, 1, T, T] with which a token sees only itself and its ancestors.
 
-        It is added to the attention scores. From a boolean mask, every layer would compute it
-        anew.
+        It is added to the attention scores. Every layer would have to convert a boolean mask.
         """
         ends = ends.to(self.device)[:, None, None, :]
         index = torch.arange(ends.shape[-1], device=self.device)

@@ -1,10 +1,12 @@
-"""Batches in which common prefixes are computed once, or sequences of equal length together.
+"""Batches for scoring, in which common prefixes of sequences are computed only once.
 
-A causal model's state at a token depends on the tokens before it only. So the sorted sequences
-of a task form a tree: of `The dogs bark` and `The dogs howl`, the first two tokens are computed
-once. A row of a batch is a part of the tree in depth-first order, and its tokens attend to
-their ancestors only. In this order the descendants of a token follow it without a gap, so one
-number per token, the end of its descendants, describes the attention mask.
+A causal model's state at a token depends only on the tokens before it. So the sorted sequences
+of a task form a tree: the first two tokens of `The dogs bark` and `The dogs howl` are computed
+once. A row of a batch is a part of the tree in depth-first order, and its tokens attend only to
+their ancestors. In this order the descendants of a token follow it without a gap, so the
+attention mask is described by one number per token, the end of its descendants.
+
+Without a tree, a batch holds sequences of equal length.
 """
 
 import os
@@ -13,7 +15,7 @@ from typing import Iterator, Optional
 
 import numpy as np
 
-# Tokens of a row. Shorter rows repeat more prefixes, longer ones cost more attention.
+# Tokens of a row. Shorter rows repeat more prefixes; longer rows take longer in attention.
 MIN_ROW = 256
 
 Sequence = tuple[int, ...]
@@ -22,10 +24,10 @@ Wanted = list[tuple[int, int, int]]  # (index of a token, target, slot)
 
 @dataclass(frozen=True)
 class Query:
-    """A question for the log-probabilities of `targets`, read at `positions` of the output.
+    """A request for the log-probabilities of `targets`, read at `positions` of the output.
 
-    In a causal model, position i predicts the token after `ids[: i + 1]`. Errors call the
-    query by its `name`.
+    In a causal model, position i predicts the token after `ids[: i + 1]`. The `name` is for
+    error messages.
     """
 
     ids: Sequence
@@ -59,9 +61,8 @@ class Row:
     ends: list[int] = field(default_factory=list)
     wanted: Wanted = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
-    path: list[int] = field(
-        default_factory=list
-    )  # indices of the last sequence's tokens
+    # Indices of the last sequence's tokens.
+    path: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence, shared: int, wanted: Wanted) -> None:
         """Add a sequence that has its first `shared` tokens in common with the last one."""
@@ -79,11 +80,11 @@ class Row:
 def wanted_of_sequences(
     queries: list[Query], causal: bool, max_length: float
 ) -> dict[Sequence, Wanted]:
-    """Return each distinct sequence → (position, target, slot) of all queries about it.
+    """Return a dictionary: sequence -> (position, target, slot) of all queries with it.
 
-    Equal texts thus get equal numbers to the last bit, and ties remain ties. For a causal
-    model, tokens behind the last position are left out, since they change nothing. Queries of
-    more than `max_length` tokens are left out.
+    Each distinct sequence is computed once, so equal texts get the same bits and ties remain
+    ties. For a causal model, tokens after the last position are left out, since they change
+    nothing. Queries of more than `max_length` tokens are left out.
     """
     sequences: dict[Sequence, Wanted] = {}
     slot = 0
@@ -98,10 +99,10 @@ def wanted_of_sequences(
 
 
 def tree_rows(sequences: dict[Sequence, Wanted], batch_tokens: int) -> list[Row]:
-    """Return the tree of all sequences, cut into rows.
+    """Return the rows into which the tree of all sequences is cut.
 
-    A row may be twice as long as a long sequence, so that the options behind one long context
-    stay together. It has at most `batch_tokens` tokens, or a single sequence.
+    A row may be twice as long as a long sequence, so that the options that follow one long
+    context stay together. It has at most `batch_tokens` tokens, unless it is a single sequence.
     """
     rows: list[Row] = []
     previous: Sequence = ()
@@ -125,11 +126,11 @@ def single_rows(sequences: dict[Sequence, Wanted]) -> list[Row]:
 
 
 def batches(rows: list[Row], batch_tokens: int, tree: bool) -> Iterator[Batch]:
-    """Yield batches of at most `batch_tokens` positions, or one row, the longest rows first.
+    """Yield batches of at most `batch_tokens` positions, or of one row, the longest rows first.
 
-    Rows of a tree are padded with tokens that attend to themselves only. Single sequences
-    share a batch with others of their length: without padding and mask, the results are
-    exact by construction.
+    Rows of a tree are padded with tokens that attend only to themselves. Single sequences
+    share a batch with others of the same length. They need no padding and no mask, so their
+    results are exact by construction.
     """
     rows = sorted(rows, key=lambda row: -len(row.ids))
     start = 0

@@ -1,14 +1,14 @@
-"""Log-probabilities of texts by a model, as the challenge defines them, exact and fast.
+"""Exact log-probabilities of texts, as the challenge defines them.
 
 The protocol is that of babylm-org/babylm-eval (April 2026) and its fork serdardoesml/babylm-eval
 (July 2026), the same as in 2025. A text is tokenized with the tokenizer's own defaults, special
-tokens included. The scored tokens are those whose last character lies behind the start of the
-scored part. Special tokens have no characters and are never scored.
+tokens included. A token is scored if it ends after the start of the scored part. Special tokens
+have no characters and are never scored.
 
 * causal: the log-probability of each token given the tokens before it. The first token is
   scored only if a special token (BOS) comes before it.
-* mlm: pseudo-log-likelihood (Salazar et al. 2020). Each scored token is masked in a pass of its
-  own and read at its position.
+* mlm: pseudo-log-likelihood (Salazar et al. 2020). Each scored token is masked in a separate
+  pass and read at its position.
 * mntp: the same, read one position earlier (masked next-token prediction, BehnamGhader et al.
   2024).
 """
@@ -58,8 +58,8 @@ class Scorer:
 
     Args:
         backend: `causal`, or `mlm` and `mntp` for masked models.
-        batch_tokens: maximum number of positions in a forward pass; a longer text is a batch
-            of its own.
+        batch_tokens: maximum number of positions in a forward pass; a longer text gets a
+            pass to itself.
         dtype: type of matrix products (autocast); None: the weights' type.
         progress: label of the progress bars; None: no bars.
 
@@ -82,6 +82,13 @@ class Scorer:
                 f" {len(self.tokenizer):,} entries"
             )
 
+    def check_mask_token(self) -> None:
+        """Raise `UserError` if masked models need a mask token that the tokenizer lacks."""
+        if self.backend != "causal" and self.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"backend={self.backend} needs a tokenizer with a mask token"
+            )
+
     def queries(self, items: list[Item]) -> list[list[Query]]:
         """Return the queries of each item: one, or for masked models one per scored token.
 
@@ -89,17 +96,10 @@ class Scorer:
             UserError: the tokenizer is not a fast one, or lacks the mask token that masked
                 models need.
         """
-        if not items:
-            return []
+        self.check_mask_token()
         if not self.tokenizer.is_fast:
             raise UserError(
-                "scoring needs a fast tokenizer (one that reports the characters of each"
-                " token)"
-            )
-        mask = self.tokenizer.mask_token_id
-        if self.backend != "causal" and mask is None:
-            raise UserError(
-                f"backend={self.backend} needs a tokenizer with a mask token"
+                "scoring needs a fast tokenizer, which reports the characters of each token"
             )
         encoded = self.tokenizer(
             [item.text for item in items],
@@ -108,12 +108,11 @@ class Scorer:
             return_token_type_ids=False,
             verbose=False,
         )
+        mask = self.tokenizer.mask_token_id
         # A token is predicted at its own position or at the one before it.
         shift = 0 if self.backend == "mlm" else 1
         queries = []
-        for item, ids, offsets in zip(
-            items, encoded["input_ids"], encoded["offset_mapping"]
-        ):
+        for item, ids, offsets in zip(items, encoded.input_ids, encoded.offset_mapping):
             ends = enumerate(end for _, end in offsets)
             scored = [i for i, end in ends if end > item.start and i >= shift]
             if self.backend == "causal":
@@ -130,29 +129,27 @@ class Scorer:
     def log_probabilities(self, queries: list[Query]) -> list[np.ndarray]:
         """Return the log-probabilities of each query's targets in nats, float64.
 
-        A query that exceeds the model's context gets NaN.
+        They are NaN for a query that exceeds the model's context.
 
         Raises:
-            UserError: the model gives NaN for another query, which the message names.
+            UserError: the model gives NaN for another query. The message contains its name.
         """
         model, causal = self.model, self.backend == "causal"
         max_length = num_positions(model) or math.inf
         sequences = wanted_of_sequences(queries, causal, max_length)
-        answers = np.full(sum(len(query.targets) for query in queries), np.nan)
+        ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
+        flat = np.full(ends[-1] if queries else 0, np.nan)
         with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
             network = Network(model)
             batches = network.batches(sequences, causal, self.batch_tokens)
             with autocast(model, self.dtype):
                 for batch in tqdm(batches, self.progress, disable=not self.progress):
-                    answers[batch.slots] = network.log_probabilities(batch)
-        of_queries, start = [], 0
-        for query in queries:
-            values = answers[start : start + len(query.targets)]
-            start += len(values)
+                    flat[batch.slots] = network.log_probabilities(batch)
+        answers = np.split(flat, ends)[:-1]
+        for query, values in zip(queries, answers):
             if len(query.ids) <= max_length and np.isnan(values).any():
                 raise UserError(f"the model gives NaN for {query.name!r}")
-            of_queries.append(values)
-        return of_queries
+        return answers
 
     def score(self, queries: list[list[Query]]) -> Scored:
         """Return the scores of N items from the queries of each.

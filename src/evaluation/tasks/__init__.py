@@ -1,6 +1,6 @@
-"""The challenge's tasks behind one interface.
+"""The challenge's tasks, which share one interface.
 
 `task` is the interface. `choice` (with `formats` for the rows of each task's files), `reading`,
-`aoa` and `glue` implement it. `catalogue` lists the tasks and reads those that are asked for,
+`aoa` and `glue` implement it. `catalogue` lists the tasks and loads the requested ones, and
 `rows` reads files.
 """

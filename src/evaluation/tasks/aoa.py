@@ -1,19 +1,19 @@
-"""Age of acquisition: whether a model learns words in the order in which children do.
+"""Age of acquisition: the agreement of a model with children in the order of learning words.
 
-A word's surprisal in its contexts over a run's checkpoints is its learning curve. A sigmoid is
-fitted to it, and another to the share of children who say the word at 16 to 30 months. A word's
-age is where its sigmoid passes a threshold. The score is the correlation of the two ages over
-the words (Chang & Bergen 2022; AoA_word/ and utils.py in babylm/evaluation-pipeline-2025 and,
-as of July 2026, babylm-org/babylm-eval).
+The learning curve of a word is its surprisal in its contexts over a run's checkpoints. A
+sigmoid is fitted to it, and another one to the share of children who say the word at 16 to 30
+months. A word's age is the point where its sigmoid passes a threshold. The score is the
+correlation of the two ages over the words (Chang & Bergen 2022; AoA_word/ and utils.py in
+babylm/evaluation-pipeline-2025 and, as of July 2026, babylm-org/babylm-eval).
 
 The two protocols differ in the model's curve. In 2025 every context of every checkpoint is a
-point, chance is log2 of 300,000 though surprisals are in nats, and the fit has no bounds. In
-2026 the mean of a checkpoint's contexts is a point, chance is the number of the word's tokens
+point, chance is log2 of 300,000 although surprisals are in nats, and the fit has no bounds. In
+2026 the mean over a checkpoint's contexts is a point, chance is the number of the word's tokens
 times the log of the vocabulary's size, the fit has bounds, and a correlation with p above 0.1
 counts as 0.
 
-The fit is scipy's `curve_fit`: where it ends, and whether it converges, decides which words
-count. Another optimizer would give another score.
+The fit is scipy's `curve_fit`. Its convergence decides which words count, so another optimizer
+would give another score.
 """
 
 import hashlib
@@ -40,17 +40,15 @@ from src.foundation import UserError, checksum_of_files
 LOGGER = logging.getLogger(__name__)
 AGES = np.arange(16, 31)  # months
 MIN_POINTS = 3  # points of a curve, and words of a correlation
-MAX_P = 0.1  # above it the score of 2026 is 0
+MAX_P = 0.1  # the score of 2026 is 0 if p is above it
 CHANCE_2025 = math.log2(300_000)
-CHILD_START = [1.0, 0.1, AGES.mean(), 0.0]
-CHILD_BOUNDS = ([0, 0, AGES[0], -0.5], [2.0, 1.0, AGES[-1], 0.5])
 
 
 class Surprisals(NamedTuple):
     """The answer of one checkpoint.
 
     Attributes:
-        nats: surprisal of each word in its context, NaN where too long [num_pairs].
+        nats: surprisal of each word in its context, NaN if the text is too long [num_pairs].
         chance: word -> its surprisal by chance, which depends on the tokenizer.
     """
 
@@ -63,7 +61,7 @@ class AgeOfAcquisition(Task):
     """The task of age of acquisition. An answer is the `Surprisals` of a checkpoint.
 
     Attributes:
-        pairs: (word, context, number of the context within the word).
+        pairs: (word, context, number of the context among those of the word).
         known: word -> share of children who say it at each of `AGES` [num_ages].
     """
 
@@ -79,9 +77,12 @@ class AgeOfAcquisition(Task):
 
         Args:
             common: other fields of `Task`.
+
+        Raises:
+            UserError: a file is missing or cannot be used.
         """
         contexts_file = existing(directory / "cdi_childes.json")
-        human_file = existing(directory / "cdi_human.csv")
+        human_file = directory / "cdi_human.csv"
         try:
             contexts = json.loads(contexts_file.read_text(encoding="utf-8"))
             pairs = [
@@ -114,21 +115,18 @@ class AgeOfAcquisition(Task):
 
     @property
     def items(self) -> list[Item]:
-        """The text of each pair, of which the word is scored."""
-        before = [context.strip() + " " for _, context, _ in self.pairs]
-        return [
-            Item(text + word.strip(), len(text))
-            for text, (word, _, _) in zip(before, self.pairs)
-        ]
+        """The text of each pair, of which only the word is scored."""
+        pairs = [(context.strip() + " ", word) for word, context, _ in self.pairs]
+        return [Item(context + word.strip(), len(context)) for context, word in pairs]
 
     def series(
         self, models: Sequence[Checkpoint]
     ) -> dict[Checkpoint, list[Checkpoint]]:
-        """Return, for each run, the model that gets the score -> its checkpoints by words seen.
+        """Return a dictionary: model that gets a run's score -> checkpoints by words seen.
 
-        The checkpoints are those of the run and those that are given. The score is the final
-        model's, or the last checkpoint's where the final model is not given. A run with too
-        few checkpoints is left out, or refused if the user named the task.
+        The checkpoints are the given ones and those in the run's directory. The score is
+        that of the final model, or of the last checkpoint if the final model is not given.
+        A run with too few checkpoints is left out, or refused if the user named the task.
         """
         series = {}
         for run in dict.fromkeys(model.model for model in models):
@@ -160,7 +158,11 @@ class AgeOfAcquisition(Task):
         table = np.stack([answer.content.nats for answer in answers])
         too_long = np.flatnonzero(np.isnan(table).any(axis=0))
         if self.protocol == 2026:
-            table = self._without_incomplete_words(table)
+            # If one of a word's contexts is too long for a checkpoint, the word has no mean
+            # there. The official reader would skip the null and average the other contexts.
+            words = np.array([word for word, _, _ in self.pairs])
+            incomplete = [np.isin(words, words[row]) for row in np.isnan(table)]
+            table = np.where(incomplete, np.nan, table)
         seen = [step.words_seen for step in steps]
         ages = self._ages(np.array(seen), table, answers[-1].content.chance)
         score, r, p = _correlation(np.array(list(ages.values())), self.protocol)
@@ -178,37 +180,26 @@ class AgeOfAcquisition(Task):
             },
         )
 
-    def _without_incomplete_words(self, table: np.ndarray) -> np.ndarray:
-        """Return the table [num_steps, num_pairs] with NaN for words that lack a context.
-
-        If one of a word's contexts is too long for a checkpoint, the word has no mean there.
-        The official reader skips single nulls, and would take the mean of the rest.
-        """
-        words = np.array([word for word, _, _ in self.pairs])
-        incomplete = [np.isin(words, words[row]) for row in np.isnan(table)]
-        return np.where(incomplete, np.nan, table)
-
     def _ages(
         self, seen: np.ndarray, table: np.ndarray, chance: Mapping[str, float]
     ) -> dict[str, tuple[float, float]]:
-        """Return (model's age, children's age) of the words that have both.
+        """Return a dictionary: word -> (model's age, children's age), if it has both.
 
         Args:
             seen: words that each checkpoint has seen [num_steps].
             table: surprisals [num_steps, num_pairs].
         """
-        columns: dict[str, list[int]] = {}
-        for index, (word, _, _) in enumerate(self.pairs):
-            columns.setdefault(word, []).append(index)
-        ages = {}
-        for word, chosen in columns.items():
+        words, ages = np.array([word for word, _, _ in self.pairs]), {}
+        for word in self.words:
             child = child_age(self.known[word]) if word in self.known else None
             if child is None:
                 continue
-            points, words = table[:, chosen].mean(axis=1), seen
+            points = table[:, words == word]
             if self.protocol == 2025:
-                points, words = table[:, chosen].ravel(), np.repeat(seen, len(chosen))
-            age = model_age(words, points, chance[word], self.protocol)
+                steps, curve = np.repeat(seen, points.shape[1]), points.ravel()
+            else:
+                steps, curve = seen, points.mean(axis=1)
+            age = model_age(steps, curve, chance[word], self.protocol)
             if age is not None:
                 ages[word] = (age, child)
         return ages
@@ -239,19 +230,21 @@ class AgeOfAcquisition(Task):
 
 
 def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """Return the model that gets the score of one run, and the run's checkpoints."""
+    """Return the model that gets a run's score, and the run's checkpoints by words seen.
+
+    Raises:
+        UserError: there are too few checkpoints, or one has seen an unknown number of words.
+    """
     final = [model for model in given if model.revision == "main"]
     steps = [step for model in final for step in model.checkpoints()]
     steps += [model for model in given if model.revision != "main"]
     steps = list({step.revision: step for step in steps}.values())
     if unknown := [step.origin for step in steps if step.words_seen is None]:
         names = ", ".join(unknown[:3])
-        raise UserError(f"the number of words seen is not known of {names}")
+        raise UserError(f"the number of words seen is unknown for {names}")
     if len(steps) < MIN_POINTS:
-        raise UserError(
-            f"it takes {MIN_POINTS} checkpoints of a run, {given[0].model} has"
-            f" {len(steps)}"
-        )
+        fault = f"{given[0].model} has {len(steps)}"
+        raise UserError(f"it takes {MIN_POINTS} checkpoints of a run, {fault}")
     steps.sort(key=lambda step: step.words_seen)
     return (final or steps)[0 if final else -1], steps
 
@@ -261,7 +254,7 @@ def chance_surprisals(
 ) -> dict[str, float]:
     """Return the surprisal of each word by chance: in nats, and in bits in 2025.
 
-    The tokens of a word are those that it adds to a fixed word before it.
+    The number of a word's tokens is the number that it adds to the text "The".
     """
     if protocol == 2025:
         return dict.fromkeys(words, CHANCE_2025)
@@ -281,14 +274,22 @@ def sigmoid(x: np.ndarray, a: float, b: float, c: float, d: float) -> np.ndarray
 def _crossing(
     x: np.ndarray, y: np.ndarray, threshold: float, least: float = 0, **fit
 ) -> float | None:
-    """Return where the sigmoid fitted to the points (x, y) [n] passes the threshold, if it does."""
+    """Return the x at which the sigmoid fitted to the points (x, y) [n] passes the threshold.
+
+    It is None if the fit fails or the sigmoid does not rise through the threshold.
+
+    Args:
+        least: exclusive minimum of the sigmoid's slope and height.
+        fit: other arguments of `curve_fit`.
+    """
     from scipy.optimize import OptimizeWarning, curve_fit
 
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", OptimizeWarning)
             (a, b, c, d), _ = curve_fit(sigmoid, x, y, **fit)
-    except (RuntimeError, ValueError, TypeError):  # no end; no start; too few points
+    except (RuntimeError, ValueError, TypeError):
+        # It does not converge, its start is out of bounds, or there are too few points.
         return None
     if b <= least or a <= least or threshold <= d or threshold >= a + d:
         return None
@@ -296,14 +297,17 @@ def _crossing(
 
 
 def child_age(shares: np.ndarray) -> float | None:
-    """Return the month at which half of the children say a word, from their shares at AGES."""
+    """Return the month at which half of the children say a word, or None.
+
+    Args:
+        shares: share of children who say it at each of `AGES`, NaN if unknown [num_ages].
+    """
     given = ~np.isnan(shares)
     if given.sum() < MIN_POINTS:
         return None
     ages = AGES[given]
-    lower, upper = CHILD_BOUNDS
-    bounds = ([*lower[:2], ages[0], lower[3]], [*upper[:2], ages[-1], upper[3]])
-    start = [*CHILD_START[:2], ages.mean(), CHILD_START[3]]
+    bounds = ([0, 0, ages[0], -0.5], [2.0, 1.0, ages[-1], 0.5])
+    start = [1.0, 0.1, ages.mean(), 0.0]
     age = _crossing(ages, shares[given], 0.5, p0=start, bounds=bounds, maxfev=1000)
     return age if age is not None and ages[0] <= age <= ages[-1] else None
 
@@ -313,9 +317,11 @@ def model_age(
 ) -> float | None:
     """Return log10 of the words seen when surprisal is halfway from chance to its minimum.
 
+    It is None if the curve has no such point.
+
     Args:
         num_words: words seen at each point, ascending [num_points].
-        surprisals: of the word at each point, NaN where unknown [num_points].
+        surprisals: surprisal of the word at each point, NaN if unknown [num_points].
         chance: surprisal of the word by chance.
     """
     given = ~np.isnan(surprisals)
@@ -329,19 +335,15 @@ def model_age(
     if protocol == 2026:
         lower = [0.0, 0.0, steps.min() - 1, low - 2 * size - 1]
         upper = [10 * size + 1, 100.0, steps.max() + 1, high + 1]
-        fit.update(bounds=(lower, upper), maxfev=20000)
-    threshold = -(chance - 0.5 * (chance + high))
-    least = 1e-6 if protocol == 2026 else 0
-    age = _crossing(steps, curve, threshold, least, **fit)
-    if age is None or age > math.log10(np.finfo(float).max):
-        return None
-    return age if seen[0] <= 10**age - 1 <= seen[-1] else None
+        fit = {**fit, "bounds": (lower, upper), "maxfev": 20000, "least": 1e-6}
+    age = _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
+    return age if age is not None and steps[0] <= age <= steps[-1] else None
 
 
 def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:
-    """Return score, Pearson's r and its p of pairs of ages [num_words, 2].
+    """Return the score, Pearson's r and its p for pairs of ages [num_words, 2].
 
-    The score is 0 where there are too few words.
+    With too few words, the score is 0 and the others are NaN.
     """
     from scipy.stats import pearsonr
 

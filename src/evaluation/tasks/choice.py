@@ -1,13 +1,14 @@
-"""A choice between texts: the most probable text is chosen, and should be the right one.
+"""Choices between texts: the most probable text is chosen, and one of the texts is right.
 
 The rules are those of the challenge's pipelines (babylm/evaluation-pipeline-2025, and for
 2026 babylm-org/babylm-eval as of July 2026). They differ in ties. In 2025 the first of the
-tied texts was chosen, which is mostly the right one. In 2026 the pipeline draws one at
-random. Here a tie in 2026 counts as wrong, so that a score depends on the model alone. The
-predictions then hold a wrong answer, so that the official scripts compute the same score.
+tied texts was chosen, which is usually the right one. In 2026 the pipeline draws one at
+random. Here a tie in 2026 counts as wrong, so that a score depends on the model alone. Its
+prediction is then a wrong answer, so that the official scripts compute the same score.
 """
 
-from collections import Counter, defaultdict
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,41 +53,43 @@ class Format:
 
     Attributes:
         fields: fields that a row must have, with their types.
-        read: (row, name of its file without ending, protocol) -> choice, or None for a row
-            that the protocol leaves out.
-        split_of: uid -> its split. Means are taken over the uids of a split first.
-        per_token: whether the mean log-probability of a token decides, not the sum.
+        read: function of a row, its file's name without ending (`stem`) and the protocol.
+            Returns the choice, or None for a row that the protocol leaves out.
+        has_splits: whether means are taken over the uids of a split first. Such a uid is
+            `<split>_<number>_ops`.
+        per_token: whether a text is judged by the mean log-probability of its tokens, not
+            by the sum.
         correlated: whether the score is Spearman's rho with `Choice.ratio`, not the share
             of right choices.
     """
 
     fields: Fields
     read: Callable[[Row, str, Protocol], Choice | None]
-    split_of: Callable[[str], str] | None = None
+    has_splits: bool = False
     per_token: bool = False
     correlated: bool = False
 
     def load(
-        self, directory: Path, folder: str, protocol: Protocol, **common: Any
+        self, directory: Path, folder: str, protocol: Protocol = 2026, **common: Any
     ) -> "ChoiceTask":
-        """Read the *.jsonl files of a directory, in order of their names.
+        """Read the *.jsonl files of a directory, in the order of their names.
 
         Args:
-            folder: official folder of the task, without that of the dataset.
+            folder: official folder of the task, without the dataset's own folder in it.
             common: other fields of `Task`.
+
+        Raises:
+            UserError: there is no file or no choice, or a row cannot be used.
         """
         choices = []
         files = sorted(directory.glob("*.jsonl"))
         if not files:
             raise UserError(f"no *.jsonl file in {directory}")
         for file in files:
-
-            def convert(row: Row, stem: str = file.stem) -> Choice | None:
-                return self.read(row, stem, protocol)
-
+            convert = functools.partial(self.read, stem=file.stem, protocol=protocol)
             choices += filter(None, read_rows(file, self.fields, convert))
         if not choices:
-            raise UserError(f"protocol {protocol} leaves nothing of {directory}")
+            raise UserError(f"protocol {protocol} leaves out all rows of {directory}")
         return ChoiceTask(
             format=self,
             choices=tuple(choices),
@@ -118,7 +121,7 @@ class ChoiceTask(Task):
         return [item for choice in self.choices for item in choice.items]
 
     def sample(self, num_items: int) -> "ChoiceTask":
-        """Return the task with choices at even distances, so that each part has its share."""
+        """Return the task with `num_items` choices at even distances, from all parts alike."""
         number = min(num_items, len(self.choices))
         indices = np.linspace(0, len(self.choices) - 1, number).round().astype(int)
         return replace(self, choices=tuple(self.choices[index] for index in indices))
@@ -132,36 +135,38 @@ class ChoiceTask(Task):
     def result(self, answers: Sequence[Answer]) -> Result:
         """Return the result of one model.
 
-        A choice with a text that is too long (NaN) is named and counts as wrong. A
+        A choice with a text that is too long (NaN) is reported and counts as wrong. A
         correlation leaves it out.
         """
-        (answer,) = answers
-        values = self._values(answer.content)
-        decisions = [decide(c, v, self.protocol) for c, v in zip(self.choices, values)]
+        predictions: dict = defaultdict(lambda: {"predictions": []})
+        too_long, right, shares, num_ties = [], [], [], 0
+        for choice, values in zip(self.choices, self._values(answers[0].content)):
+            index, tied = decide(choice, values, self.protocol)
+            rows = predictions[choice.uid]["predictions"]
+            # The official id is the uid and the number of the choice within it, from 0.
+            row = {"id": f"{choice.uid}_{len(rows)}"}
+            row["pred"] = _prediction(choice, index, self.protocol)
+            if self.format.correlated:
+                row["prob"] = _first_share(values)
+                shares.append(row["prob"])
+            rows.append(row)
+            right.append(index == choice.label)
+            num_ties += tied
+            if np.isnan(values).any():
+                too_long.append(row["id"])
         if self.format.correlated:
             subscores = {}
-            score = 100 * _human_correlation(self.choices, values)
+            score = 100 * _correlation(
+                shares, [choice.ratio for choice in self.choices]
+            )
         else:
-            right = [c.label == index for c, (index, _) in zip(self.choices, decisions)]
-            subscores = _shares(self.choices, right)
-            if self.format.split_of:
-                split = _split_means(subscores["UID"], self.format.split_of)
-                subscores["split"] = split
+            subscores = self._shares(right)
             score = fmean(subscores.get("split", subscores["UID"]).values())
-        ids = _ids(self.choices)
-        predictions: dict = defaultdict(lambda: {"predictions": []})
-        for choice, name, value, (index, _) in zip(
-            self.choices, ids, values, decisions
-        ):
-            row = {"id": name, "pred": _prediction(choice, index, self.protocol)}
-            if self.format.correlated:
-                row["prob"] = first_share(value)
-            predictions[choice.uid]["predictions"].append(row)
         return self.build_result(
             answers,
             score=score,
-            num_ties=sum(tied for _, tied in decisions),
-            too_long=tuple(i for i, v in zip(ids, values) if np.isnan(v).any()),
+            num_ties=num_ties,
+            too_long=tuple(too_long),
             subscores=subscores,
             files={
                 "predictions.json": dict(predictions),
@@ -172,25 +177,41 @@ class ChoiceTask(Task):
     def _values(self, scored: Scored) -> list[np.ndarray]:
         """Return the scores of each choice's texts, arrays [num_texts].
 
-        A text that stands twice in a choice gets the same score twice. Batching may give
-        the two scores that differ in the last bits.
+        If a choice has the same text twice, both get the same score. The model's two scores
+        may differ in the last bits, since they come from different batches.
         """
         values = np.array(scored.log_probability, np.float64)
         if self.format.per_token:
             values = values / np.maximum(1, scored.num_tokens)
         ends = np.cumsum([len(choice.items) for choice in self.choices])
-        of_choices = np.split(values, ends[:-1])
-        for choice, of_texts in zip(self.choices, of_choices):
-            if len(set(choice.items)) < len(choice.items):
-                first = [choice.items.index(item) for item in choice.items]
-                of_texts[:] = of_texts[first]
-        return of_choices
+        return [
+            of_texts[[choice.items.index(item) for item in choice.items]]
+            for choice, of_texts in zip(self.choices, np.split(values, ends[:-1]))
+        ]
+
+    def _shares(self, right: Sequence[bool]) -> dict[str, dict[str, float]]:
+        """Return the percentage of right choices for each uid ("UID"), tag and split.
+
+        Args:
+            right: whether each choice is right [num_choices].
+        """
+        groups: dict = defaultdict(lambda: defaultdict(list))
+        for choice, is_right in zip(self.choices, right):
+            for group, name in {"UID": choice.uid, **choice.tags}.items():
+                groups[group][name].append(100 * is_right)
+        if self.format.has_splits:
+            for uid, values in groups["UID"].items():
+                groups["split"][uid.rsplit("_", 2)[0]].append(fmean(values))
+        return {
+            group: {name: fmean(values) for name, values in members.items()}
+            for group, members in groups.items()
+        }
 
 
 def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int, bool]:
     """Return the index of the chosen text, and whether texts are tied for the highest value.
 
-    Of tied texts the first is chosen in 2025, the first wrong one in 2026. Where a text is
+    Of tied texts the first one is chosen in 2025, the first wrong one in 2026. If a text is
     too long to be scored (NaN), the first wrong one is chosen.
 
     Args:
@@ -209,81 +230,41 @@ def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int,
 def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
     """Return the name of the chosen text in the predictions.
 
-    The official scripts compare texts to find out whether an answer is right. Seven pairs of
-    BLiMP have the same text twice, such as "Douglas's senator was left by Susan.". They are
-    tied, so they are wrong in 2026, and the empty text stands for a wrong answer.
+    The official scripts compare it with the right text. Seven pairs of BLiMP have the same
+    text twice, such as "Douglas's senator was left by Susan.". They are ties, which are wrong
+    in 2026, so the prediction is the empty text.
     """
     answer, right = choice.answers[index], choice.answers[choice.label]
     is_wrong = index != choice.label and protocol == 2026
     return "" if is_wrong and answer.strip() == right.strip() else answer
 
 
-def _ids(choices: Sequence[Choice]) -> list[str]:
-    """Return the official ids: the uid and the number of the choice within it, from 0."""
-    uses: Counter = Counter()
-    ids = []
-    for choice in choices:
-        ids.append(f"{choice.uid}_{uses[choice.uid]}")
-        uses[choice.uid] += 1
-    return ids
-
-
-def _shares(
-    choices: Sequence[Choice], right: Sequence[bool]
-) -> dict[str, dict[str, float]]:
-    """Return the percentage of right choices for each uid ("UID") and each tag."""
-    groups: dict = defaultdict(lambda: defaultdict(list))
-    for choice, is_right in zip(choices, right):
-        for group, name in {"UID": choice.uid, **choice.tags}.items():
-            groups[group][name].append(is_right)
-    return {
-        group: {name: 100 * sum(own) / len(own) for name, own in members.items()}
-        for group, members in groups.items()
-    }
-
-
-def _split_means(
-    shares: Mapping[str, float], split_of: Callable[[str], str]
-) -> dict[str, float]:
-    splits: dict[str, list[float]] = defaultdict(list)
-    for uid, share in shares.items():
-        splits[split_of(uid)].append(share)
-    return {name: fmean(values) for name, values in splits.items()}
-
-
-def first_share(values: np.ndarray) -> float:
+def _first_share(values: np.ndarray) -> float:
     """Return the first text's share of the probability of all texts [num_texts]."""
     shifted = np.exp(values - values.max())
     return float(shifted[0] / shifted.sum())
 
 
-def _human_correlation(
-    choices: Sequence[Choice], values: Sequence[np.ndarray]
-) -> float:
-    """Return Spearman's rho of the first text's shares, by the model and by people.
+def _correlation(shares: Sequence[float], ratios: Sequence[float]) -> float:
+    """Return Spearman's rho of the first text's shares by the model and by people.
 
-    NaN where one of the two is constant.
+    It is NaN if one of the two is constant. Choices with a share of NaN are left out.
     """
     from scipy.stats import spearmanr
 
-    shares = np.array([first_share(value) for value in values])
-    ratios = np.array([choice.ratio for choice in choices])
     known = ~np.isnan(shares)
-    shares, ratios = shares[known], ratios[known]
+    shares, ratios = np.array(shares)[known], np.array(ratios)[known]
     if len(set(shares)) < 2 or len(set(ratios)) < 2:
         return np.nan
     return float(spearmanr(shares, ratios).statistic)
 
 
 def _report(score: float, subscores: Mapping[str, Mapping[str, float]]) -> str:
-    """Return best_temperature_report.txt. A correlation, without subscores, is not × 100."""
-    metric, average, groups = "ACCURACY", score, subscores
-    if not subscores:
-        metric, average = "SPEARMAN'S RHO", score / 100
-        groups = {"UID": {"avg": average}}
-    lines = ["TEMPERATURE: 1.00", ""]
-    for group, members in groups.items():
-        lines.append(f"### {group.upper()} {metric}")
+    """Return best_temperature_report.txt, in which a correlation is not multiplied by 100."""
+    metric = "ACCURACY" if subscores else "SPEARMAN'S RHO"
+    average = score if subscores else score / 100
+    lines = ["TEMPERATURE: 1.00"]
+    for group, members in (subscores or {"UID": {"avg": average}}).items():
+        lines += ["", f"### {group.upper()} {metric}"]
         lines += [f"{name}: {value:.2f}" for name, value in members.items()]
-        lines.append("")
-    return "\n".join([*lines, f"### AVERAGE {metric}", f"{average:.2f}", "", ""])
+    return "\n".join([*lines, "", f"### AVERAGE {metric}", f"{average:.2f}", "", ""])

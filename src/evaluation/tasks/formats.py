@@ -1,11 +1,11 @@
-"""The formats of the tasks' files: functions that turn a row into a choice between texts.
+"""The row formats of the tasks' files: functions that turn a row into a choice between texts.
 
-The scored part of a text begins where it begins in the official pipelines: a leading space
-belongs to EWoK's targets and PIQA's solutions, but not to COMPS' phrases. This matters to
-tokenizers that cut it off.
+The scored part of a text begins at the same character as in the official pipelines: EWoK's
+targets and PIQA's solutions include the leading space, COMPS' phrases do not. This matters for
+tokenizers that make a leading space a token of its own.
 """
 
-from collections.abc import Callable
+import functools
 
 from src.evaluation.scoring.scorer import Item
 from src.evaluation.tasks.choice import Choice, Format, Row
@@ -14,9 +14,9 @@ from src.foundation import UserError
 
 
 def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read a row of BLiMP, or of another task in its format.
+    """Read a row of BLiMP, or of another task in BLiMP's format.
 
-    A row without a `field` belongs to the part that its file is.
+    The part of a row without a `field` is named after its file.
     """
     texts = (row["sentence_good"], row["sentence_bad"])
     items = tuple(map(Item, texts))
@@ -28,13 +28,13 @@ def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read a question: which target fits the context (2025), or the reverse (2026)."""
+    """Read a question: 2025 compares two targets in a context, 2026 two contexts of a target."""
     contexts, targets = [row["Context1"]] * 2, [row["Target1"], row["Target2"]]
     if protocol == 2026:
         contexts, targets = [row["Context1"], row["Context2"]], [row["Target1"]] * 2
     texts = tuple(f"{c} {t}" for c, t in zip(contexts, targets))
     items = tuple(Item(text, len(c)) for text, c in zip(texts, contexts))
-    # The targets are the same in 2026: its predictions are whole texts.
+    # In 2026 both targets are the same, so the predictions are whole texts.
     answers = texts if protocol == 2026 else tuple(f" {target}" for target in targets)
     tags = {
         "context_type": str(row["ContextType"]),
@@ -55,82 +55,49 @@ def entity_tracking(row: Row, stem: str, protocol: Protocol) -> Choice | None:
     return Choice(f"{stem}_{row['numops']}_ops", items, options)
 
 
-COMPS_PARTS = {
-    "comps_base": "base",
-    "comps_wugs": "wugs",
-    "comps_wugs_dist-before": "wugs_dist_before",
-    "comps_wugs_dist-in-between": "wugs_dist_in_between",
-}
-
-
 def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read a question: for which concept is the property more probable."""
+    """Read two concepts, of which the first one has the property."""
     prefixes = (row["prefix_acceptable"], row["prefix_unacceptable"])
     texts = tuple(f"{prefix} {row['property_phrase']}" for prefix in prefixes)
     items = tuple(Item(t, len(prefix) + 1) for t, prefix in zip(texts, prefixes))
-    return Choice(COMPS_PARTS.get(stem, stem), items, texts)
+    # comps_wugs_dist-before.jsonl holds the part wugs_dist_before.
+    return Choice(stem.removeprefix("comps_").replace("-", "_"), items, texts)
 
 
 def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read two or four solutions. Every row is a part of its own, named `example_id`."""
-    answers = []
-    while f"solution{len(answers)}" in row:
-        answers.append(f" {row[f'solution{len(answers)}']}")
+    """Read two to four solutions. Every row is a part of its own, named `example_id`."""
+    prompt, keys = row["prompt"], [f"solution{number}" for number in range(4)]
+    answers = tuple(f" {row[key]}" for key in keys if key in row)
     if not 0 <= row["label"] < len(answers):
         raise UserError(
             f"label must be one of the {len(answers)} solutions, got {row['label']}"
         )
-    prompt = row["prompt"]
     items = tuple(Item(prompt + answer, len(prompt)) for answer in answers)
-    return Choice(str(row["example_id"]), items, tuple(answers), row["label"])
+    return Choice(str(row["example_id"]), items, answers, row["label"])
 
 
-def wug(uid: str) -> Callable[[Row, str, Protocol], Choice]:
-    """Return a reader of invented words in several forms, for which people were asked."""
-
-    def read(row: Row, stem: str, protocol: Protocol) -> Choice:
-        texts = tuple(row["sentences"].split("\t"))
-        if len(texts) < 2:
-            raise UserError(f"sentences must hold a tab, got {texts[0]!r}")
-        return Choice(uid, tuple(map(Item, texts)), texts, ratio=float(row["ratio"]))
-
-    return read
-
-
-def entity_split(uid: str) -> str:
-    """Return the split of a part, without its number of operations (0 to 5)."""
-    return uid.rsplit("_", 2)[0]
+def wug(uid: str, row: Row, stem: str, protocol: Protocol) -> Choice:
+    """Read the forms of an invented word, and the share of people who prefer the first one."""
+    texts = tuple(row["sentences"].split("\t"))
+    if len(texts) < 2:
+        raise UserError(f"sentences must hold a tab, got {texts[0]!r}")
+    return Choice(uid, tuple(map(Item, texts)), texts, ratio=float(row["ratio"]))
 
 
 PAIRS = Format({"sentence_good": str, "sentence_bad": str}, minimal_pair)
-EWOK_FIELDS = "Context1 Context2 Target1 Target2 Domain".split()
-EWOK = Format(
-    {
-        **dict.fromkeys(EWOK_FIELDS, str),
-        **dict.fromkeys(("ContextType", "ContextDiff", "TargetDiff"), object),
-    },
-    ewok,
-)
-ENTITY_TRACKING = Format(
-    {"input_prefix": str, "options": list, "numops": int},
-    entity_tracking,
-    split_of=entity_split,
-)
+EWOK_FIELDS = {
+    **dict.fromkeys("Context1 Context2 Target1 Target2 Domain".split(), str),
+    **dict.fromkeys("ContextType ContextDiff TargetDiff".split(), object),
+}
+EWOK = Format(EWOK_FIELDS, ewok)
+BOX_FIELDS = {"input_prefix": str, "options": list, "numops": int}
+ENTITY_TRACKING = Format(BOX_FIELDS, entity_tracking, has_splits=True)
 COMPS = Format(
     dict.fromkeys(("prefix_acceptable", "prefix_unacceptable", "property_phrase"), str),
     comps,
 )
-GLOBAL_PIQA = Format(
-    {
-        "prompt": str,
-        "solution0": str,
-        "solution1": str,
-        "label": int,
-        "example_id": object,
-    },
-    global_piqa,
-    per_token=True,
-)
+PIQA_FIELDS = dict(prompt=str, solution0=str, solution1=str, label=int)
+GLOBAL_PIQA = Format({**PIQA_FIELDS, "example_id": object}, global_piqa, per_token=True)
 WUG_FIELDS = {"sentences": str, "ratio": (int, float)}
-WUG_ADJECTIVES = Format(WUG_FIELDS, wug("wug_adj"), correlated=True)
-WUG_PAST_TENSE = Format(WUG_FIELDS, wug("wug_past"), correlated=True)
+WUG_ADJECTIVES = Format(WUG_FIELDS, functools.partial(wug, "wug_adj"), correlated=True)
+WUG_PAST_TENSE = Format(WUG_FIELDS, functools.partial(wug, "wug_past"), correlated=True)

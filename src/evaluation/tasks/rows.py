@@ -1,4 +1,4 @@
-"""Files of a task: folders, JSON lines and tables, with errors that name file and line."""
+"""Reading a task's files: folders, JSON lines and tables. Errors name the file and the line."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +19,8 @@ def find_folder(root: Path, name: str) -> Path | None:
     """Return the folder called `name` at any depth below `root`, or None.
 
     Raises:
-        UserError: there are two, as when an archive was unpacked into its own folder. Both
-            would be scored, or the older copy instead of the newer.
+        UserError: there are two, for example because an archive was unpacked into its own
+            folder. Both copies would be scored, or the older one instead of the newer.
     """
     folders = sorted(path for path in root.rglob(name) if path.is_dir())
     if len(folders) > 1:
@@ -32,17 +32,17 @@ def find_folder(root: Path, name: str) -> Path | None:
 def read_rows(
     file: Path, fields: Fields, convert: Callable[[dict[str, Any]], T]
 ) -> list[T]:
-    """Return what `convert` makes of each row of a file of JSON lines.
+    """Return the rows of a file of JSON lines, each one converted by `convert`.
 
     Raises:
-        UserError: the file is empty; a line is no JSON object, lacks one of `fields`, has a
-            field of another type, or `convert` refuses it.
+        UserError: the file is empty, or a line is not a JSON object, lacks one of `fields`,
+            has a field of another type, or is refused by `convert`.
     """
-    content = file.read_bytes().removesuffix(b"\n")
+    content = existing(file).read_bytes().removesuffix(b"\n")
     if not content.strip():
         raise UserError(f"{file} is empty")
     rows = []
-    # `splitlines` would also split at U+2028 and others, which a text may hold.
+    # `splitlines` would also split at U+2028 and similar characters, which a text may hold.
     for number, line in enumerate(content.split(b"\n"), start=1):
         with naming(f"{file}, line {number}"):
             rows.append(convert(_parse(line, fields)))
@@ -52,7 +52,7 @@ def read_rows(
 def _parse(line: bytes, fields: Fields) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # of JSON, or of its UTF-8
+    except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"no JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"must be a JSON object, got {type(row).__name__}")
@@ -67,18 +67,21 @@ def _parse(line: bytes, fields: Fields) -> dict[str, Any]:
 def read_table(
     file: Path, texts: Iterable[str], numbers: Iterable[str]
 ) -> "pd.DataFrame":
-    """Return columns of a CSV file, texts as str and numbers as float64.
+    """Return columns of a CSV file: `texts` as str, `numbers` as float64.
 
-    The file is read with the defaults of pandas, which are part of the challenge's protocol:
-    the text "None", for example, is a missing value, NaN.
+    The file is read with the defaults of pandas, which are part of the challenge's protocol.
+    The text "None", for example, is read as a missing value, NaN.
 
     Raises:
-        UserError: the file has no rows, lacks a column, or has a number that is none.
+        UserError: the file is missing, has no rows, lacks a column, or has another text in a
+            column of numbers.
     """
     import pandas as pd
 
     try:
-        table = pd.read_csv(file, index_col=False, dtype=dict.fromkeys(texts, str))
+        table = pd.read_csv(
+            existing(file), index_col=False, dtype=dict.fromkeys(texts, str)
+        )
     except ValueError as error:
         raise UserError(f"{file}: {first_line(error)}") from error
     if lacking := {*texts, *numbers} - set(table.columns):
@@ -86,15 +89,23 @@ def read_table(
     if table.empty:
         raise UserError(f"{file} is empty")
     for name in numbers:
-        try:
-            table[name] = table[name].astype(float)
-        except ValueError as error:
-            raise UserError(f"{file}, column {name}: {first_line(error)}") from error
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        refused = table[name][values.isna() & table[name].notna()]
+        if len(refused):
+            raise UserError(
+                f"{file}, row {refused.index[0] + 1} below the header, column {name}:"
+                f" must be a number, got {refused.iloc[0]!r}"
+            )
+        table[name] = values
     return table[[*texts, *numbers]]
 
 
 def existing(file: Path) -> Path:
-    """Return a path after checking that the file exists."""
+    """Return the path `file`.
+
+    Raises:
+        UserError: the file does not exist.
+    """
     if not file.exists():
         raise UserError(f"no {file.name} in {file.parent}")
     return file

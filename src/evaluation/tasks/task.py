@@ -1,7 +1,7 @@
 """The interface that all tasks share.
 
-The evaluator and the training know tasks by these methods alone. A new kind of task is a
-subclass here and an entry in `catalogue.TASKS`.
+The evaluator and the training use these methods only. A new kind of task is a subclass of
+`Task` and an entry in `catalogue.TASKS`.
 """
 
 import abc
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """A task with its data: it asks models, and turns their answers into a result.
+    """A task with its data, which asks models and turns their answers into a result.
 
         prepared = task.prepare(scorer)
         answer = Answer(task.ask(scorer, prepared))
@@ -49,7 +49,7 @@ class Task(abc.ABC):
 
     Attributes:
         name: the name of its score, such as `blimp_fast`.
-        folder: place of its files among the official results.
+        folder: folder of its files among the official results.
         protocol: year of the challenge's rules.
         data_checksum: SHA-256 of its data.
         bf16: whether matrix products are in bfloat16.
@@ -57,7 +57,7 @@ class Task(abc.ABC):
         is_named: whether the user named the task, rather than `full` or `fast`.
         takes: `model`: a score takes one model as it is. `series`: a score takes several
             checkpoints of a run. `training`: the task trains a copy of the model.
-        mean: the mean that the score is part of, if any.
+        mean: the mean that the score is a part of, if any.
     """
 
     name: str
@@ -73,21 +73,21 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def num_items(self) -> int:
-        """Number of items that a model is asked."""
+        """The number of items that a model is asked."""
 
     @property
     def parts(self) -> Sequence[str]:
-        """Names of the parts that have scores of their own."""
+        """The names of the parts that have scores of their own."""
         return ()
 
     def sample(self, num_items: int) -> "Task":
-        """Return the task with `num_items` of its items, where its score allows that."""
+        """Return the task with `num_items` of its items, if its score can be sampled."""
         return self
 
     def series(
         self, models: Sequence[Checkpoint]
     ) -> Mapping[Checkpoint, Sequence[Checkpoint]]:
-        """Return the models that get a score, each with the models that are asked for it.
+        """Return a dictionary: model that gets a score -> the models that are asked for it.
 
         Raises:
             UserError: the task takes several models and has too few.
@@ -95,20 +95,20 @@ class Task(abc.ABC):
         return {model: [model] for model in models}
 
     def checksum(self, asked: Sequence[Optional[Checkpoint]]) -> str:
-        """Return the checksum of all that the score depends on besides the scored model."""
+        """Return the checksum of everything that the score depends on besides its model."""
         return self.data_checksum
 
     @abc.abstractmethod
     def prepare(self, scorer: Scorer) -> Any:
-        """Return what can be prepared without the weights.
+        """Return everything that can be computed without the weights, such as token ids.
 
-        It may depend on the scorer's tokenizer, backend and number of positions. It serves
-        all models that share these.
+        It may depend on the scorer's tokenizer, backend and number of positions. It is
+        reused for all models that share these.
         """
 
     @abc.abstractmethod
     def ask(self, scorer: Scorer, prepared: Any) -> Any:
-        """Return the model's answer, an `Answer.content`. The model is left as it was.
+        """Return the model's answer, an `Answer.content`. The model is not changed.
 
         Raises:
             UserError: the model gives NaN, or the task cannot be asked of it.
@@ -116,7 +116,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def result(self, answers: Sequence[Answer]) -> Result:
-        """Return the result: from one answer, or from those of a series in its order."""
+        """Return the result of one answer, or of the answers of a series in its order."""
 
     def build_result(self, answers: Sequence[Answer], **measured: Any) -> Result:
         """Return a result with the fields that follow from the task and the answers."""

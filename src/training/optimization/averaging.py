@@ -1,4 +1,4 @@
-"""The average of a run's weights, which is often better than any of them."""
+"""The average of a run's weights, which often scores better than any of them."""
 
 from pathlib import Path
 
@@ -11,46 +11,41 @@ FILE = "average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Average of the weights, updated after every step and kept with the checkpoints.
+    """An average of the weights, updated after every step and saved with each checkpoint.
 
     Args:
         kind: `tail`, stochastic weight averaging (SWA, Izmailov et al. 2018) over the last
-            steps of the run; `ema`, an exponential average over all of it, with decay
-            1 - 2 / (N + 1).
-        steps: of the tail, or N.
-        num_steps: of the run.
+            steps of the run; or `ema`, an exponential moving average over the whole run, with
+            decay 1 - 2 / (N + 1).
+        steps: number of steps in the tail, or N.
+        num_steps: number of steps in the run.
     """
 
     def __init__(self, model: PreTrainedModel, kind: str, steps: int, num_steps: int):
         self.kind, self.steps = kind, steps
-        self.weights = {
-            name: p for name, p in model.named_parameters() if p.requires_grad
-        }
+        named = model.named_parameters()
+        self.weights = {name: p for name, p in named if p.requires_grad}
         self.average: dict[str, torch.Tensor] = {}
-        self.first = num_steps - self.steps + 1 if kind == "tail" else 1
-        self._update = (
-            get_swa_multi_avg_fn()
-            if kind == "tail"
-            else get_ema_multi_avg_fn(1 - 2 / (self.steps + 1))
-        )
+        if kind == "tail":
+            self.first, self._update = num_steps - steps + 1, get_swa_multi_avg_fn()
+        else:
+            self.first, self._update = 1, get_ema_multi_avg_fn(1 - 2 / (steps + 1))
 
     def on_step_end(self, args, state, control, **kwargs):
-        number = state.global_step - self.first  # of weights that are in the average
-        if number < 0:
-            return
-        if number == 0:
+        num_averaged = state.global_step - self.first
+        if num_averaged == 0:
             self.average = {n: p.detach().clone() for n, p in self.weights.items()}
-            return
-        pairs = [(self.average[n], p.detach()) for n, p in self.weights.items()]
-        self._update(*map(list, zip(*pairs)), number)
+        elif num_averaged > 0:
+            pairs = [(self.average[n], p.detach()) for n, p in self.weights.items()]
+            self._update(*map(list, zip(*pairs)), num_averaged)
 
     def save(self, checkpoint: Path) -> None:
-        """Save the average beside the weights of a checkpoint."""
+        """Save the average, if it has begun, beside the weights of a checkpoint."""
         if self.average:
             save_file(self.average, str(checkpoint / FILE))
 
     def load(self, checkpoint: Path) -> None:
-        """Load the average as it was at a checkpoint."""
+        """Load the average of a checkpoint, if it had begun."""
         if (checkpoint / FILE).is_file():
             device = str(next(iter(self.weights.values())).device)
             self.average = load_file(str(checkpoint / FILE), device=device)

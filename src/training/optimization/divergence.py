@@ -1,23 +1,26 @@
-"""Detection of a loss that is not finite any more, or that only gets worse.
+"""Detection of a loss that is not finite, or that has grown far beyond its beginning.
 
-The losses of steps stay on the device until a log, an evaluation or a checkpoint waits for it
-anyway: reading each would cost more than a run ever loses by being stopped late.
+The losses of single steps stay on the device until a log, an evaluation or a checkpoint waits
+for the device anyway. Reading each of them at once would cost more time than a run loses by
+stopping a few steps late.
 """
 
 import math
 from typing import Optional
 
 import torch
+from accelerate.utils import reduce
 
 
 class DivergenceCheck:
-    """The losses since the last look, and the first mean that was logged.
-
-    Every checkpoint keeps that mean: a continued run must not take for its beginning what it
-    was stopped for.
+    """The losses since the last check, and the first mean loss that was logged.
 
     Args:
-        uniform_loss: nats per token of a model that has not learnt anything.
+        uniform_loss: loss of a uniform prediction, in nats per token.
+
+    Attributes:
+        first_mean: the first mean loss. Every checkpoint keeps it: otherwise a continued run
+            would take the loss for which it was stopped as its beginning.
     """
 
     def __init__(self, uniform_loss: float):
@@ -26,25 +29,23 @@ class DivergenceCheck:
         self.first_mean: Optional[float] = None
 
     def add(self, step: int, loss: torch.Tensor) -> None:
-        """Add a micro-batch's part of the loss of a step, which counts from 0."""
+        """Add a micro-batch's share of the loss of a step. Steps count from 0."""
         self._losses.append((step, loss))
 
     def first_not_finite(self) -> Optional[tuple[int, float]]:
-        """Return (step, loss) of the first loss since the last look that is not finite.
+        """Return the first (step, loss) since the last check whose loss is not finite.
 
-        Where a step has several micro-batches, the loss is one micro-batch's part.
+        The loss is that of one micro-batch.
         """
         if not self._losses:
             return None
-        steps = [step for step, _ in self._losses]
-        losses = torch.stack([loss for _, loss in self._losses])
+        steps, losses = zip(*self._losses)
         self._losses = []
-        if torch.distributed.is_initialized():  # all processes must stop, at one step
-            torch.distributed.all_reduce(losses)
-        pairs = zip(steps, losses.tolist())
+        # Summed over processes, since all of them must stop at the same step.
+        pairs = zip(steps, reduce(torch.stack(losses), "sum").tolist())
         return next((pair for pair in pairs if not math.isfinite(pair[1])), None)
 
     def diverges(self, loss: float) -> bool:
-        """Return whether a mean loss is not finite, or far beyond the first mean."""
+        """Return whether a mean loss is not finite, or far above the first mean loss."""
         self.first_mean = loss if self.first_mean is None else self.first_mean
         return not loss <= max(self._limit, self.first_mean)

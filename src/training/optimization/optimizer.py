@@ -1,10 +1,9 @@
-"""Muon for the matrices inside the layers, AdamW for everything else: one optimizer.
+"""One optimizer of two: Muon for the matrices inside the layers, AdamW for other weights.
 
 Muon (Jordan et al. 2024) makes the momentum of a matrix nearly orthogonal before it is
 subtracted. With the factor of Liu et al. (2025, "Muon is scalable for LLM training"),
-0.2 · sqrt(larger side), its updates are as large as AdamW's, so that both share one
-learning rate and weight decay; and it does not matter whether a layer stores its matrix
-transposed, as GPT-2 does.
+0.2 · sqrt(larger side), its updates are as large as AdamW's. So both share one learning rate
+and weight decay, and layers may store their matrices transposed, as GPT-2 does.
 """
 
 from typing import Any
@@ -20,26 +19,25 @@ from src.foundation import UserError
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon and AdamW as one optimizer.
 
-    They work on its groups and its state, so that schedules, gradient scalers and checkpoints
-    see an optimizer like any other.
+    Both parts work on the parameter groups and the state of this optimizer, so schedules,
+    gradient scalers and checkpoints need not know about them.
 
     Args:
-        matrices: groups of parameters [rows, columns], for Muon.
-        others: groups of parameters of any shape, for AdamW.
-        kwargs: AdamW's; its learning rate and weight decay are Muon's too.
+        matrices: parameter groups for Muon; their parameters are [rows, columns].
+        others: parameter groups for AdamW; their parameters have any shape.
+        kwargs: AdamW's arguments; Muon has the same learning rate.
     """
 
     def __init__(self, matrices: list[dict], others: list[dict], **kwargs: Any):
-        shared = {"lr": kwargs["lr"]}
         self.parts = [
-            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **shared),
+            torch.optim.Muon(matrices, kwargs["lr"], adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, **kwargs),
         ]
         super().__init__([*matrices, *others], {})
         self._share()
 
     def _share(self) -> None:
-        """Give the two parts this optimizer's groups and state."""
+        """Give this optimizer's groups and state to the two parts."""
         first, second = self.parts
         number = len(first.param_groups)
         first.param_groups = self.param_groups[:number]
@@ -47,16 +45,14 @@ class MuonAdamW(torch.optim.Optimizer):
         first.state = second.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load groups and state, which are replaced, and share them again."""
+        """Load new groups and a new state, and share them again."""
         super().load_state_dict(state_dict)
         self._share()
 
-    def step(self, closure: Any = None) -> Any:
-        """Take a step of both parts."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self, closure: None = None) -> None:
+        """Take a step with both parts. The Trainer never gives a closure."""
         for part in self.parts:
             part.step()
-        return loss
 
 
 def muon_with_adamw(
@@ -65,8 +61,8 @@ def muon_with_adamw(
     """Build the optimizer of `training.optimizer=muon`.
 
     Args:
-        decayed: names of AdamW's parameters that decay; Muon's all do.
-        adamw: AdamW's arguments, `lr` and `weight_decay` among them.
+        decayed: names of the parameters with weight decay; Muon's have it in any case.
+        adamw: AdamW's arguments, including `lr` and `weight_decay`.
     """
     matrices, rest = matrices_inside(model)
     decay = adamw["weight_decay"]
@@ -82,33 +78,31 @@ def muon_with_adamw(
 def matrices_inside(
     model: PreTrainedModel,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the matrices inside the layers by name, and all other parameters.
+    """Return the matrices inside the layers, and all other parameters, by name.
 
-    The others are the embeddings, the head and the vectors.
+    The other parameters are the embeddings, the vocabulary layer and the vectors.
     """
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    head = model.get_output_embeddings()
-    outside = {id(p) for p in tables} | ({id(head.weight)} if head else set())
+    outside = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    if head := model.get_output_embeddings():
+        outside.append(head.weight)
+    ids = {id(parameter) for parameter in outside}
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    inside = {n: p for n, p in named.items() if p.ndim > 1 and id(p) not in outside}
+    inside = {n: p for n, p in named.items() if p.ndim > 1 and id(p) not in ids}
     return inside, {n: p for n, p in named.items() if n not in inside}
 
 
 def check_optimizer(training: TrainingArguments, config: PretrainedConfig) -> None:
-    """Raise `UserError` if this torch has no Muon, or Muon does not fit the architecture."""
+    """Raise `UserError` if torch has no Muon, or Muon does not fit the architecture."""
     if training.optimizer != "muon":
         return
     key = "training.optimizer=muon"
     if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"{key} needs torch 2.9 or newer, this is {torch.__version__}")
+        raise UserError(f"{key} needs torch 2.9 or newer, got {torch.__version__}")
     with torch.device("meta"):  # shapes without weights
         model = AutoModelForCausalLM.from_config(config)
-    matrices, _ = matrices_inside(model)
-    for name, parameter in matrices.items():
+    for name, parameter in matrices_inside(model)[0].items():
         if parameter.ndim != 2:
             raise UserError(
                 f"{key} is for matrices, but {name} of {config.model_type} has"
                 f" {parameter.ndim} dimensions, {list(parameter.shape)}: use adamw"
             )
-    if not matrices:
-        raise UserError(f"{key}: {config.model_type} has no matrix in its layers")

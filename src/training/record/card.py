@@ -1,13 +1,13 @@
-"""The README.md beside a trained model: what it is, and how it came about."""
+"""The model card: the README.md beside a trained model."""
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 CARD = """\
 ---
-{{{{ card_data }}}}
+{metadata}
 ---
 
 # {title}
@@ -34,13 +34,18 @@ helpful or harmless.
 
 
 def write(directory: Path, facts: dict[str, Any], scores: dict[str, float]) -> None:
-    """Write README.md into `directory` from the `facts` that `CARD` names."""
+    """Write README.md into `directory`.
+
+    Args:
+        facts: values for the placeholders of `CARD`, by name.
+        scores: rows of the table: name -> score.
+    """
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in scores.items())
-    data = ModelCardData(
+    metadata = ModelCardData(
         language="en",
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["babylm", facts["model_type"]],
     )
-    text = CARD.format(**facts, scores=rows).replace("{{ card_data }}", data.to_yaml())
-    ModelCard(text).save(Path(directory) / "README.md")
+    text = CARD.format_map({**facts, "metadata": metadata, "scores": rows})
+    (directory / "README.md").write_text(text, encoding="utf-8")

@@ -1,19 +1,19 @@
 """Checkpoints that are known to be complete.
 
-The Trainer writes a checkpoint file by file. When all files are there, a manifest with their
-checksums is put beside them in one step. A checkpoint without a manifest was never finished,
-and one that does not agree with its manifest is damaged. Older checkpoints are deleted only
-after that, so that a kill at any moment costs at most the steps since the last checkpoint.
+The Trainer writes a checkpoint file by file. After the last file, a manifest with the
+checksums of all files is written in one step. A checkpoint without a manifest was never
+finished, and one that does not match its manifest is damaged. Older checkpoints are deleted
+only after the manifest is written. So a kill at any moment costs at most the steps since the
+last checkpoint.
 """
 
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import Optional
 
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from src.foundation import sha256, write_atomically
 
@@ -21,19 +21,13 @@ MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the number of optimizer steps behind `checkpoint-<steps>`."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def checkpoints(run_dir: Path) -> list[Path]:
     """Return all checkpoints of a run, complete or not, newest first."""
-    found = [p for p in run_dir.glob("checkpoint-*") if re.search(r"-\d+$", p.name)]
-    return sorted(found, key=step_of, reverse=True)
+    return [Path(folder) for folder in reversed(sort_checkpoints(str(run_dir)))]
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the manifest: from here on the checkpoint counts."""
+    """Write the manifest of a checkpoint, which marks it as complete."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
     sums = {
         str(p.relative_to(checkpoint)): sha256(p) for p in files if p.name != MANIFEST
@@ -42,7 +36,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def fault(checkpoint: Path) -> Optional[str]:
-    """Return what is wrong with a checkpoint; None for a complete one."""
+    """Return the fault of a checkpoint in words; None if it is complete."""
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,9 +51,10 @@ def fault(checkpoint: Path) -> Optional[str]:
 
 
 def newest_whole(run_dir: Path) -> Optional[Path]:
-    """Return the checkpoint to continue from; None where no complete one is left.
+    """Return the newest complete checkpoint of a run; None if there is none.
 
-    Damaged ones on the way, and a damaged best one, are set aside.
+    Newer checkpoints that are damaged are renamed to `damaged-checkpoint-<steps>`, and so is
+    the best checkpoint if it is damaged.
     """
     for checkpoint in checkpoints(run_dir):
         if _is_whole(checkpoint):
@@ -72,7 +67,7 @@ def newest_whole(run_dir: Path) -> Optional[Path]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Check a checkpoint; report an incomplete one, and set a damaged one aside."""
+    """Return whether a checkpoint is complete. Log its fault; rename a damaged one."""
     problem = fault(checkpoint)
     if problem is None:
         return True
@@ -80,16 +75,16 @@ def _is_whole(checkpoint: Path) -> bool:
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        problem += f" and is set aside as {aside.name}"
-    logger.warning("%s %s: passing it over", checkpoint, problem)
+        problem += f" and was renamed to {aside.name}"
+    logger.warning("%s %s: skipped", checkpoint, problem)
     return False
 
 
 def prune(run_dir: Path, limit: Optional[int], best: Optional[str]) -> None:
-    """Delete what was never finished, and the oldest until `limit` are left.
+    """Delete unfinished checkpoints, and the oldest ones until `limit` are left.
 
-    The newest and the `best` one stay. Called when a checkpoint has been sealed: at that
-    moment none is being written.
+    The newest checkpoint and the `best` one stay. No checkpoint may be in writing: this is
+    called after the newest has been sealed.
     """
     for checkpoint in checkpoints(run_dir):
         if not (checkpoint / MANIFEST).is_file():

@@ -1,11 +1,12 @@
-"""The record of a run in its directory: settings, command, versions, data, results.
+"""The record of a run in its directory: settings, command, versions, data and results.
 
     config.yaml    the resolved configuration
     run.json       command, code revision, versions, checksums, result-changing settings
     results.json   the final scores; it exists if and only if the run is finished
     train.log      the messages of the run
 
-The first two are written once, when the run begins, and compared when it continues.
+`config.yaml` and `run.json` are written once, when the run begins. When it continues, its
+settings are compared with those in `run.json`.
 """
 
 import contextlib
@@ -39,11 +40,11 @@ class RunRecord:
     """The record in a run's directory.
 
     Args:
-        main_process: whether this is the process that writes; the others only read.
+        main_process: whether this process writes; the other processes only read.
     """
 
     def __init__(self, directory: Path, main_process: bool = True):
-        self.directory, self.main_process = Path(directory), main_process
+        self.directory, self.main_process = directory, main_process
 
     @property
     def results(self) -> Optional[dict[str, Any]]:
@@ -59,18 +60,18 @@ class RunRecord:
     def open(
         self, configuration: RunConfiguration, identity: Mapping[str, Any]
     ) -> Iterator[None]:
-        """Begin or continue the run, and log to its directory inside the block.
+        """Begin or continue the run, and log to its directory within the block.
 
-        With `training.overwrite_output_dir` a run that is already there is moved to
-        `../.old/`; nothing is deleted.
+        With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. Nothing
+        is deleted.
 
         Args:
-            identity: the result-changing settings, with the checksums of the text under
-                `data`.
+            identity: the settings that change the result, with the checksums of the text
+                under `data`.
 
         Raises:
-            UserError: another process works on the run; the directory holds foreign files, or
-                a run with other settings that has saved something.
+            UserError: another process works on the run, or the directory holds other files,
+                or a run with other settings that has already saved something.
         """
         if not self.main_process:
             yield
@@ -84,39 +85,44 @@ class RunRecord:
                 f"{self.directory}: another process is at work on this run"
             ) from error
         with lock:
-            identity = json.loads(json.dumps(identity))
+            identity = json.loads(json.dumps(identity))  # as `run.json` gives it back
             if self._is_new(configuration, identity):
                 self._write(configuration, identity)
-            with self._log_file():
+            log = logging.FileHandler(self.directory / "train.log", encoding="utf-8")
+            log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logging.getLogger().addHandler(log)
+            try:
                 yield
+            finally:
+                logging.getLogger().removeHandler(log)
+                log.close()
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write the final scores: from here on the run is finished."""
+        """Write the final scores, which mark the run as finished."""
         if self.main_process:
             write_atomically(self.directory / "results.json", results)
 
     def _is_new(
         self, configuration: RunConfiguration, identity: Mapping[str, Any]
     ) -> bool:
-        """Return whether a record is to be written; False where the same run continues."""
-        self._refuse_foreign_files()
-        if configuration.args.training.overwrite_output_dir and any(
-            self.directory.iterdir()
-        ):
+        """Return whether a new record must be written; False if the same run continues."""
+        self._refuse_other_files()
+        is_empty = not any(self.directory.iterdir())
+        if configuration.args.training.overwrite_output_dir and not is_empty:
             self._move_aside()
             return True
         recorded = self._read("run.json")
         if recorded is None:
             return True
-        # A key that is younger than the record counts with its default.
+        # A record that is older than a key counts as having the key's default.
         known = {k: v for k, v in configuration.defaults.items() if k in identity}
-        found = differences({**known, **recorded["identity"]}, identity)
-        if not found:
+        changes = differences({**known, **recorded["identity"]}, identity)
+        if not changes:
             return False
         if any(self.directory.glob("checkpoint-*")) or self.results is not None:
             raise UserError(
                 f"{self.directory} holds another run; what differs:\n  "
-                + "\n  ".join(found)
+                + "\n  ".join(changes)
                 + "\nEither choose another wandb.tag=…, or start anew with"
                 " training.overwrite_output_dir=true (the old run is moved aside)."
             )
@@ -130,54 +136,44 @@ class RunRecord:
             configuration.recorded, sort_keys=False, allow_unicode=True
         )
         write_atomically(self.directory / "config.yaml", settings)
+        processes = os.environ.get("WORLD_SIZE", "1")
+        several = f"torchrun --nproc_per_node={processes}"
+        launcher = "python" if processes == "1" else several
+        overrides, python = configuration.overrides, platform.python_version()
         record = {
-            "command": _command(configuration.overrides),
-            "overrides": configuration.overrides,
+            "command": f"{launcher} -m src.run_clm {shlex.join(overrides)}",
+            "overrides": overrides,
             "code": code_revision(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {
-                "python": platform.python_version(),
-                "system": platform.platform(),
-            },
+            "machine": {"python": python, "system": platform.platform()},
             "identity": identity,
         }
         write_atomically(self.directory / "run.json", record)
 
-    def _refuse_foreign_files(self) -> None:
+    def _refuse_other_files(self) -> None:
         """Raise `UserError` for a directory that holds files but no run.
 
-        Only a run's own directory is written to, or moved aside.
+        Only the directory of a run may be written to or moved aside.
         """
         if (self.directory / "run.json").exists():
             return
         names = [path.name for path in self.directory.iterdir()]
-        foreign = [n for n in names if n != "config.yaml" and not n.endswith(".tmp")]
-        if foreign:
+        others = [n for n in names if n != "config.yaml" and not n.endswith(".tmp")]
+        if others:
             raise UserError(
                 f"training.output_dir={self.directory} is no run but holds"
-                f" {', '.join(sorted(foreign)[:5])}: choose another directory"
+                f" {', '.join(sorted(others)[:5])}: choose another directory"
             )
 
     def _move_aside(self) -> None:
+        """Move the run to the first free name in `../.old/`."""
         old = self.directory.parent / ".old"
+        old.mkdir(exist_ok=True)
         names = (old / f"{self.directory.name}-{n}" for n in itertools.count(1))
         target = next(path for path in names if not path.exists())
-        old.mkdir(exist_ok=True)
         self.directory.rename(target)
         self.directory.mkdir()
-        logger.info("The run that was here is now %s", target)
-
-    @contextlib.contextmanager
-    def _log_file(self) -> Iterator[None]:
-        """Write messages to train.log, too, inside the block."""
-        handler = logging.FileHandler(self.directory / "train.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
-        try:
-            yield
-        finally:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+        logger.info("The existing run was moved to %s", target)
 
     def _read(self, name: str) -> Any:
         file = self.directory / name
@@ -189,21 +185,12 @@ class RunRecord:
             raise UserError(f"{file} is damaged: {error}") from error
 
 
-def _command(overrides: list[str]) -> str:
-    """Return the command that starts this run again."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    launcher = (
-        "python" if processes == "1" else f"torchrun --nproc_per_node={processes}"
-    )
-    return f"{launcher} -m src.run_clm {shlex.join(overrides)}"
-
-
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return one line for each setting that differs: `training.seed: 1 -> 2`."""
     lines = []
     for key in sorted({*recorded, *present}):
         before, now = recorded.get(key), present.get(key)
-        if key == "data":  # checksums: the names say more
+        if key == "data":  # checksums, whose names say more than their values
             changed = sorted(dict((before or {}).items() ^ (now or {}).items()))
             lines += [f"text: {name} is not the same" for name in changed]
         elif before != now:
@@ -212,14 +199,11 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list
 
 
 def code_revision() -> Optional[str]:
-    """Return the commit of this code, with `+` for changed files; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
+    """Return the commit of this code, with `+` if files have changed; None outside git."""
+    command = "git describe --always --dirty=+ --abbrev=40 --exclude=*".split()
+    folder = Path(__file__).parent
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "") or None
-    except FileNotFoundError:
+        run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:  # git is not installed
         return None
+    return run.stdout.strip() or None

@@ -1,9 +1,9 @@
-"""Document masking: attention and positions that stay inside each document of a block.
+"""Document masking: attention and positions that stay within each document of a block.
 
-Positions that restart with each document (`Blocks.restart_positions`) tell transformers that
-a sequence is packed: for most architectures it then builds a block-diagonal mask by itself.
-Other architectures need that mask as an input. `choose_document_masking` tries which of the
-two gives a packed document the logits that it has alone.
+If positions restart with each document (`Blocks.restart_positions`), transformers knows that a
+sequence is packed, and for most architectures builds a block-diagonal mask. Other
+architectures need that mask as an input. `choose_document_masking` tries on the model itself
+with which of the two a packed document has the same logits as alone.
 """
 
 import inspect
@@ -12,16 +12,18 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from src.arguments import DataTrainingArguments
+from src.evaluation.scoring.network import evaluating
 from src.foundation import UserError
 from src.training.decision import Decision
 
+NAME = "document masking"
+
 
 def document_mask(position_ids: torch.Tensor, additive: bool = False) -> torch.Tensor:
-    """Return the mask in which a token attends to itself and what precedes it in its document.
-
-    A document begins wherever `position_ids` [B, T] are 0.
+    """Return the mask with which a token attends to itself and its document's earlier tokens.
 
     Args:
+        position_ids: positions [B, T], which are 0 where a document begins.
         additive: return 0 and the smallest float32 instead of True and False.
 
     Returns:
@@ -42,16 +44,15 @@ def add_mask(
     return {**inputs, "attention_mask": document_mask(inputs["position_ids"], eager)}
 
 
-@torch.no_grad()
 def choose_document_masking(
     data: DataTrainingArguments, model: PreTrainedModel
 ) -> Decision[bool]:
-    """Decide whether our mask is needed to keep documents apart.
+    """Decide whether our mask is needed to separate documents.
 
-    False: positions that restart suffice, or tokens may attend across documents.
+    It is not if positions that restart are enough, or if tokens may attend across documents.
 
     Raises:
-        UserError: neither way keeps documents apart in this architecture.
+        UserError: neither way separates documents in this architecture.
     """
     if data.attend_across_documents:
         return Decision(False, "attention across documents")
@@ -62,40 +63,36 @@ def choose_document_masking(
         raise UserError(refusal + "it takes no position_ids")
     if "flash" in config._attn_implementation:
         raise UserError(
-            refusal
-            + "it knows packed documents in a batch of one sequence only; choose"
-            " model.attn_implementation=sdpa"
+            refusal + "it supports packed documents only in a batch of one sequence;"
+            " choose model.attn_implementation=sdpa"
         )
-    was_training = model.training
-    model.eval()
-    candidates = [False] if has_windows(config) else [False, True]
-    working = [needs_mask for needs_mask in candidates if _separates(model, needs_mask)]
-    model.train(was_training)
-    if not working:
-        raise UserError(refusal + "a document's logits depend on the one before it")
-    reason = "by a mask" if working[0] else "by positions that restart"
-    return Decision(working[0], "document masking", reason)
+    with evaluating(model):
+        if _separates(model, needs_mask=False):
+            return Decision(False, NAME, "by positions that restart")
+        if not has_windows(config) and _separates(model, needs_mask=True):
+            return Decision(True, NAME, "by a mask")
+    raise UserError(refusal + "a document's logits depend on the one before it")
 
 
 def has_windows(config: PretrainedConfig) -> bool:
-    """Return whether some layers see only a part of the past, which our mask would undo."""
+    """Return whether some layers attend only to recent tokens. Our mask would undo that."""
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return bool(getattr(config, "sliding_window", None)) or layers != {"full_attention"}
 
 
 def _separates(model: PreTrainedModel, needs_mask: bool) -> bool:
-    """Return whether a packed document has the logits that it has alone.
+    """Return whether a packed document has the same logits as alone.
 
-    They must be near those it has alone, and must not change by one bit when the document
-    before it changes: products on a GPU are rounded, so that only the second test shows a
-    small leak.
+    The logits must be close to those of the document alone, and must not change by a single
+    bit when the document before it changes. Only the second test shows a small leak, since
+    products on a GPU are rounded.
     """
     size = model.config.vocab_size
     ids = torch.arange(2 * 2 * 4, device=model.device) % size
     positions = torch.arange(4, device=model.device).repeat(2, 2)
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
-        """Return logits [2, 2 documents, 4, V] of two sequences [2, 8]."""
+        """Return the logits [2, 2 documents, 4, V] of two sequences [2, 8]."""
         inputs = {"input_ids": ids, "position_ids": positions}
         inputs = add_mask(inputs, model) if needs_mask else inputs
         return model(**inputs, use_cache=False).logits.unflatten(1, (2, 4))

@@ -1,9 +1,10 @@
 """The training forward pass: attention, compilation and loss that suit the hardware.
 
-`build_forward` gives what takes the place of one instance's `forward`, so that mixed precision,
-DDP and the Trainer wrap it like any other model's. Without labels, and in evaluation mode, it
-is the architecture's own forward pass. Nothing is looked up by an architecture's name: a few
-tokens go through both ways, and the faster one is used only where the numbers agree.
+`build_forward` builds a function that replaces the `forward` of one model instance, so that
+mixed precision, DDP and the Trainer wrap it like any other model's. Without labels, and in
+evaluation mode, it is the architecture's own forward pass. No decision depends on the name of
+an architecture: a few tokens go through both ways, and the faster way is used only if the
+numbers agree.
 """
 
 import contextlib
@@ -20,20 +21,25 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import IGNORE_INDEX
-from src.evaluation.scoring.network import REFUSALS, Network, num_positions
+from src.evaluation.scoring.network import (
+    REFUSALS,
+    Network,
+    evaluating,
+    num_positions,
+)
 from src.training.decision import Decision
 from src.training.step.document_masking import has_windows
-from src.training.step.loss import Chunk, chunk_tokens, fused_loss, loss_of_chunk
+from src.training.step.loss import NUM_LOGITS, fused_loss, loss_of_chunk
 
-# Names of attention without a mask function. For attention that has one, transformers builds
-# a mask while it compiles, which rules out the fused kernels, and reads position values while
-# it does not compile, which waits for the device.
+# Names of attention without a mask function. For attention with a mask function, transformers
+# builds a mask when it compiles, which rules out the fused kernels. When it does not compile,
+# it reads the values of the positions, which waits for the device.
 CAUSAL, WRITTEN_OUT = "causal", "causal_written_out"
 # Tolerance of the logits' comparison, in float32: a GPU may use TF32.
 TOLERANCE = dict(atol=1e-3, rtol=1e-3)
-# FLOP/s of a step that is not compiled, and the seconds of training from which compiling
-# pays. Measured on two cores (150 GFLOP/s, 10 to 25 s to compile); for a GPU, a third of an
-# A100's peak.
+# FLOP/s of a step that is not compiled, and the length of training in seconds from which
+# compiling saves time. Measured on two cores (150 GFLOP/s, 10 to 25 s to compile). For a GPU,
+# a third of an A100's peak.
 FLOPS = {"cpu": 1.5e11, "other": 1e14}
 MIN_SECONDS = {"cpu": 180, "other": 120}
 
@@ -55,6 +61,7 @@ def written_out(
     Args:
         query: [B, heads, T, D].
         key, value: [B, groups, T, D].
+        attention_mask: True where a token may attend [B, 1, T, T]; None: the causal mask.
 
     Returns:
         The output [B, T, heads, D], and None for the weights.
@@ -65,13 +72,10 @@ def written_out(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query @ key.transpose(-1, -2) * scale
     if attention_mask is None:
-        here = torch.arange(query.shape[-2], device=query.device)
-        attention_mask = here[:, None] >= here
-    if attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + attention_mask.to(scores.dtype)
-    # In the products' own type: autograd keeps the weights, a large part of its memory.
+        positions = torch.arange(query.shape[-2], device=query.device)
+        attention_mask = positions[:, None] >= positions
+    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    # In the type of the products: autograd keeps the weights, a large part of its memory.
     weights = functional.softmax(scores, dim=-1, dtype=value.dtype)
     weights = functional.dropout(weights, dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
@@ -83,7 +87,7 @@ AttentionInterface.register(WRITTEN_OUT, written_out)
 
 @contextlib.contextmanager
 def attention_of(model: PreTrainedModel, name: Optional[str]) -> Iterator[None]:
-    """Give the model another attention inside the block; None: its own."""
+    """Use another attention within the block; None: the model's own."""
     config = model.base_model.config
     before = config._attn_implementation
     try:
@@ -96,7 +100,7 @@ def attention_of(model: PreTrainedModel, name: Optional[str]) -> Iterator[None]:
 def choose_compilation(
     training: TrainingArguments, model: PreTrainedModel, num_tokens: int
 ) -> Decision[bool]:
-    """Decide whether the step is compiled, for a device that trains on `num_tokens`."""
+    """Decide whether to compile the step, for a device that trains on `num_tokens`."""
     if training.torch_compile is not None:
         value = training.torch_compile
         reason = f"training.torch_compile={str(value).lower()}"
@@ -108,17 +112,16 @@ def choose_compilation(
     return Decision(value, "compiled" if value else "not compiled", reason)
 
 
-@torch.no_grad()
 def choose_logit_chunk(
     training: TrainingArguments, model: PreTrainedModel, num_tokens: int
 ) -> Decision[Optional[int]]:
-    """Decide how many tokens have their logits in memory at once, of at most `num_tokens`.
+    """Decide how many tokens have their logits in memory at once, at most `num_tokens`.
 
-    None stands for all tokens of a micro-batch, by the architecture's own vocabulary layer.
+    None means all tokens of a micro-batch, by the architecture's own vocabulary layer.
     """
     obstacles = {
         "the fused loss has no label smoothing": training.label_smoothing_factor,
-        # They are computed before the gradient scaler scales them.
+        # The gradients are computed before the gradient scaler scales the loss.
         "the fused loss's gradients would underflow in float16": training.fp16,
         "training.logit_chunk=0": training.logit_chunk == 0,
         "the fused loss does not fit the architecture": not _has_plain_head(model),
@@ -127,31 +130,20 @@ def choose_logit_chunk(
     if reason:
         return Decision(None, "all logits at once", reason)
     vocab_size = model.get_output_embeddings().out_features
-    chunk = training.logit_chunk or chunk_tokens(vocab_size, model.device)
+    num_logits = NUM_LOGITS.get(model.device.type, NUM_LOGITS["other"])
+    chunk = training.logit_chunk or max(1, num_logits // vocab_size)
     chunk = min(chunk, num_tokens)
     return Decision(chunk, f"logits of {chunk} tokens at a time")
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Return whether the logits are a product of the last states and one matrix."""
+    """Return whether the logits are the product of the last states and one matrix."""
     head = model.get_output_embeddings()
-    with _evaluating(model):
+    with evaluating(model):
         is_plain = isinstance(head, nn.Linear) and head.bias is None
         return is_plain and Network(model).head_is_all
 
 
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the model to evaluation mode inside the block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@torch.no_grad()
 def choose_attention(
     args: Arguments,
     model: PreTrainedModel,
@@ -159,22 +151,22 @@ def choose_attention(
     logit_chunk: Optional[int],
     masks_documents: bool,
 ) -> Decision[Optional[str]]:
-    """Decide which attention training uses; None: the model's own.
+    """Decide the attention of training; None: the model's own.
 
     Args:
         compiled: whether the step is compiled.
-        logit_chunk: as decided by `choose_logit_chunk`.
-        masks_documents: whether documents are separated by a mask of ours.
+        logit_chunk: the value of `choose_logit_chunk`.
+        masks_documents: whether our mask separates documents.
     """
     own, config = model.config._attn_implementation, model.base_model.config
     name = WRITTEN_OUT if compiled and model.device.type == "cpu" else CAUSAL
     keeps_positions = not (args.data.attend_across_documents or masks_documents)
     obstacles = {
         f"model.attn_implementation={own}": args.model.attn_implementation,
-        "it sees where the positions of a new document begin": keeps_positions,
+        "it finds the documents by their positions": keeps_positions,
         "the model computes its own logits": logit_chunk is None,
         "the architecture's own": own != "sdpa" or has_windows(config),
-        # What is computed again must be the same operations.
+        # Checkpointing must compute the same operations a second time.
         "gradient checkpointing": name == WRITTEN_OUT
         and args.training.gradient_checkpointing,
     }
@@ -189,11 +181,14 @@ def choose_attention(
 
 
 def _gives_the_same_states(model: PreTrainedModel, attention: str) -> bool:
-    """Try the attention on two sequences of up to 64 tokens."""
+    """Return whether the attention computes the states of the model's own attention.
+
+    They are compared on two sequences of up to 64 tokens.
+    """
     size = model.base_model.config.get_text_config().vocab_size
     length = min(64, num_positions(model) or 64)
     ids = torch.arange(3, 2 * length + 3, device=model.device).view(2, length) % size
-    with _evaluating(model):
+    with evaluating(model):
         expected = model.base_model(input_ids=ids)[0]
         try:
             with attention_of(model, attention):
@@ -210,21 +205,24 @@ def build_forward(
     compiled: bool = False,
     label_smoothing: float = 0.0,
 ) -> Callable[..., Any]:
-    """Build the `forward` of a model that trains.
+    """Build the `forward` of a model in training.
 
-    With `labels` [B, T], the next tokens, and in training mode it returns the loss summed
-    over the labels that are not `IGNORE_INDEX`; otherwise it is the model's own.
+    In training mode and with `labels` [B, T], the next tokens, it returns the loss in nats,
+    summed over the labels that are not `IGNORE_INDEX`. Otherwise it is the model's own.
+
+    Args:
+        attention: the value of `choose_attention`.
+        logit_chunk: the value of `choose_logit_chunk`.
+        label_smoothing: share of the target distribution that is uniform; 0 with a chunk.
     """
     original, head = model.forward, model.get_output_embeddings()
-    run: Callable[..., Any] = original if logit_chunk is None else model.base_model
-    of_chunk: Chunk = loss_of_chunk
+    run = original if logit_chunk is None else model.base_model
+    of_chunk = loss_of_chunk
     if compiled:
         run, of_chunk = (torch.compile(f, dynamic=False) for f in (run, of_chunk))
 
     @functools.wraps(original)
-    def forward(
-        *args: Any, labels: Optional[torch.Tensor] = None, **inputs: Any
-    ) -> Any:
+    def forward(*args: Any, labels: Any = None, **inputs: Any) -> Any:
         if labels is None or not model.training:
             return original(*args, **inputs)
         with attention_of(model, attention):

@@ -1,43 +1,36 @@
 """Fused linear cross-entropy: the loss from hidden states, without all logits in memory.
 
-The logits of a micro-batch of 8 x 512 tokens over 16,384 entries are 256 MB in float32, and
+The logits of a micro-batch of 8 x 512 tokens over 16,384 entries take 256 MB in float32, and
 autograd keeps them, their softmax and their gradient. Here one chunk of tokens at a time goes
-through the vocabulary layer, and its part of the gradients is computed at once: what stays in
-memory is as large as the hidden states and the weight (as in the Liger kernels, Hsu et al.
-2024). torch 2.13's `functional.linear_cross_entropy` computes the same; it was 1.8 to 2.8
-times slower on a CPU, and less exact in bfloat16.
+through the vocabulary layer, and its share of the gradients is computed at once. What stays
+in memory has the size of the hidden states and of the weight, as in the Liger kernels (Hsu et
+al. 2024). torch 2.13's `functional.linear_cross_entropy` computes the same, but was 1.8 to
+2.8 times slower on a CPU, and less exact in bfloat16.
 """
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
 from src.data.blocks import IGNORE_INDEX
 
-# Logits at a time. On a processor they stay in its cache; a GPU wants large products.
+# Logits in memory at once. So many stay in a CPU's cache; a GPU is fast at large products.
 NUM_LOGITS = {"cpu": 2**23, "other": 2**27}
-
-Chunk = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-
-
-def chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """Return the default number of tokens whose logits are in memory at once."""
-    return max(1, NUM_LOGITS.get(device.type, NUM_LOGITS["other"]) // vocab_size)
 
 
 def loss_of_chunk(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of a chunk and its gradient.
+    """Return the loss of a chunk of C tokens and its gradient.
 
     Args:
         hidden: states before the vocabulary layer [C, H].
-        weight: of that layer [V, H].
+        weight: weight of the vocabulary layer [V, H].
         labels: the next tokens [C].
 
     Returns:
-        The summed loss in nats [], and its gradient by the logits [C, V].
+        The summed loss in nats [], and its gradient with respect to the logits [C, V].
     """
     logits = (hidden @ weight.T).float()
     log_sum = logits.logsumexp(-1)
@@ -51,22 +44,16 @@ def loss_of_chunk(
 
 
 class _FusedLoss(torch.autograd.Function):
+    """The loss. Its gradients are computed in the forward pass."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        num_tokens: int,
-        dtype: torch.dtype,
-        of_chunk: Chunk,
-    ) -> torch.Tensor:
+    def forward(ctx, hidden, weight, labels, num_tokens, dtype, of_chunk):
         states, matrix = hidden.to(dtype), weight.to(dtype)
         by_hidden, by_weight = torch.empty_like(states), torch.zeros_like(weight)
         total = torch.zeros((), device=hidden.device)
         parts = (states, labels, by_hidden)
-        for part, own, gradient in zip(*(t.split(num_tokens) for t in parts)):
-            loss, by_logits = of_chunk(part, matrix, own)
+        for part, targets, gradient in zip(*(t.split(num_tokens) for t in parts)):
+            loss, by_logits = of_chunk(part, matrix, targets)
             total += loss
             torch.mm(by_logits, matrix, out=gradient)
             by_weight += by_logits.T @ part
@@ -75,7 +62,7 @@ class _FusedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx, scale):
         by_hidden, by_weight = ctx.saved_tensors
         gradients = (by_hidden * scale).to(ctx.dtype), by_weight * scale
         return *gradients, None, None, None, None
@@ -86,15 +73,15 @@ def fused_loss(
     weight: torch.Tensor,
     labels: torch.Tensor,
     num_tokens: int,
-    of_chunk: Chunk = loss_of_chunk,
+    of_chunk: Callable[..., Any] = loss_of_chunk,
 ) -> torch.Tensor:
     """Return the cross-entropy in nats, summed over the labels that are not `IGNORE_INDEX`.
 
     Args:
         hidden: states before the vocabulary layer [N, H].
-        weight: of that layer, which has no bias [V, H].
+        weight: weight of the vocabulary layer, which has no bias [V, H].
         labels: the next tokens [N].
-        num_tokens: of a chunk.
+        num_tokens: number of tokens in a chunk.
         of_chunk: `loss_of_chunk`, or its compiled form.
     """
     kind, dtype = hidden.device.type, hidden.dtype

@@ -345,18 +345,16 @@ def test_a_boundary_that_is_not_found_is_warned_of(
 def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_meant(tmp_path: Path):
     sources = write(tmp_path, a="the dog\n", b="A cat.\n")
     tokenizer = word_piece()
-    message = (
-        r"^tokenizer: it does not give the text of a back: 'the dog\\n' becomes 'th"
-    )
+    message = r"^tokenizer: its tokens do not decode to the text of a: 'the dog\\n' becomes 'th"
     stream = pack(sources, tokenizer, "file", tmp_path, lossy=True)
     assert stream.files[1]["loss"] == {"text": "A cat.\n", "decoded": "a cat ."}
     with pytest.raises(UserError, match=message) as error:  # from the cache
         pack(sources, tokenizer, "file", tmp_path)
-    assert str(error.value).endswith("; to allow that: tokenizer.lossy=true")
+    assert str(error.value).endswith("; to allow it: tokenizer.lossy=true")
 
 
 def test_a_loss_in_the_first_piece_is_a_loss(tmp_path: Path):
-    with pytest.raises(UserError, match="the text of a back: 'The dog.\\\\n' becomes"):
+    with pytest.raises(UserError, match="the text of a: 'The dog.\\\\n' becomes"):
         pack(write(tmp_path, a="The dog.\n"), word_piece(), "file", tmp_path)
     assert not list(tmp_path.glob("packed/*/stream.json"))
 
@@ -364,9 +362,7 @@ def test_a_loss_in_the_first_piece_is_a_loss(tmp_path: Path):
 def test_a_loss_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(documents, "PIECE_LENGTH", 500)
     text = "\n".join(sentences(300, 0)) + "\nan éa é\né\n"
-    with pytest.raises(
-        UserError, match="of b back: 'an éa é\\\\n' becomes 'an a \\\\n'"
-    ):
+    with pytest.raises(UserError, match="of b: 'an éa é\\\\n' becomes 'an a \\\\n'"):
         sources = write(tmp_path, a="The dog.\n", b=text)
         pack(sources, incomplete_byte_level(), "file", tmp_path)
 
@@ -412,13 +408,6 @@ def test_the_difference_of_two_such_sums_is_no_warning(tmp_path: Path):
 )
 def test_the_largest_id_decides_the_type(max_id: int, kind: str, tmp_path: Path):
     assert StreamWriter(tmp_path, max_id, 1, 2).token_type == kind
-
-
-def test_an_id_beyond_32_bits_is_refused(tmp_path: Path):
-    with pytest.raises(
-        UserError, match="must be at most 4,294,967,295 .*, got 4,294,967,296"
-    ):
-        StreamWriter(tmp_path, 2**32, 1, 2)
 
 
 # Cache
@@ -671,8 +660,8 @@ def test_a_read_only_cache_is_used_if_it_is_complete(elsewhere, corpus: Path):
         for folder in folders:
             folder.chmod(0o755)
     assert log.read_text() == (
-        f"model.cache_dir: {folders[1]} cannot be written: Permission denied; choose"
-        " another with model.cache_dir=\n"
+        f"model.cache_dir: {folders[1]} cannot be written: Permission denied; make"
+        " room or choose another directory with model.cache_dir=\n"
     )
 
 

@@ -1,5 +1,6 @@
 """The tokenizer: trained, cached, saved, loaded."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,10 @@ import tokenizers
 from tokenizers import decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from src.arguments import TokenizerArguments
 from src.data.cache import Cache
 from src.data.packing.encoding import plain_json
 from src.data.packing.tokenizer import (
-    MIN_VOCAB_SIZE,
     boundary_tokens,
     load,
     load_or_train,
@@ -56,14 +57,16 @@ def test_the_vocabulary_has_the_size_and_the_special_tokens_come_first(trained):
     assert trained.convert_ids_to_tokens([0, 1, 2]) == ["<pad>", "<s>", "</s>"]
     assert boundary_tokens(trained) == (1, 2)
     # A text that has less to merge gives a smaller one.
-    assert len(train(["a b"], 320)) == MIN_VOCAB_SIZE + 1  # " b"
+    assert len(train(["a b"], 320)) == 260  # " b"
 
 
-def test_a_vocabulary_without_room_for_all_bytes_is_refused():
-    assert MIN_VOCAB_SIZE == 259
-    assert len(train(TEXTS, 259)) == 259
-    with pytest.raises(UserError, match="vocab_size must be at least 259 .* got 258"):
-        train(TEXTS, 258)
+def test_the_smallest_vocabulary_holds_all_bytes_and_the_special_tokens():
+    (minimum,) = [
+        field.metadata["bounds"]["minimum"]
+        for field in dataclasses.fields(TokenizerArguments)
+        if field.name == "vocab_size"
+    ]
+    assert len(train(TEXTS, minimum)) == len(train([], minimum)) == minimum == 259
 
 
 def test_tokens_are_not_learnt_across_lines(sources, tmp_path: Path):

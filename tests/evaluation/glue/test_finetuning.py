@@ -163,15 +163,13 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match="no rte.train.jsonl, rte.valid.jsonl in .*0$"):
+    with pytest.raises(UserError, match="no rte.train.jsonl in .*0$"):
         load(tmp_path)
     write(tmp_path, "rte", [GOOD], [GOOD])
     write(tmp_path, "mrpc", [GOOD], [GOOD])
     assert [load(tmp_path, name).name for name in ("rte", "mrpc")] == ["rte", "mrpc"]
     (tmp_path / "mrpc.train.jsonl").unlink()
-    with pytest.raises(
-        UserError, match=r"no mrpc.train.jsonl in .*; tasks=\[rte\] have"
-    ):
+    with pytest.raises(UserError, match="no mrpc.train.jsonl in .*0$"):
         load(tmp_path, "mrpc")
     (tmp_path / "rte.train.jsonl").write_text("\n")
     with pytest.raises(UserError, match="rte.train.jsonl is empty"):
@@ -186,7 +184,7 @@ def test_the_longer_text_is_cut_and_counted_and_the_tokenizer_forgets_it(
     write(tmp_path, "rte", [fits], [long, fits])
     model = build(max_position_embeddings=6)
     found = load(tmp_path).prepare(Scorer(model, TOKENIZER))
-    told = [[WORDS[token] for token in ids] for ids in found["valid"].ids]
+    told = [[WORDS[token] for token in row["input_ids"]] for row in found["valid"].rows]
     assert told == [["[BOS]", *"a b c is it".split()]] * 2
     assert (found["train"].num_cut, found["valid"].num_cut) == (0, 1)
     assert "rte: 1 of 2 texts of the valid file are cut at 6 tokens" in caplog.text
@@ -389,6 +387,13 @@ def test_a_processor_trains_in_bfloat16_where_it_is_asked_for(rte):
     recipe = dataclasses.replace(QUICK, num_epochs=1)
     task = dataclasses.replace(rte, recipe=recipe, bf16=True)
     assert finetune(task, build()).num_items == 10
+
+
+def test_a_masked_model_needs_no_mask_token(rte):
+    assert TOKENIZER.mask_token is None
+    recipe = dataclasses.replace(QUICK, num_epochs=1)
+    task = dataclasses.replace(rte, recipe=recipe)
+    assert finetune(task, build("bert"), backend="mlm").num_items == 10
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end():

@@ -100,7 +100,7 @@ def test_a_series_is_a_runs_checkpoints_in_order_of_the_words_they_have_seen(dat
     with pytest.raises(UserError, match="takes 3 checkpoints of a run, other has 2"):
         data.series([*MODELS, *other])
     unknown = Checkpoint(Path("gone"), "tiny", "checkpoint-3", "the third")
-    with pytest.raises(UserError, match="words seen is not known of the third"):
+    with pytest.raises(UserError, match="words seen is unknown for the third"):
         data.series([*MODELS, unknown])
     final = Checkpoint(Path("gone"), "tiny", "main", "tiny")
     assert data.series([final, *MODELS]) == {final: MODELS}

@@ -71,7 +71,8 @@ def test_a_missing_context_is_the_word_none_and_numbers_may_be_missing(tmp_path)
         (lambda text: text.split("\n")[0] + "\n", "is empty"),
         (
             lambda text: text.split("\n")[0] + "\n" + "x," * 12 + "x",
-            "column Subtlex_log10: .*'x'",
+            "reading_data.csv, row 1 below the header, column Subtlex_log10: must be a"
+            " number, got 'x'",
         ),
     ],
 )
@@ -119,6 +120,22 @@ def test_a_masked_model_is_asked_at_the_first_of_three_masks(backend, shift):
     mask = masked.mask_token_id
     assert query.ids[-3:] == (mask,) * 3 and mask not in query.ids[:-3]
     assert query.positions == (len(query.ids) - 3 - shift,)
+
+
+def test_a_masked_model_without_a_mask_token_is_refused(model, tmp_path):
+    task = load(write(tmp_path, rows(2)))
+    with pytest.raises(UserError, match="backend=mlm needs a tokenizer with a mask"):
+        task.prepare(Scorer(model, TOKENIZER, "mlm"))
+
+
+def test_a_text_among_numbers_is_named_with_its_row(tmp_path):
+    file = write(tmp_path, rows(3)) / "reading_data.csv"
+    lines = file.read_text().split("\n")
+    lines[2] = lines[2].rsplit(",", 1)[0] + ",12 ms"
+    file.write_text("\n".join(lines))
+    told = "row 2 below the header, column self_paced.*: must be a number, got '12 ms'"
+    with pytest.raises(UserError, match=told):
+        load(tmp_path)
 
 
 @torch.no_grad()

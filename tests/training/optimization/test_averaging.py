@@ -10,6 +10,7 @@ from transformers import TrainerState
 
 from src.training.optimization.averaging import FILE, WeightAverage
 from src.training.optimization.schedule import num_steps_of
+from tests.test_run_clm import only_run
 
 KEEP_ALL = [
     "training.save_steps=1",
@@ -73,7 +74,7 @@ def test_a_loaded_average_goes_on_as_if_it_had_not_been_saved(kind, tmp_path):
 def test_an_average_that_scores_better_is_the_final_model(tiny, run_clm, caplog):
     assert not run_clm(*tiny, *KEEP_ALL, *NOISY, "training.averaging=tail",
                        "training.averaging_steps=4")  # fmt: skip
-    (run,) = Path("exp").glob("*/*/")
+    run = only_run()
     results = json.loads((run / "results.json").read_text())
     assert "it is the final model" in caplog.text
     assert results["averaged_steps"] == 4
@@ -90,7 +91,7 @@ def test_an_average_that_scores_worse_is_not_kept(tiny, run_clm, caplog):
     assert not run_clm(*tiny, *KEEP_ALL, "training.averaging=tail",
                        "training.averaging_steps=12", "training.warmup_steps=0",
                        "training.learning_rate=0.01")  # fmt: skip
-    (run,) = Path("exp").glob("*/*/")
+    run = only_run()
     results = json.loads((run / "results.json").read_text())
     assert "it is not kept" in caplog.text
     assert "averaged_steps" not in results
@@ -107,7 +108,7 @@ def test_a_run_with_muon_and_an_average_continues_bit_for_bit(tiny, run_clm):
                "training.averaging_steps=6"]  # fmt: skip
     assert not run_clm(*tiny, *options, "wandb.tag=whole")
     assert not run_clm(*tiny, *options, "wandb.tag=cut")
-    (whole,), (cut,) = Path("exp").glob("whole-*/*/"), Path("exp").glob("cut-*/*/")
+    whole, cut = only_run("whole"), only_run("cut")
     for step in range(10, 13):  # as a kill after step 9 would have left it
         for file in (cut / f"checkpoint-{step}").iterdir():
             file.unlink()
@@ -125,7 +126,7 @@ def test_the_end_of_a_run_that_was_lost_is_made_up(tiny, run_clm):
     """All steps are done, the average was not yet scored: the same command does that."""
     options = [*KEEP_ALL, *NOISY, "training.averaging=ema"]
     assert not run_clm(*tiny, *options)
-    (run,) = Path("exp").glob("*/*/")
+    run = only_run()
     before = load_file(run / "model.safetensors")
     (run / "results.json").unlink()
     (run / "model.safetensors").unlink()
@@ -139,7 +140,7 @@ def test_without_an_evaluation_the_average_is_kept_unseen(tiny, run_clm, caplog)
     assert not run_clm(*tiny, "training.do_eval=false", "training.averaging=tail",
                        "training.save_steps=1", "training.save_total_limit=99",
                        "training.averaging_steps=2")  # fmt: skip
-    (run,) = Path("exp").glob("*/*/")
+    run = only_run()
     assert "(tail of 2 steps) is the final model" in caplog.text
     steps = [load_file(run / f"checkpoint-{n}/model.safetensors") for n in (11, 12)]
     for name, weight in load_file(run / "model.safetensors").items():

@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from src.arguments import TrainingArguments, WandbArguments
-from src.training.record.wandb_logging import WandbLogging, logging_run
+from src.arguments import (
+    Arguments,
+    RunConfiguration,
+    TrainingArguments,
+    WandbArguments,
+)
+from src.training.record.run_record import RunRecord
+from src.training.record.wandb_logging import wandb_callbacks
 
 CONFIGURATION = {
     "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
@@ -23,20 +29,25 @@ LOGS = [
 ]
 
 
+def opened(run_dir: Path, **wandb):
+    """`wandb_callbacks` of a run with these options of W&B."""
+    training = TrainingArguments(use_cpu=True, do_train=True)
+    args = Arguments(wandb=WandbArguments(**wandb), training=training)
+    configuration = RunConfiguration(args, {}, CONFIGURATION, {}, {}, [])
+    return wandb_callbacks(configuration, RunRecord(run_dir))
+
+
 def log_to(run_dir: Path, name: str, rows: list) -> str:
     """Log the rows as the Trainer would, to a W&B run of this process. Returns its id."""
-    args = WandbArguments(
-        mode="offline", project="babies", group="run-tiny-sample", name=name
-    )
+    names = dict(project="babies", group="run-tiny-sample", name=name)
     run_dir.mkdir(exist_ok=True)
-    with logging_run(args, CONFIGURATION, run_dir) as run:
-        callback = WandbLogging(run)
+    with opened(run_dir, mode="offline", **names) as (callback,):
         for step, logs in rows:
             state = TrainerState(global_step=step)
             callback.on_log(TrainingArguments(), state, TrainerControl(), logs)
         if not rows:
             raise RuntimeError("the run fails")
-    return run.id
+    return callback.run.id
 
 
 def records(folder: Path) -> list[dict]:
@@ -129,7 +140,7 @@ def shown(wandb_users) -> dict[str, str]:
 
 
 def test_a_run_without_wandb_does_not_import_it(shown):
-    assert shown["no key"].startswith("log=false: None False\n")
+    assert shown["no key"].startswith("log=false: [] False\n")
 
 
 def test_online_without_a_key_is_refused(shown):

@@ -66,7 +66,10 @@ def test_a_step_is_stated_in_tokens_or_in_sequences(tmp_path):
     with pytest.raises(UserError, match="the nearest is 16"):
         sequences_per_step(arguments(tmp_path, tokens_per_step=3), 16)
     two = SimpleNamespace(tokens_per_step=100, world_size=2)
-    with pytest.raises(UserError, match="a multiple of 32 = 16 x 2 "):
+    with pytest.raises(
+        UserError,
+        match="a multiple of data.block_size=16 x 2 devices; the nearest is 96",
+    ):
         sequences_per_step(two, 16)
 
 
@@ -159,7 +162,7 @@ def test_memory_that_runs_out_later_halves_the_next_start(
 
     hook = trainer.model.register_forward_pre_hook(exhaust)
     hook_of_base = trainer.model.base_model.register_forward_pre_hook(exhaust)
-    told = "out of memory: the same command goes on in micro-batches of 4 sequences"
+    told = "out of memory: the same command continues with micro-batches of 4 sequences"
     with pytest.raises(UserError, match=told):
         trainer.fit()
     hook.remove(), hook_of_base.remove()
