@@ -146,6 +146,8 @@ def decide(
         logger.warning("torch.compile fails here, going on without: %s", reason)
         compiled = Decision(False, "not compiled", f"it fails here: {reason}")
         setup = _with_forward(replace(setup, compiled=compiled), args, model)
+    if training.world_size > 1:
+        torch.compiler.reset()  # DDP compiles other graphs, which overlap communication
     if training.process_index == 0:
         setup.micro_batching.save(run_dir, setup.compiled.value)
     return setup
@@ -177,10 +179,10 @@ def _train_on_one_batch(
 ) -> int:
     """Run a forward and a backward pass as in training, and delete the gradients.
 
-    If the length of sequences grows during the run, each length has its passes, so that the
-    compiler compiles all of them. Memory that training needs besides is allocated, too: AdamW's moments, DDP's copy of the
-    gradients, the averaged weights. The random state is not restored, since the Trainer's
-    constructor sets it anew.
+    If sequences grow during the run, there is a pass for each of their lengths, so that the
+    compiler sees them all. The memory that training needs beside the batch is allocated as
+    well: AdamW's moments, DDP's copy of the gradients, and the averaged weights. The random
+    state is not restored, since the Trainer's constructor sets it anew.
     """
     training, device, blocks = args.training, model.device, setup.plan.blocks
     copies = 2 + (training.world_size > 1) + (training.averaging is not None)

@@ -106,6 +106,6 @@ def metric_name(args: Arguments, tasks: TaskScores) -> Optional[str]:
             return candidate
     raise UserError(
         f"training.metric_for_best_model={metric} is neither of the text"
-        f" ({', '.join(FIGURES)}) nor among the scores during training:"
-        f" {', '.join(sorted(known)) or 'nothing'}"
+        f" ({', '.join(FIGURES)}, or <name of a dev file>_<one of them>) nor among the"
+        f" scores during training: {', '.join(sorted(known)) or 'nothing'}"
     )

@@ -102,10 +102,9 @@ class LanguageModelTrainer(Trainer):
             train_dataset=None if setup.plan is None else setup.plan.blocks,
             eval_dataset=data.validation if args.training.do_eval else None,
         )
-        self.model_accepts_loss_kwargs = (
-            True  # the Trainer counts the targets of a batch
-        )
-        self._loss_shifts_labels = False  # including the first target of each block
+        # The Trainer counts the targets of a batch, the first one of a block included.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
         self.setup, self.plan = setup, setup.plan
         self.tokenizer, self.tasks = tokenizer, tasks
         self.file_names = data.validation_names
