@@ -1,13 +1,12 @@
 """A comparison of recipes on the same 300,000 words.
 
-    python -m tests.benchmarks.recipes                       the table of all finished runs
+    python -m tests.benchmarks.recipes                       the table of the rows there are
     python -m tests.benchmarks.recipes floor gpt2 --seeds 42,1,2
 
 A named row is trained for each seed over ten epochs, and scored on the fast subsets of BLiMP
-and its supplement. Finished runs are not trained again, and stopped ones continue. Then
-`tests/benchmarks/recipe_results/results.json` is written from all finished runs, the table is
-printed as Markdown, and `curves.svg` beside it shows the floor and the best recipe over the
-words seen. Seconds are those of the whole command, including start-up and scoring.
+and its supplement. Finished runs are not trained again, and stopped ones continue. Then the
+row replaces its own row in `tests/benchmarks/recipe_results/results.json`, the table is printed
+as Markdown, and `curves.svg` beside it shows the floor and the best recipe over the words seen. Seconds are those of the whole command, including start-up and scoring.
 """
 
 import argparse
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from src.foundation import write_atomically
 
 RESULTS = Path(__file__).with_name("recipe_results")
 DATASET = "babylm_300k"
@@ -107,6 +108,19 @@ def summary(row: str) -> dict[str, Any]:
     }
 
 
+def with_rows(file: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of the file, in which those that were trained replace their own.
+
+    Without `names` the file is only read.
+    """
+    rows = {row["name"]: row for row in json.loads(file.read_text(encoding="utf-8"))}
+    if names:
+        rows |= {name: summary(name) for name in names}
+        ordered = [rows[name] for name in ROWS if name in rows]
+        write_atomically(file, json.dumps(ordered, indent=1) + "\n")
+    return [rows[name] for name in ROWS if name in rows]
+
+
 def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -167,10 +181,9 @@ def main() -> None:
     for row in options.rows:
         for seed in map(int, options.seeds.split(",")):
             train(row, seed)
-    rows = [summary(row) for row in ROWS if finished(row)]
-    (RESULTS / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows = with_rows(RESULTS / "results.json", options.rows)
     print(table(rows))
-    if all(finished(row) for row in CURVES):
+    if options.rows and all(finished(row) for row in CURVES):
         draw(RESULTS / "curves.svg")
 
 
