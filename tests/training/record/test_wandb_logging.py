@@ -155,11 +155,7 @@ def test_without_a_key_a_run_is_logged_offline_and_nobody_is_asked(shown):
     assert "auto runs; offline: True\n" in shown["no key"]
 
 
-def test_without_a_network_a_run_is_soon_logged_offline(shown):
+def test_without_a_network_a_run_is_logged_offline(shown):
     assert "W&B cannot be reached (" in shown["no network"]
     assert "): logging offline\n" in shown["no network"]
     assert "auto runs; offline: True\n" in shown["no network"]
-    seconds = float(shown["no network"].rpartition("seconds: ")[2])
-    assert (
-        seconds < 30
-    )  # with INIT_TIMEOUT=1; it takes as much longer as that is longer
