@@ -79,3 +79,13 @@ def _update(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+
+
+def apply_umask(file: Path) -> None:
+    """Give a file the permissions of a new file.
+
+    safetensors creates files that only their owner can read, whatever the umask.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)

@@ -544,3 +544,15 @@ def test_the_division_of_a_step_is_kept_with_the_run(tiny, run_clm):
     assert run_clm(*command, "training.tokens_per_step=128") == 0
     layout = json.loads((only_run() / "step_layout.json").read_text())
     assert layout == {"sequences": 8, "micro_batches": 1, "compiled": False}
+
+
+def test_colleagues_can_read_a_run(tiny, run_clm):
+    """safetensors makes files that their owner alone can read; the umask decides here."""
+    before = os.umask(0o027)
+    try:
+        assert run_clm(*tiny, "training.averaging=ema") == 0
+    finally:
+        os.umask(before)
+    files = [path for path in only_run().rglob("*") if path.is_file()]
+    assert {"model.safetensors", "average.safetensors"} <= {path.name for path in files}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}

@@ -10,6 +10,7 @@ from transformers import set_seed
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
 from src.evaluation.suite import is_score, is_share, of_whole_tasks
+from src.foundation import apply_umask
 from src.training.record import card
 from src.training.trainer import LanguageModelTrainer, Outcome
 
@@ -110,6 +111,7 @@ def save(
     shown = [*FIGURES, *of_whole_tasks(named)]
     card.write(staging, facts, {name: named[name] for name in shown if name in named})
     for file in staging.iterdir():
+        apply_umask(file)
         os.replace(file, trainer.run_dir / file.name)
     staging.rmdir()
 

@@ -15,7 +15,7 @@ from typing import Optional
 
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from src.foundation import sha256, write_atomically
+from src.foundation import apply_umask, sha256, write_atomically
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def seal(checkpoint: Path) -> None:
     """Write the manifest of a checkpoint, which marks it as complete."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    for file in files:
+        apply_umask(file)
     sums = {
         str(p.relative_to(checkpoint)): sha256(p) for p in files if p.name != MANIFEST
     }
