@@ -384,7 +384,7 @@ def nothing():
         (
             nothing,
             ["tasks=[blump]"],
-            ["tasks: must be names of full, fast", "got blump: did you mean blimp?"],
+            ["tasks: no task is named blump; did you mean blimp? Names: full, fast"],
         ),
         (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),

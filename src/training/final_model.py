@@ -28,6 +28,8 @@ def final_scores(
     if best_step is not None:
         logger.info("The final model is the best one, that of step %d:", best_step)
         scores.update(best_step=best_step, best_words_seen=plan.words_seen(best_step))
+    elif plan is not None:
+        logger.info("The final evaluation, of all items:")
     scores.update(trainer.evaluate(all_items=True))
     if trainer.args.do_eval and data.train_stream is not None:
         scores["eval_unigram_perplexity"] = unigram_perplexity(

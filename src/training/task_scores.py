@@ -39,6 +39,8 @@ class TaskScores:
         if suite.deferred:
             names = ", ".join(suite.deferred)
             logger.info("To be scored after the run, by src.run_eval: %s", names)
+        if not args.training.do_train:
+            return cls(suite)
         return cls(suite, args.evaluation.items_while_training)
 
     def report(

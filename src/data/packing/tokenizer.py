@@ -89,9 +89,11 @@ def load_or_train(
     """Return the tokenizer of `vocab_size` entries trained on `sources`, cached."""
 
     def build(directory: Path) -> None:
-        logger.info("Training a tokenizer of %s entries …", f"{vocab_size:,}")
+        logger.info("Training a tokenizer of up to %s entries …", f"{vocab_size:,}")
         lines = _lines(sources, cache.progress)
-        save(train(lines, vocab_size, cache.progress), directory)
+        tokenizer = train(lines, vocab_size, cache.progress)
+        logger.info("The tokenizer has %s entries", f"{len(tokenizer):,}")
+        save(tokenizer, directory)
 
     identity = [VERSION, vocab_size, [source.identity for source in sources]]
     return cache.get("tokenizers", identity, _load_cached, build)

@@ -90,7 +90,10 @@ def find_files(patterns: Any) -> list[Path]:
         if os.path.exists(pattern):  # even if its name looks like a glob
             matches = [pattern]
         if not matches:
-            advice = " Get the challenge's text with ./download_data.sh."
+            advice = (
+                " ./download_data.sh fetches the challenge's text; for smaller parts of it,"
+                ' see "Use a recipe" in the README.'
+            )
             raise UserError(
                 f"no file matches {pattern!r} (looked in {Path.cwd()})."
                 + advice * ("babylm_data" in pattern)

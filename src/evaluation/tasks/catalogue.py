@@ -139,8 +139,8 @@ def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
         else:
             known = [*BOTH, *TASKS, *GROUPS]
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise UserError(f"must be names of {', '.join(known)}; got {name}{hint}")
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"no task is named {name}{hint} Names: {', '.join(known)}")
     return wanted
 
 

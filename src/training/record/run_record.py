@@ -123,8 +123,9 @@ class RunRecord:
             raise UserError(
                 f"{self.directory} holds another run; what differs:\n  "
                 + "\n  ".join(changes)
-                + "\nEither choose another wandb.tag=…, or start anew with"
-                " training.overwrite_output_dir=true (the old run is moved aside)."
+                + "\nEither choose another wandb.tag=… (or training.output_dir=…, if you set"
+                " it), or start anew with training.overwrite_output_dir=true (the old run is"
+                " moved aside)."
             )
         (self.directory / "wandb_run_id.txt").unlink(missing_ok=True)
         return True
