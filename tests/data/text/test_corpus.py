@@ -109,7 +109,9 @@ def test_the_message_for_a_missing_file_names_the_folder_that_was_searched(
 
 
 def test_the_message_for_a_missing_challenge_corpus_says_how_to_get_it(tmp_path: Path):
-    with pytest.raises(UserError, match=r"\./download_data\.sh fetches .* smaller parts"):
+    with pytest.raises(
+        UserError, match=r"\./download_data\.sh fetches .* smaller parts"
+    ):
         find_files("babylm_data/train_10M/*.train")
 
 
