@@ -285,7 +285,7 @@ def test_a_named_task_must_have_its_data(tmp_path):
     with pytest.raises(UserError, match="no task is named blmp; did you mean blimp"):
         select("blmp", tmp_path)
     assert select(["fast"], tmp_path) == select("fast", tmp_path)
-    with pytest.raises(UserError, match="got comps_fast"):
+    with pytest.raises(UserError, match="no task is named comps_fast"):
         select(["comps_fast"], tmp_path)
     with pytest.raises(UserError, match="no data of any task in"):
         select("full", tmp_path / "gone")
