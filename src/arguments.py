@@ -138,15 +138,14 @@ class DataTrainingArguments(Section):
         " one file after the other, each of them shuffled",
     )
     file_order: Any = option(
-        None, "List of file names for order=by_file; null: the order of train_file"
+        None, "All file names, in order, for order=by_file; null: as in train_file"
     )
     mix: Any = option(
-        None, "Passes of an epoch over files: {childes: 2, switchboard: 0.5}; others: 1"
+        None, "Passes over files per epoch: {childes: 2, switchboard: 0.5}; others: 1"
     )
     word_budget: int | None = neutral(
         None,
-        "Words that the training text may have; all epochs together may have ten times as"
-        " many",
+        "Most words that the training text may have; the run may see ten times as many",
         minimum=1,
     )
     recipe_budget: int | None = neutral(
@@ -278,8 +277,8 @@ class EvaluationArguments(ScoringArguments):
 
     items_while_training: int | None = option(
         None,
-        "Items of each task that evaluations during training score, always the same ones;"
-        " null: all, 0: none; the final evaluation scores all",
+        "Items of each task that are scored at evaluations during training, the same ones"
+        " each time; null: all, 0: none; the final evaluation scores all",
         minimum=0,
     )
     num_generated_texts: int = neutral(
@@ -307,7 +306,7 @@ class RunEvalArguments(ScoringArguments):
     results_dir: str = option(
         "results", "Directory for scores and predictions, as in the official pipeline"
     )
-    overwrite: bool = option(False, "Score again what already has scores")
+    overwrite: bool = option(False, "Score tasks again that already have scores")
     by_phenomenon: bool = option(False, "Show the scores of BLiMP by phenomenon")
     seed: int = option(42, "Random seed of fine-tuning (tasks=glue)")
 
@@ -323,8 +322,8 @@ HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Options of Hugging Face's TrainingArguments of which only one value is allowed: the value and
-# the reason. Others would break a promise of this package.
+# Options of Hugging Face's TrainingArguments that have only one allowed value, each with the value
+# and the reason. Any other value would break a promise of this package.
 FIXED_TRAINING_VALUES = {
     "resume_from_checkpoint": (
         None,
@@ -353,19 +352,19 @@ class TrainingArguments(Section, transformers.TrainingArguments):
 
     section: ClassVar[str] = "training"
 
-    # Its type is `bool` in Hugging Face's class; null leaves the choice to the hardware.
+    # In Hugging Face's class, its type is `bool`. Here null is allowed, too.
     bf16: bool | None = option(
         None, "bfloat16 mixed precision; null: if the hardware is fast at it"
     )
     use_cpu: bool | None = neutral(None, "Train on the CPU; null: if there is no GPU")
     torch_compile: bool | None = option(
-        None, "Compile the training step; null: if the run is long enough to gain by it"
+        None, "Compile the training step; null: if the run is long enough to benefit"
     )
     tokens_per_step: int | None = option(
         None,
         "Tokens of the optimizer's batch, over all devices; they are divided into"
-        " micro-batches that fit the memory; or give per_device_train_batch_size and"
-        " gradient_accumulation_steps",
+        " micro-batches that fit in memory. Instead, you can give"
+        " per_device_train_batch_size and gradient_accumulation_steps",
         above=0,
     )
     per_device_train_batch_size: int | None = option(
@@ -381,8 +380,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
     cooldown_steps: float = option(
         0.2,
-        "Steps at the end, in which lr_scheduler_type=warmup_stable_decay lowers the"
-        " learning rate linearly to 0; below 1: a share of the run",
+        "Last steps, in which lr_scheduler_type=warmup_stable_decay lowers the learning"
+        " rate linearly to 0; below 1: a share of the run",
         above=0,
     )
     averaging: Literal["ema", "tail"] | None = option(
@@ -402,8 +401,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
     max_words: int | None = option(
         None,
-        "Words that training may see; it ends before the step that would exceed them, or"
-        " after its epochs",
+        "Most words that training may see; it ends before the step that would exceed"
+        " this number, or after its epochs",
         minimum=1,
     )
     overwrite_output_dir: bool = neutral(False, "Start anew and move the old run aside")
@@ -412,7 +411,7 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # Hugging Face's class would also compile evaluations, and every run, however short.
+        # If the value is true, Hugging Face's class also compiles evaluations.
         compiles, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         self.torch_compile = compiles
@@ -494,14 +493,14 @@ class Arguments:
 
 @dataclass(frozen=True)
 class RunConfiguration:
-    """The arguments of a run, and what is recorded of them.
+    """The arguments of a run, and the values that its record keeps.
 
     Attributes:
         args: the typed and checked arguments, which nothing changes afterwards.
         reasons: for each option that was null and has been resolved, the reason of its value:
             {"training.bf16": "the CPU is fast at it"}.
         recorded: the values of all sections, nested and plain, without secrets.
-        identity: the settings that change the run's result, by key, plain.
+        identity: the settings that change the run's result, as plain values by key.
         defaults: the dataclasses' own values, by key.
         overrides: the overrides of the command line, without secrets.
     """

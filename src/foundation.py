@@ -1,4 +1,4 @@
-"""Shared foundations: the error type, atomic writing of files, checksums."""
+"""Shared foundations: the error type, atomic writing, permissions and checksums of files."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
-# The codes of `OSError` when a disk is full or may not be written to.
+# The codes of `OSError` if a disk is full or write-protected, or a permission is missing.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

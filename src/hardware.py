@@ -58,7 +58,7 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 def fast_bfloat16(use_cpu: bool) -> bool:
     """Return whether the hardware multiplies bfloat16 matrices, without emulation."""
-    if use_cpu:  # torch has no public functions for these
+    if use_cpu:  # torch has no public functions for this
         cpu = torch.cpu
         return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
     cuda = torch.cuda

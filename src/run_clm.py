@@ -29,7 +29,7 @@ logger = logging.getLogger("src.run_clm")
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
-    """Run one job, as `src/training/run.py` describes it, and return its evaluation loss."""
+    """Run one job (see `src/training/run.py`) and return its evaluation loss."""
     set_up_logging()
     with job(Path(config.training.output_dir)):
         configuration = run_configuration(config)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Imported by its name, so that launchers can pickle `run`.
+    # Import by name, so that launchers can pickle `run`: not as `__main__.run`.
     from src.run_clm import main
 
     main()

@@ -49,7 +49,7 @@ def evaluate(args: RunEvalArguments) -> None:
         )
     if not (args.tasks or args.pairs):
         raise UserError(f"nothing to score: choose tasks=… of {describe_tasks()}")
-    # These imports take seconds. Here, they do not delay the report of a mistyped key.
+    # These imports take seconds. Errors such as a mistyped key are reported before them.
     from transformers.utils import logging as transformers_logging
 
     from src.evaluation.evaluator import Evaluator
@@ -58,8 +58,8 @@ def evaluate(args: RunEvalArguments) -> None:
     from src.evaluation.table import report
 
     keep_freed_memory()
-    transformers_logging.disable_progress_bar()  # of loading weights
-    transformers_logging.set_verbosity_error()  # weights that a class does not use
+    transformers_logging.disable_progress_bar()  # for loading weights
+    transformers_logging.set_verbosity_error()  # no warnings of unused weights
     hub = (Path(args.cache_dir), args.token)
     with naming("checkpoint"):
         models = find_checkpoints(args.checkpoint, args.revision, *hub)

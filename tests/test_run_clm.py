@@ -276,7 +276,7 @@ def test_a_run_whose_text_changed_is_refused(tiny, run_clm, corpus):
     run_clm(*tiny)
     with (corpus / "childes.train").open("a", encoding="utf-8") as file:
         file.write("One more line.\n")
-    assert "text: train/childes is not the same" in run_clm(*tiny)
+    assert "text: train/childes differs" in run_clm(*tiny)
 
 
 def test_the_jobs_of_a_sweep_are_runs_of_their_own(tiny, run_clm, caplog, monkeypatch):
@@ -404,7 +404,7 @@ def test_cache_and_exp_may_be_links_to_another_disk(tiny, run_clm, tmp_path):
         ("data.train_file=empty.train", ("empty.train is empty",)),
         ("data.train_file=latin.train", ("latin.train", "UTF-8", "byte 3", "0xe9")),
         ("data.block_size=33", ("data.block_size=33", "32 positions")),
-        ("data.train_file=short.train", ("data.block_size=16", "less than one block")),
+        ("data.train_file=short.train", ("data.block_size=16", "fewer than one block")),
         ("tokenizer.vocab_size=10", ("tokenizer.vocab_size", "259", "10")),
         ("model.model_type=gtp2", ("model.model_type=gtp2", "gpt2")),
         ("model.model_type=t5", ("t5", "causal")),
@@ -504,7 +504,7 @@ def test_a_folder_with_other_files_is_neither_written_to_nor_moved(tiny, run_clm
             "training.output_dir=mine",
             f"training.overwrite_output_dir={overwrite}",
         )
-        assert "mine is no run but holds README.md" in message
+        assert "mine is not a run, but holds README.md" in message
     assert [p.name for p in Path("mine").iterdir()] == ["README.md"]
 
 
@@ -524,7 +524,7 @@ def test_a_run_that_saved_nothing_yet_may_be_begun_with_other_settings(tiny, run
     command = ["--config-dir", "conf", "+model=mine"]
     command += [o for o in tiny if "config_overrides" not in o]
     group.write_text(text % 10)
-    assert "does not hold the tokenizer's" in run_clm(*command)
+    assert "is too small for the tokenizer's" in run_clm(*command)
     group.write_text(text % 500)
     assert run_clm(*command) == 0
 

@@ -406,11 +406,11 @@ def nothing():
             ["wte.weight is [310, 16]", "(vocab_size 300) [300, 16]", "has 300"],
         ),
         (nothing, ["backend=mlm"], ["backend=mlm does not suit a GPT2LMHeadModel"]),
-        (broken("config.json"), [], ["model/config.json is no JSON"]),
-        (broken("run.json"), [], ["model/run.json is no JSON"]),
+        (broken("config.json"), [], ["model/config.json is not JSON"]),
+        (broken("run.json"), [], ["model/run.json is not JSON"]),
         (broken("tokenizer.json"), [], ["model: cannot be loaded"]),
         (empty_task, [], ["data: no *.jsonl file in", "blimp_fast"]),
-        (bad_line, [], ["order.jsonl, line 4: no JSON"]),
+        (bad_line, [], ["order.jsonl, line 4: not JSON"]),
         (nothing, ["pairs=data"], ["pairs: no *.jsonl file in", "data"]),
         (two_folders, [], ["only one folder may be called blimp_fast"]),
         (small_vocabulary, [], ["vocabulary of 50", "entries"]),
@@ -501,9 +501,9 @@ def test_a_broken_log_of_a_checkpoint_is_named(a_run, run_eval, caplog):
     file = a_run / "checkpoint-10" / "trainer_state.json"
     file.write_text('{"log_history": [')
     message = run_eval(f"checkpoint={a_run}", "tasks=[aoa,blimp_fast]")
-    assert message.startswith(f"error: tasks: aoa: {file} is no JSON")
+    assert message.startswith(f"error: tasks: aoa: {file} is not JSON")
     assert run_eval(f"checkpoint={a_run}", "tasks=full") == 0
-    assert f"No aoa for run-tiny-sample_seed-7: {file} is no JSON" in caplog.text
+    assert f"No aoa for run-tiny-sample_seed-7: {file} is not JSON" in caplog.text
 
 
 def write_rte(num_rows):

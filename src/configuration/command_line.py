@@ -1,4 +1,4 @@
-"""The parts that all commands share: messages, and errors without a traceback."""
+"""Logging and error handling of all commands: users see messages without a traceback."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ def set_up_logging() -> None:
 def command_line(
     run: Callable[[], object], interrupted: str, root: type = Arguments
 ) -> None:
-    """Run a Hydra application. Errors that users can correct end it with one message.
+    """Run a Hydra application. If a user can correct an error, end with one message.
 
     Args:
         interrupted: the message after Ctrl-C.

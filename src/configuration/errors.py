@@ -12,7 +12,8 @@ from src.arguments import Arguments
 from src.configuration.schema import group_choices, options, sections
 from src.foundation import UserError
 
-# Old names of options of Hugging Face's TrainingArguments, unless the nearest key is the new one.
+# Old names of options of Hugging Face's TrainingArguments, and their new names. A name is not
+# listed if `difflib` finds the new one anyway.
 RENAMED = {
     "no_cuda": "use_cpu",
     "use_mps_device": "use_cpu",
@@ -93,11 +94,11 @@ def _explain_hydra(message: str) -> str:
         )
     if twice := re.match(r"Multiple values for (\w+).* (.*)'", message):
         group, choice = twice.groups()
-        message = f"+{group}={choice}: a {group} is chosen already"
+        message = f"+{group}={choice}: a {group} has already been chosen"
         if group == "model":
             message += (
                 ". A recipe brings the model for which its values were chosen: leave +model"
-                f" out, or write model={choice}, without the +, to try them on that model"
+                f" out, or use its values for another: model={choice}, without the +"
             )
     return message
 

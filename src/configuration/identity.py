@@ -2,9 +2,9 @@
 
 The directory of a run is `exp/<tag>-<model>-<dataset>/<name>`. The name is the seed, followed
 by the overrides that change the result (`seed-42_lr-0.001`), so that runs with different
-overrides never share a directory. A name cannot show that a YAML file or the text has changed.
-Therefore the identity is written to `run.json` when a run begins, and compared when it
-continues.
+overrides never share a directory. If a YAML file or the text changes, the name stays the same.
+Therefore the identity is written to `run.json` when a run begins, and compared with the present
+one when it continues.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.arguments import FIGURES
 from src.configuration.schema import options
 
-# Beginnings of keys, and their short forms in the names of runs. The first match counts.
+# Prefixes of keys, and their short forms in the names of runs. The first match counts.
 SHORT_FORMS = {
     "training.learning_rate": "lr",
     "training.num_train_epochs": "epochs",
@@ -36,8 +36,8 @@ EVALUATION_TIMES = {"eval_strategy", "eval_steps", "eval_delay"}
 MAX_NAME_LENGTH = 120
 
 # Options of Hugging Face's TrainingArguments that change neither weights nor reported numbers.
-# All others, also new ones, count as changing the result. An unneeded directory does little
-# harm, but two runs in one directory give wrong numbers.
+# All other options, also those of future releases, count as changing the result: an unneeded
+# directory does little harm, but two different runs in one directory give wrong numbers.
 HARMLESS_TRAINING_OPTIONS = frozenset(
     "output_dir do_predict logging_strategy logging_steps"
     " logging_first_step log_on_each_node logging_nan_inf_filter log_level"

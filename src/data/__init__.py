@@ -1,4 +1,4 @@
-"""The data room: from text files to the blocks that a model is trained on.
+"""Data: from text files to the blocks that a model is trained on.
 
 1. `text` finds the files, reads them in pieces of bounded size and splits them into
    documents.

@@ -2,8 +2,8 @@
 
 A block of T tokens that starts at s has the inputs tokens[s : s + T] and the targets
 tokens[s + 1 : s + T + 1]. The next block starts at s + T. So every token of a span is a target
-exactly once, except the first token of the span and the BOS of each document, which no
-earlier token predicts.
+exactly once. The exceptions are the first token of the span and the BOS of each document: no
+earlier token predicts them.
 """
 
 from typing import Optional
@@ -75,8 +75,8 @@ class Blocks(Dataset):
         labels = np.full(self.block_size, IGNORE_INDEX, np.int64)
         inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
         documents = self.stream.documents
-        # The edges have the type of the documents. Otherwise NumPy would convert all
-        # documents and read them from disk.
+        # `edges` has the dtype of `documents`. Otherwise NumPy would convert all documents
+        # and read them from disk.
         edges = np.array([start + 1, end + 1], documents.dtype)
         first, last = np.searchsorted(documents, edges)
         begins = documents[first:last].astype(np.int64) - start  # each BOS, from 1 to T
@@ -108,7 +108,7 @@ class Blocks(Dataset):
 
 
 def split(stream: Stream, percentage: float) -> tuple[list, list]:
-    """Return the spans for training and for validation, which is the end of each file.
+    """Return the spans for training, and those for validation at the end of each file.
 
     The held-out part is `percentage` % of the file's tokens. It begins at the nearest
     beginning of a document if that changes its size by at most a factor of two.

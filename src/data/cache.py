@@ -40,14 +40,14 @@ class Cache:
         """Return an entry; build it first if it is missing, damaged or to be overwritten.
 
         If several processes need the same entry, one builds it and the others wait. The
-        build fills a temporary folder beside the final one (the cache may be a link to
-        another disk), which is renamed when it is complete. A failed build leaves nothing;
-        the next build removes what a killed one has left. Loading writes nothing, so a
-        complete cache may be read-only.
+        build fills a temporary folder, which is renamed when it is complete. The folder is
+        beside the final one, because the cache may be a link to another disk. A failed build
+        leaves nothing, and the next build removes the remains of a killed one. Loading
+        writes nothing, so a complete cache may be read-only.
 
         Args:
             kind: The subfolder of the cache that holds such entries.
-            identity: The values that determine the content; JSON must be able to hold them.
+            identity: The values that determine the content; they must be JSON-serializable.
             load: Reads an entry's folder; returns None if it is missing or damaged.
             build: Fills an empty folder.
 

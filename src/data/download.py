@@ -50,7 +50,7 @@ class Part:
         return names if self.ending else ["full_eval/*", "fast_eval/*"]
 
     def target(self, path: str) -> str:
-        """Return the path of a hub file below the data directory; "" if it is not needed."""
+        """Return the path in the data directory for a hub file; "" if it is not needed."""
         # The hub adds .txt to the names of some text files.
         name = re.sub(r"(\.train|\.dev)\.txt$", r"\1", path)
         name = name.removeprefix(f"{self.folder}/")
@@ -84,7 +84,7 @@ def complain(message: str) -> None:
 
 def list_files(part: Part) -> dict[str, RepoFile]:
     """Return the dataset's files by their path below the data directory."""
-    # Without a network the listing would be retried for half a minute. This fails at once.
+    # Without a network, the listing is retried for half a minute. This request fails at once.
     utils.get_session().head(constants.ENDPOINT, timeout=constants.DEFAULT_ETAG_TIMEOUT)
     tree = HfApi().list_repo_tree(
         part.dataset, repo_type="dataset", revision=part.revision, recursive=True
@@ -122,7 +122,7 @@ def fetch(file: RepoFile, part: Part, target: Path, staging: Path) -> None:
     partial = staging / f"{file.blob_id}.part"
     revision, shown = part.revision, {"displayed_filename": file.path}
     url = hf_hub_url(part.dataset, file.path, repo_type="dataset", revision=revision)
-    # Without compression, `start` is a position in the bytes that are sent.
+    # `start` is a position in the file only if the server sends it uncompressed.
     headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
     with partial.open("ab") as copy:
         if (start := copy.tell()) < file.size:
@@ -154,7 +154,7 @@ def fetch_part(part: Part, directory: Path) -> bool:
     if part.ending:
         for path in sorted((directory / part.folder).glob("*" + part.ending)):
             if path not in files:
-                complain(f"warning: {path} is not official; *{part.ending} includes it")
+                complain(f"warning: {path} is not official; *{part.ending} matches it")
     else:
         print(
             "Not included: full EWoK (ewok-core/ewok-core-1.0, accept its terms there) and"

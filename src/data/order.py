@@ -1,9 +1,9 @@
 """The order of blocks: which blocks each step of a run trains on.
 
 An epoch draws each file's blocks as often as `data.mix` says, in an order that depends only
-on (seed, epoch). A step takes the next `blocks_per_step` of them. So step n trains on the same
-blocks for any number of devices, micro-batches, loader processes and restarts, and the number
-of words seen after each step is known before the run begins.
+on (seed, epoch). A step takes the next `blocks_per_step` of them. So the blocks of a step do not
+depend on the number of devices, micro-batches, loader processes or restarts, and the number of
+words seen after each step is known before the run begins.
 """
 
 import math
@@ -23,8 +23,8 @@ class Order:
     """A map from epochs to the order of their blocks.
 
     Each file has an endless sequence of passes over its blocks, each pass in another order.
-    An epoch takes the next `times` passes, which need not be a whole number. So at any time
-    the counts of how often two blocks of a file have been seen differ by at most one.
+    An epoch takes the next `times` passes, which need not be a whole number. So after each
+    epoch, any two blocks of a file have been seen equally often, or one of them once more.
 
     Args:
         kind: `shuffled`; `sequential`, as in the text; or `by_file`, one file after another,
@@ -71,9 +71,9 @@ class Order:
 class Plan(Sampler):
     """The steps of a run, and a sampler of the blocks of one epoch.
 
-    If the last step of an epoch has fewer blocks than the others, it is filled up with
-    `NO_BLOCK`, which has no targets. So every process has the same number of batches, and no
-    block is seen twice.
+    If the last step of an epoch has fewer blocks than the others, it is padded with
+    `NO_BLOCK`, a block without targets. So every process has the same number of batches, and
+    no block is seen twice.
 
     Args:
         blocks: The training blocks.
@@ -104,7 +104,7 @@ class Plan(Sampler):
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
-        words = np.append(blocks.words, 0)  # the last is that of NO_BLOCK
+        words = np.append(blocks.words, 0)  # NO_BLOCK, the index -1, has no words
         epochs = -(-max_steps // self.steps_per_epoch)
         drawn = np.concatenate([words[self._filled(epoch)] for epoch in range(epochs)])
         of_steps = drawn.reshape(-1, blocks_per_step).sum(axis=1)[:max_steps]

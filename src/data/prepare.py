@@ -76,7 +76,7 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
 
 
 def _warn_about_copies(sources: list[Source]) -> None:
-    """Log a warning for text that is in the corpora twice, as training or validation text."""
+    """Log a warning for each source with the same text as another, in either corpus."""
     seen: dict[tuple[str, str], Source] = {}
     for source in sources:
         first = seen.setdefault(source.identity, source)
@@ -93,7 +93,7 @@ def load_data(
 ) -> tuple[PreTrainedTokenizerBase, Data]:
     """Return the tokenizer, and both corpora packed with it and cut into blocks.
 
-    A tokenizer or a packed corpus that is in `model.cache_dir` is not built again.
+    A tokenizer or packed corpus in `model.cache_dir` is reused.
 
     Args:
         main_process: Show progress, and obey `data.overwrite_cache`.
@@ -116,7 +116,7 @@ def load_data(
 def _tokenizer(
     corpora: Corpora, args: TokenizerArguments, model: ModelArguments, cache: Cache
 ) -> PreTrainedTokenizerBase:
-    """Return the named tokenizer, else that of the initial weights, else a trained one."""
+    """Return the tokenizer that is named, or that of the initial weights, or train one."""
     for key, name, revision in (
         ("tokenizer.name_or_path", args.name_or_path, args.revision),
         ("model.model_name_or_path", model.model_name_or_path, model.revision),
@@ -150,8 +150,8 @@ def _cut(
         if not len(train):
             longest = max(end - start for start, end in train_spans)
             raise UserError(
-                f"data.block_size={size}: the training text has only {longest:,} tokens"
-                " in a row, less than one block and the token after it"
+                f"data.block_size={size}: the training text has only {longest:,} consecutive"
+                " tokens, fewer than one block and the token after it"
             )
     names = [file["name"] for file in validation_stream.files]
     return Data(train_stream, train, validation, names)

@@ -79,5 +79,5 @@ def describe(
     return (
         f"{shown.rename_axis(columns='file').to_string()}\n"
         f"blocks of {summary['block_size']} tokens; {summary['tokens_in_no_block']:,} tokens"
-        f" in shorter ends; packed in {stream.directory}"
+        f" do not fill a block; packed in {stream.directory}"
     )

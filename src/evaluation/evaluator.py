@@ -1,7 +1,8 @@
 """The evaluation of several models on several tasks.
 
 A model is loaded once, and only if one of its results is missing. A result is written as soon
-as all of its answers are known. If a model or a task fails, the others go on.
+as all of its answers are known. If a model or a task fails, the evaluation of the others
+continues.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A task, the model that gets the score, and the models that are asked for it."""
+    """A task, the model that gets the score, and the models whose answers it is made of."""
 
     task: Task
     owner: Checkpoint
@@ -50,7 +51,7 @@ class Evaluator:
         failures: name of a model, or of a model and a task, that failed -> the reason.
 
     Raises:
-        UserError: a task takes several checkpoints of a run, and there are too few.
+        UserError: a task needs several checkpoints of a run, and there are too few.
     """
 
     suite: Suite
@@ -70,18 +71,18 @@ class Evaluator:
             self.jobs += [Job(task, owner, asked) for owner, asked in series]
 
     def run(self) -> None:
-        """Ask the models all tasks whose results are missing, and write these."""
+        """Ask the models all tasks whose results are missing, and write the results."""
         answers: Answers = defaultdict(dict)
         in_series = [checkpoint for job in self.jobs for checkpoint in job.asked]
         for checkpoint in dict.fromkeys([*self.models, *in_series]):
             if jobs := self._lacking(checkpoint):
-                with self._noting(checkpoint.origin):
+                with self._catching(checkpoint.origin):
                     self._ask(checkpoint, jobs, answers)
             elif checkpoint in self.models and checkpoint.origin not in self.failures:
                 LOGGER.info("%s: scored already", checkpoint.origin)
         for job, given in answers.items():
             lost = ", ".join(c.origin for c in job.asked if c not in given)
-            with self._noting(f"{job.owner.origin}, {job.task.name}"):
+            with self._catching(f"{job.owner.origin}, {job.task.name}"):
                 raise UserError(f"left out, since {lost} could not be scored")
 
     def _lacking(self, checkpoint: Checkpoint) -> list[Job]:
@@ -89,7 +90,7 @@ class Evaluator:
         lacking = []
         for job in self.jobs:
             if checkpoint in job.asked:
-                with self._noting(job.owner.origin):
+                with self._catching(job.owner.origin):
                     if self.overwrite or not self._stored(job):
                         lacking.append(job)
         return lacking
@@ -110,7 +111,7 @@ class Evaluator:
         label = checkpoint.origin if self.progress else None
         scorer = self.suite.scorer(model, tokenizer, label)
         for job in jobs:
-            with self._noting(f"{checkpoint.origin}, {job.task.name}"):
+            with self._catching(f"{checkpoint.origin}, {job.task.name}"):
                 answer = self.suite.ask(job.task, scorer, checkpoint)
                 answers[job][checkpoint] = answer
                 if len(answers[job]) == len(job.asked):
@@ -121,8 +122,8 @@ class Evaluator:
                     LOGGER.info("%s: %s %.2f", name, job.task.name, score)
 
     @contextlib.contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
-        """Record an error in the block as the failure of `name`."""
+    def _catching(self, name: str) -> Iterator[None]:
+        """Catch an error in the block, and record it as the failure of `name`."""
         try:
             yield
         except (UserError, OSError, torch.OutOfMemoryError) as error:
@@ -137,8 +138,8 @@ class Evaluator:
         Args:
             seed: seed of fine-tuning; None for the other tasks.
         """
-        # Fine-tuning in bfloat16 gets another folder only if the user asked for it, not if
-        # the hardware decided.
+        # Fine-tuning in bfloat16 gets another folder only if the user asked for bfloat16, not
+        # if it was chosen because of the hardware.
         args = self.suite.args
         return ResultsFolder(self.results_dir, args.protocol, bool(args.bf16), seed)
 
@@ -156,7 +157,7 @@ class Evaluator:
         """Return the entry of a job's result in `scores.json`, or None.
 
         Args:
-            member: the entry of this task instead, by the same rules on any data.
+            member: return the entry of this task instead of the job's, for any data.
         """
         checksum = None if member else job.task.checksum(job.asked)
         folder = self.folder(job.task.seed)
@@ -178,7 +179,7 @@ class Evaluator:
                 parts = {m: entries.get(m, self._stored(job, m)) for m in members}
                 if parts and None not in parts.values():
                     entries[mean.name] = _mean_entry(parts)
-        except (UserError, OSError):  # `run` has recorded it
+        except (UserError, OSError):  # `run` has recorded the failure
             return {}
         return {name: entry for name, entry in entries.items() if entry is not None}
 

@@ -1,8 +1,9 @@
 """Language-modeling metrics: loss, perplexity, accuracy, bits per byte, perplexity per word.
 
-Loss (in nats), perplexity and the accuracy of the most probable next token are per token, so
-they depend on the tokenizer. Bits per byte and perplexity per word do not. They divide the
-log-probability of the whole text by its number of bytes or whitespace words.
+Loss (in nats), perplexity and the accuracy of the most probable next token are means over
+tokens, so they depend on the tokenizer. Bits per byte and perplexity per word can be compared
+across tokenizers: the log-probability of the whole text is divided by its number of bytes or
+whitespace words.
 """
 
 import math
@@ -60,7 +61,7 @@ def summarize(
         groups.update({f"{name}_": files == i for i, name in enumerate(names)})
     for prefix, chosen in groups.items():
         if not chosen.any():
-            continue  # a subset of blocks may have none of a file
+            continue  # with `data.max_eval_samples`, a file may have no block
         loss, hits, targets = statistics[chosen].astype(np.float64).sum(axis=0)
         figures = {
             "loss": loss / targets,
@@ -78,7 +79,7 @@ def _exp(value: float) -> float:
 
 
 def next_token_accuracy() -> Any:
-    """Return the accuracy as a metric of `evaluate` that needs no network.
+    """Return next-token accuracy as an `evaluate.Metric` that needs no network.
 
     `evaluate.load("accuracy")` downloads a script. This metric takes counts (hits as
     predictions, targets as references), so its memory does not grow with the text.

@@ -37,7 +37,7 @@ MODEL_FILES = (
     *TOKENIZER_FILES,
 )  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-\d+|chck_\w+")
-# Ends of the names of architectures.
+# Suffixes of the names of architectures.
 MASKED, CAUSAL = "MaskedLM", ("CausalLM", "LMHeadModel", "ModelWithLMHead")
 # Errors that the libraries raise for files that are missing, damaged or of another architecture.
 UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
@@ -62,8 +62,8 @@ class Checkpoint:
         """Return the requested backend, or for `auto` the backend of the architecture.
 
         Raises:
-            UserError: the backend does not suit the architecture. As a causal model, for
-                example, a masked one would see the tokens that it has to predict.
+            UserError: the backend does not suit the architecture. For example, a masked model
+                that is scored as a causal one would see the tokens that it has to predict.
         """
         config = _read_json(self.directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
@@ -102,7 +102,7 @@ class Checkpoint:
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:
             return None
-        # It may be saved between two logs. The number of words per step is extrapolated.
+        # The last log may be older than the checkpoint. Extrapolate by the words per step.
         return round(logs[-1]["words"] * state["global_step"] / logs[-1]["step"])
 
     def checkpoints(self) -> list["Checkpoint"]:
@@ -115,7 +115,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # invalid JSON or invalid UTF-8
-        raise UserError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is not JSON: {error}") from error
 
 
 def find_checkpoints(
@@ -173,7 +173,7 @@ def _directories(name: str) -> list[Path]:
 
 
 def _list_models(path: Path) -> str:
-    """Return a text with the models below a path, or below its first parent that exists."""
+    """Return a list of the models below a path, or below its first existing parent, as text."""
     while path != path.parent and (glob.has_magic(str(path)) or not path.is_dir()):
         path = path.parent
     path = Path("exp") if path == Path() else path
@@ -199,7 +199,8 @@ def _natural_order(path: Path) -> list[Union[int, str]]:
 def _local(path: Path) -> Checkpoint:
     """Return the model in a directory.
 
-    The name of a run contains its group, because the runs of all groups are named by seeds.
+    The model name of a run contains its group, because runs of different groups have the same
+    names, such as `seed-42`.
     """
     whole = path.resolve()
     is_checkpoint = CHECKPOINT.fullmatch(whole.name) is not None
@@ -276,7 +277,7 @@ def load(
     if info["mismatched_keys"]:
         name, stored, configured = sorted(info["mismatched_keys"])[0][:3]
         raise UserError(
-            f"its weights do not fit its config.json: {name} is {list(stored)}, by"
+            f"its weights do not fit its config.json: {name} is {list(stored)}, but by"
             f" config.json (vocab_size {model.config.vocab_size:,}) {list(configured)};"
             f" the tokenizer has {len(tokenizer):,} entries"
         )

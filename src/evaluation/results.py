@@ -5,11 +5,10 @@
     results/<model>/<revision>/zero_shot/<backend>/<task>/<dataset>/best_temperature_report.txt
     results/<model>/<revision>/finetune/<task>/{predictions.json,results.txt}
 
-All files but `scores.json` have the layout of babylm-org/babylm-eval (July 2026), so that its
-`collate_preds` can read them. The folder of a revision belongs to one model, which
-`scores.json` identifies by the checksum of its files. Results by other rules than the
-challenge's have the same layout in a separate folder: `results/2025/<model>/…`,
-`results/bf16/<model>/…`.
+All files except `scores.json` have the layout of babylm-org/babylm-eval (July 2026), so that its
+`collate_preds` can read them. The folder of a revision belongs to one model; `scores.json` has
+the checksum of the model's files. Results by other rules than the challenge's have the same layout
+in a separate folder: `results/2025/<model>/…`, `results/bf16/<model>/…`.
 """
 
 import json
@@ -181,8 +180,8 @@ class ResultsFolder:
     def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
         """Return the number of choices in bfloat16 that differ from those in float32.
 
-        It is None for other results, and if there are no readable results in float32 of the
-        same model on the same data.
+        It is None if the results are not in bfloat16, or if there are no readable results in
+        float32 of the same model on the same data.
         """
         if not self.is_bf16 or result.folder.startswith("finetune"):
             return None
@@ -204,7 +203,7 @@ def model_folder(model: str) -> str:
     """Return the name of a model's folder, for `collate_preds --model_path_or_name`.
 
     The official scripts cut a name at its last dot, so `lr-0.001` and `lr-0.002` would become
-    the same. The folder's name has no dots.
+    the same name. Therefore the folder's name has no dots.
     """
     return Path(model).name.replace(".", "_")
 
@@ -219,7 +218,7 @@ def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def _without_nan(content: Any) -> Any:
-    """Return JSON content with null for NaN, which is no JSON. The official scripts skip both."""
+    """Return content with null for NaN, which JSON lacks. The official scripts skip both."""
     return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 

@@ -1,4 +1,4 @@
-"""The tasks of an evaluation, which are read once and asked of several models.
+"""The tasks of an evaluation: their data is read once, for several models.
 
     suite = Suite.load(args.evaluation)
     for result in suite.score(model, tokenizer):
@@ -66,18 +66,18 @@ class Suite:
         return cls(tasks, args, missing)
 
     def sample(self, num_items: int) -> "Suite":
-        """Return a suite with `num_items` items of each task, or without tasks for 0."""
+        """Return a suite with `num_items` items of each task. For 0, it has no tasks."""
         tasks = [task.sample(num_items) for task in self.tasks] if num_items else []
         return replace(self, tasks=tasks)
 
     @property
     def immediate(self) -> list[Task]:
-        """The tasks that take one model as it is. `score` asks only these."""
+        """The tasks that score one model without training it. `score` asks only these."""
         return [task for task in self.tasks if task.takes == "model"]
 
     @property
     def deferred(self) -> list[str]:
-        """The names of the tasks that take several models or train one."""
+        """The names of the tasks that need several checkpoints or train a model."""
         return [task.name for task in self.tasks if task.takes != "model"]
 
     @property
@@ -102,7 +102,7 @@ class Suite:
             progress: label of the progress bars; None: no bars.
 
         Raises:
-            UserError: the model's vocabulary does not hold the tokenizer's entries.
+            UserError: the model's vocabulary is too small for the tokenizer.
         """
         dtype = torch.bfloat16 if self.args.bf16 else None
         backend, batch_tokens = self.backend_for(model), self.args.batch_tokens
@@ -146,9 +146,9 @@ class Suite:
         """Yield the result of each immediate task as soon as it is known.
 
         Raises:
-            UserError: the model's vocabulary does not hold the tokenizer's entries. Or tasks
-                have failed, because the model gives NaN or memory is too small; this is
-                raised after the results of the other tasks.
+            UserError: the model's vocabulary is too small for the tokenizer. Or tasks have
+                failed, because the model gives NaN or memory is too small; this error comes
+                after the results of the other tasks.
         """
         scorer = self.scorer(model, tokenizer)
         failures = []
@@ -182,7 +182,7 @@ def _score_names(
 
 
 def scores(results: Iterable[Result]) -> dict[str, float]:
-    """Return the scores as shares and correlations, without undefined ones (NaN).
+    """Return the scores as shares and correlations, not times 100; leave out NaN.
 
     For example: {"blimp": 0.71, "pairs": 0.9, "pairs_order": 1.0}.
     """
@@ -196,7 +196,7 @@ def scores(results: Iterable[Result]) -> dict[str, float]:
 
 
 def is_score(name: str) -> bool:
-    """Return whether `name` is one that `scores` gives, unlike that of a loss or a count."""
+    """Return whether `name` is a name that `scores` gives, and not a loss or a count."""
     return name in TASKS or f"{name}_".startswith(f"{OWN_PAIRS}_")
 
 
@@ -206,7 +206,7 @@ def is_share(name: str) -> bool:
 
 
 def of_whole_tasks(names: Iterable[str]) -> list[str]:
-    """Return the names of scores, except those of parts of a task that is also named."""
+    """Return the names of scores, without those of parts if the whole task is also there."""
     of_scores = [name for name in names if is_score(name)]
     parts = tuple(f"{name}_" for name in of_scores if name.startswith(OWN_PAIRS))
     return [name for name in of_scores if not name.startswith(parts)]

@@ -20,7 +20,7 @@ PUBLISHED = {
     "blimp": (65.2, 71.7, 74.7, 80.5),
     "supplement": (57.3, 63.2, 65.0, 73.0),
     "ewok": (50.6, 49.5, 54.4, 52.4),
-    # GPT-BERT's score is left out, since it is of other data and by another rule.
+    # GPT-BERT's score is left out: it was measured on other data and by another rule.
     "entity_tracking": (19.1, None, 16.9, None),
     "comps": (51.8, 52.8, 55.9, 59.7),
     "glue": (63.8, 65.4, 67.8, 70.9),

@@ -1,7 +1,7 @@
 """Warnings about properties of a tokenizer that lower scores, given before scoring begins.
 
 The challenge's pipelines call the tokenizer with its own defaults and correct nothing. Each of
-these faults has cost participants points.
+these faults has lowered the scores of participants.
 """
 
 import string
@@ -18,17 +18,17 @@ NO_BOS = (
 )
 EOS = (
     "the tokenizer puts a special token after a text, so in Reading the next word is"
-    " predicted after an EOS (from about 7 down to 0.2); remove it from the post-processor,"
+    " predicted after an EOS (about 0.2 instead of 7); remove it from the post-processor,"
     " and put EOS after documents when packing"
 )
 NO_LEADING_SPACE = (
     "the tokenizer gives a bare word no leading space, so Reading asks for a word without a"
-    " space before it (from about 7 down to 0.2); set add_prefix_space=True in the"
+    " space before it (about 0.2 instead of 7); set add_prefix_space=True in the"
     " pre-tokenizer"
 )
 PADDING = (
     "the pad token {!r} also occurs in texts, so GLUE may read the wrong token of a padded"
-    " text and the training loss leaves the token out; use a token of its own, or EOS"
+    " text and the training loss leaves the token out; use a separate token, or EOS"
 )
 
 

@@ -1,8 +1,8 @@
 """Training: token blocks in, checkpoints and a scored model out.
 
-`run.py` tells the story of a run in one function. `setup.py` decides how the model of
-`model.py` is trained. `trainer.py`, with its `callbacks.py`, trains it and evaluates it, with
-the scores of `task_scores.py`. `final_model.py` scores and saves the result.
+`run.py` has one function that shows all stages of a run. `model.py` builds the model, and
+`setup.py` decides how it is trained. `trainer.py`, with `callbacks.py`, trains and evaluates it;
+`task_scores.py` adds the scores of the tasks. `final_model.py` scores and saves the final model.
 
     step/          one optimizer step: micro-batches, attention, loss
     optimization/  optimizer, schedule, averaging, divergence

@@ -36,7 +36,7 @@ class StopOnSignal(TrainerCallback):
         self._received_here = number
         self.restore()
         logger.warning(
-            "%s: saving after this step, then stopping (once more: stop at once)",
+            "%s: saving after this step, then stopping (a second signal stops at once)",
             signal.Signals(number).name,
         )
 
@@ -51,7 +51,7 @@ class StopOnSignal(TrainerCallback):
             number: signal.signal(number, self._receive) for number in self.SIGNALS
         }
         if args.world_size > 1:
-            # Communication between the GPUs would wait for them at every step.
+            # On the CPU: with NCCL, reading the result would wait for the GPUs at every step.
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -65,7 +65,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # The Trainer calls this wherever it stops, also in the middle of an epoch.
+        # The Trainer calls this also when it stops in the middle of an epoch.
         if self.received and state.epoch != int(state.epoch):
             control.should_log = control.should_evaluate = control.should_save = False
 

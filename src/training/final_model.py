@@ -84,7 +84,7 @@ def save(
         data.train_stream,
         args.model.model_name_or_path,
     )
-    model.config.use_cache = True  # off while training; generation is slow without it
+    model.config.use_cache = True  # it was off in training, but speeds up generation
     staging = trainer.run_dir / ".model"
     trainer.save_model(str(staging))
     if not trainer.is_world_process_zero():
@@ -119,7 +119,7 @@ def save(
 
 
 def final_step(scores: dict[str, Any]) -> str:
-    """Return a phrase about the final model's step; "" if it is the last step."""
+    """Return a phrase with the step of the final model; "" for the last step."""
     if "best_step" not in scores:
         return ""
     return (
@@ -137,7 +137,7 @@ def table(scores: dict[str, Any]) -> str:
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
             label = name.replace("pairs_", "pairs: ")
-            # As in `run_eval`: correlations have no percent sign.
+            # Correlations are multiplied by 100 and have no percent sign, as in `run_eval`.
             value = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
             lines.append(f"{label:<43}{value:>12}")
     if "words_seen" in scores:
@@ -167,5 +167,5 @@ def _text_rows(scores: dict[str, Any]) -> list[str]:
 
 
 def _short(perplexity: float, digits: int) -> str:
-    """Format a perplexity, as 1.23e+07 if it would be too wide for its column."""
+    """Format a perplexity. One too wide for its column is written as 1.23e+07."""
     return f"{perplexity:.{'2e' if perplexity >= 1e6 else f'{digits}f'}}"

@@ -23,17 +23,17 @@ from src.training.optimization.optimizer import check_optimizer
 
 
 def model_config(args: Arguments) -> PretrainedConfig:
-    """Return the model's configuration, still without the tokenizer's vocabulary.
+    """Return the model's configuration. It does not have the tokenizer's vocabulary yet.
 
     Raises:
         UserError: the architecture or the weights do not exist, a key is unknown, blocks are
-            longer than the model's context, or the optimizer does not fit.
+            longer than the model's context, or the optimizer does not suit the architecture.
     """
     config = architecture(args.model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and args.data.block_size > positions:
         raise UserError(
-            f"data.block_size={args.data.block_size} is beyond the model's {positions}"
+            f"data.block_size={args.data.block_size} exceeds the model's {positions}"
             " positions"
         )
     check_optimizer(args.training, config)
@@ -53,7 +53,7 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
     elif args.model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
         raise UserError(
-            f"model.model_type={args.model_type} is no architecture of transformers"
+            f"model.model_type={args.model_type} is not an architecture of transformers"
             + (f"; near: {', '.join(close)}" if close else "")
         )
     else:
@@ -63,7 +63,7 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
     if not (is_causal and hasattr(config, "vocab_size")):
         raise UserError(f"model: {config.model_type} has no causal language model")
     if hasattr(config, "is_decoder"):
-        config.is_decoder = True  # otherwise BERT and the like see the next tokens
+        config.is_decoder = True  # otherwise BERT and similar models see later tokens
     return config
 
 
@@ -72,8 +72,8 @@ def _override(
 ) -> PretrainedConfig:
     """Return the configuration with the overrides.
 
-    From scratch, values that are computed from others follow them: a Llama's `head_dim` is
-    `hidden_size / num_attention_heads` unless it is given.
+    From scratch, values that depend on the overrides are computed anew: a Llama's `head_dim`
+    is `hidden_size / num_attention_heads` unless it is given.
     """
     if not isinstance(overrides, dict):
         raise UserError(
@@ -119,7 +119,7 @@ def build_model(
         config.vocab_size = len(tokenizer)
     if config.vocab_size < len(tokenizer):
         raise UserError(
-            f"the model's vocabulary of {config.vocab_size:,} does not hold the tokenizer's"
+            f"the model's vocabulary of {config.vocab_size:,} is too small for the tokenizer's"
             f" {len(tokenizer):,} entries"
         )
     config.bos_token_id, config.eos_token_id = boundary_tokens(tokenizer)
@@ -139,6 +139,6 @@ def build_model(
         raise UserError(
             f"model: cannot build {config.model_type}: {first_line(error)}"
         ) from error
-    # Blocks have no padding. To look for it, the library would wait for the device.
+    # Blocks have no padding. The library would look for some, and wait for the device.
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
     return model.to(args.training.device)

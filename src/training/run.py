@@ -1,4 +1,4 @@
-"""The story of a run, from its arguments to its final scores."""
+"""The stages of a run, from its arguments to its final scores."""
 
 import contextlib
 import logging
@@ -85,7 +85,7 @@ def prepare_data(args: Arguments) -> None:
 def open_record(
     configuration: RunConfiguration, corpora: Corpora
 ) -> Iterator[RunRecord]:
-    """Begin or continue the run within the block. The main process goes first."""
+    """Begin or continue the run, and yield its record. The main process goes first."""
     training = configuration.args.training
     if training.use_cpu:
         keep_freed_memory()
@@ -119,7 +119,7 @@ def show_finished(
             if value
         ]
         logger.info(
-            "They do not have %s. To add these scores:\n  %s",
+            "Scores of %s are missing. To add them:\n  %s",
             ", ".join(of_whole_tasks(names)),
             f"python -m src.run_eval checkpoint={record.directory} {shlex.join(overrides)}",
         )
@@ -127,7 +127,7 @@ def show_finished(
 
 
 def exit_stopped(number: int, args: Arguments) -> NoReturn:
-    """Raise `SystemExit` after a signal, and log how to continue the run."""
+    """Log how to continue the run, and raise `SystemExit` for a signal."""
     logger.info(
         "Stopped. The same command continues this run%s.",
         ", without training.overwrite_output_dir" * args.training.overwrite_output_dir,

@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 class Setup:
     """The decisions about a run, each with its reason.
 
-    A run that only evaluates has no plan, and the architecture's own forward pass.
+    A run that only evaluates has no plan, and uses the architecture's own forward pass.
 
     Args:
-        plan: the blocks of every step, and their words.
+        plan: the blocks and words of every step.
         forward: the forward pass of training, built from the decisions.
         masks_documents: whether our mask separates documents.
-        precision: type of the matrix products.
+        precision: dtype of the matrix products.
         metric: name of the score that picks the best model.
         compiled: whether the step is compiled.
         attention: name of the attention; None: the architecture's own.
@@ -106,10 +106,10 @@ def decide(
     model: PreTrainedModel,
     metric: Optional[str] = None,
 ) -> Setup:
-    """Decide how the model is trained, and record the micro-batching with the run.
+    """Decide how the model is trained, and write `step_layout.json`.
 
     Args:
-        reasons: key -> reason for the value of an option that the user left open.
+        reasons: key of an option that was null -> the reason for its value.
         metric: name of the score that picks the best model.
 
     Raises:
@@ -143,11 +143,11 @@ def decide(
         setup = _with_forward(setup, args, model)
     except torch._dynamo.exc.TorchDynamoException as error:  # imported on demand
         reason = first_line(error)
-        logger.warning("torch.compile fails here, going on without: %s", reason)
+        logger.warning("torch.compile fails here, continuing without: %s", reason)
         compiled = Decision(False, "not compiled", f"it fails here: {reason}")
         setup = _with_forward(replace(setup, compiled=compiled), args, model)
     if training.world_size > 1:
-        torch.compiler.reset()  # DDP compiles other graphs, which overlap communication
+        torch.compiler.reset()  # DDP compiles other graphs, to overlap communication
     if training.process_index == 0:
         setup.micro_batching.save(run_dir, setup.compiled.value)
     return setup
@@ -179,10 +179,10 @@ def _train_on_one_batch(
 ) -> int:
     """Run a forward and a backward pass as in training, and delete the gradients.
 
-    If sequences grow during the run, there is a pass for each of their lengths, so that the
-    compiler sees them all. The memory that training needs beside the batch is allocated as
-    well: AdamW's moments, DDP's copy of the gradients, and the averaged weights. The random
-    state is not restored, since the Trainer's constructor sets it anew.
+    If sequences grow during the run, there is a pass for each length, so that the compiler
+    sees all of them. Memory is reserved for everything else that training needs: AdamW's
+    moments, DDP's copy of the gradients, and the averaged weights. The random state is not
+    restored, since the Trainer's constructor sets the seed again.
     """
     training, device, blocks = args.training, model.device, setup.plan.blocks
     copies = 2 + (training.world_size > 1) + (training.averaging is not None)
@@ -212,7 +212,7 @@ def _train_on_one_batch(
 def _precision(
     training: TrainingArguments, reasons: Mapping[str, str]
 ) -> Decision[torch.dtype]:
-    """Return the type of the matrix products, which is resolved with the arguments."""
+    """Return the dtype of the matrix products, as the arguments give it."""
     if training.fp16:
         return Decision(torch.float16, "float16", "training.fp16=true")
     given = f"training.bf16={str(bool(training.bf16)).lower()}"
@@ -224,7 +224,7 @@ def _precision(
 
 
 def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
-    """Log what is about to be trained, and the decisions about it."""
+    """Log the model, the decisions about its training, and the size of the run."""
     training, plan = args.training, setup.plan
     weights = args.model.model_name_or_path
     logger.info(
@@ -253,7 +253,7 @@ def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
     logger.info("Step: %s", "; ".join(map(str, step)))
     logger.info(
         f"{len(plan.order):,} blocks of {plan.blocks.block_size} tokens,"
-        f" {plan.blocks_per_step} a step: {plan.words_seen(plan.num_steps):,} words in"
+        f" {plan.blocks_per_step} per step: {plan.words_seen(plan.num_steps):,} words in"
         f" {plan.num_steps:,} steps; the last {plan.blocks.remainder} tokens do not fill a"
         " block and are not trained on"
     )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskScores:
-    """The scores of a model in training. The model and the random state stay unchanged.
+    """The scorer of a model in training. It does not change the model or the random state.
 
     Args:
         suite: all tasks, on which the final model is scored.
@@ -31,7 +31,7 @@ class TaskScores:
 
     @classmethod
     def load(cls, args: Arguments) -> "TaskScores":
-        """Load the tasks on which the run is scored, and log those on which it is not."""
+        """Load the tasks on which the run is scored, and log the tasks that are left out."""
         suite = Suite.load(args.evaluation)
         if suite.missing:
             missing = ", ".join(suite.missing)
@@ -46,13 +46,13 @@ class TaskScores:
     def report(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        """Log the size of the samples, and faults of the tokenizer that spoil scores."""
+        """Log whether samples are scored, and properties of the tokenizer that lower scores."""
         if not self.suite.immediate:
             return
         pairs = zip(self.sample.tasks, self.suite.tasks)
         if any(part.num_items < whole.num_items for part, whole in pairs):
             logger.info(
-                "While training, samples of the tasks are scored; at the end, all"
+                "During training, samples of the tasks are scored; at the end, all items"
             )
         for warning in check_tokenizer(tokenizer, self.suite.backend_for(model)):
             logger.warning("warning: %s", warning)
@@ -93,7 +93,9 @@ class TaskScores:
 
 
 def metric_name(args: Arguments, tasks: TaskScores) -> Optional[str]:
-    """Return `training.metric_for_best_model` as it is logged: `blimp` may be `blimp_fast`.
+    """Return the name under which `training.metric_for_best_model` is logged.
+
+    For example, `blimp` is logged as `blimp_fast` if only that task is scored.
 
     Raises:
         UserError: no evaluation during training has the score.
@@ -107,7 +109,7 @@ def metric_name(args: Arguments, tasks: TaskScores) -> Optional[str]:
         if candidate in known:
             return candidate
     raise UserError(
-        f"training.metric_for_best_model={metric} is neither of the text"
-        f" ({', '.join(FIGURES)}, or <name of a dev file>_<one of them>) nor among the"
-        f" scores during training: {', '.join(sorted(known)) or 'nothing'}"
+        f"training.metric_for_best_model={metric} is neither a metric of the text"
+        f" ({', '.join(FIGURES)}, or <name of a dev file>_<one of them>) nor one of the"
+        f" scores during training: {', '.join(sorted(known)) or 'none'}"
     )

@@ -1,7 +1,7 @@
-"""The Trainer over blocks: its loss, evaluation, logs and checkpoints.
+"""The Trainer for blocks: its loss, evaluation, logs and checkpoints.
 
-Everything that depends on private parts of Hugging Face's Trainer is in this module. The
-decisions about a run are made before, in `setup.py`.
+All code that depends on private parts of Hugging Face's Trainer is in this module. The decisions
+about a run have been made in `setup.py`.
 """
 
 import json
@@ -58,8 +58,8 @@ class Outcome:
 
     Args:
         signal: number of the signal that stopped it; None: all steps are done.
-        best_step: step of the final model; None: the last step.
-        averaged_steps: span of the average that is the final model; None: it is no average.
+        best_step: step of the final model; None: the last step, or an average.
+        averaged_steps: span of the average if the final model is one; None: it is not.
     """
 
     signal: Optional[int] = None
@@ -68,7 +68,7 @@ class Outcome:
 
 
 class LanguageModelTrainer(Trainer):
-    """Hugging Face's Trainer over `Blocks`, whose labels are already the next tokens.
+    """Hugging Face's Trainer for `Blocks`, whose labels are already shifted.
 
     Args:
         args: all arguments of the run, which are not changed.
@@ -102,7 +102,7 @@ class LanguageModelTrainer(Trainer):
             train_dataset=None if setup.plan is None else setup.plan.blocks,
             eval_dataset=data.validation if args.training.do_eval else None,
         )
-        # The Trainer counts the targets of a batch, the first one of a block included.
+        # Make the Trainer count all targets of a batch, including the first one of each block.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.setup, self.plan = setup, setup.plan
@@ -142,7 +142,7 @@ class LanguageModelTrainer(Trainer):
         with self.args.main_process_first():  # it renames damaged checkpoints
             checkpoint = newest_whole(self.run_dir)
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
-        # It would warn of "missing" tied weights, and of options that are shares of the run.
+        # Suppress warnings about tied weights and about options that are shares of the run.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         if checkpoint is not None:
             logger.info("Continuing from %s", checkpoint)
@@ -158,9 +158,9 @@ class LanguageModelTrainer(Trainer):
         return Outcome(best_step=None if best == self.state.global_step else best)
 
     def _load_finished(self, checkpoint: Path) -> bool:
-        """Load the final model of a run whose steps are all done; False if some are left.
+        """Return whether all steps of a run are done, and load its final model if so.
 
-        The Trainer would take one more step, since it looks for the end only after a step.
+        The Trainer would train one more step, since it checks for the end only after a step.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step < state.max_steps:
@@ -174,7 +174,7 @@ class LanguageModelTrainer(Trainer):
         return True
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
-        """Train until the end or a signal. If memory runs out, the next start needs less."""
+        """Train until the end or a signal. If memory runs out, record a smaller micro-batch."""
         try:
             with self.clock.phase("training"), logging_redirect_tqdm():
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -194,10 +194,10 @@ class LanguageModelTrainer(Trainer):
             self.stop.restore()
 
     def _keep_average(self) -> bool:
-        """Return whether the average is the final model, and leave it in the model if so.
+        """Put the average into the model if it is the final model, and return whether it is.
 
-        It is if its `training.metric_for_best_model`, measured as during training, is better
-        than that of the model itself, or if the run has no evaluation.
+        It is the final model if `training.metric_for_best_model`, measured as during training,
+        is better with it than without it, or if the run has no evaluation.
         """
         average, args = self.weight_average, self.args
         name = f"The average of the weights ({average.kind} of {average.steps} steps)"
@@ -216,7 +216,7 @@ class LanguageModelTrainer(Trainer):
             average.swap()
         verdict = "it is the final model" if is_better else "it is not kept"
         logger.info(
-            "%s has %s %.5g, without %.5g: %s", name, metric, after, before, verdict
+            "%s has %s %.5g, without it %.5g: %s", name, metric, after, before, verdict
         )
         return is_better
 
@@ -225,7 +225,7 @@ class LanguageModelTrainer(Trainer):
     ) -> torch.Tensor:
         """Return the micro-batch's share of the mean loss over the batch's tokens, in nats.
 
-        DDP averages the gradients over the processes, so it is multiplied by their number.
+        DDP averages the gradients over the processes, so the loss is multiplied by their number.
         """
         return model(**inputs).loss / num_items_in_batch * self.args.world_size
 
@@ -282,7 +282,7 @@ class LanguageModelTrainer(Trainer):
         return {} if self.plan is None else self._rates_since(*self._began)
 
     def _rates_since(self, step: int, seconds: float) -> dict[str, float]:
-        """Return the rates since a step. Tokens include those that fill up a batch."""
+        """Return the rates since a step. The tokens of `NO_BLOCK` are counted, too."""
         plan, now = self.plan, self.state.global_step
         return rates(
             tokens=(now - step) * plan.blocks_per_step * plan.blocks.block_size,
@@ -295,7 +295,11 @@ class LanguageModelTrainer(Trainer):
     # Divergence
 
     def _refuse_diverged_loss(self, mean: Optional[float] = None) -> None:
-        """Raise `UserError` if a step's loss, or the mean since the last log, diverges."""
+        """Raise `UserError` if a step's loss is not finite, or the mean loss diverges.
+
+        Args:
+            mean: the mean loss since the last log; None: it is not checked.
+        """
         bad, last = self.divergence.first_not_finite(), self.state.global_step
         if bad is None and mean is not None and self.divergence.diverges(mean):
             logged = [row["step"] for row in self.state.log_history if "loss" in row]
@@ -309,15 +313,15 @@ class LanguageModelTrainer(Trainer):
             names = [file["name"] for file in self.plan.blocks.stream.files]
             files = sorted({names[i] for i in self.plan.blocks.owners[blocks]})
             self._refuse(
-                f"the loss is {loss:.3g} at step {step + 1}, of blocks {blocks[:8]}… from"
+                f"the loss is {loss:.3g} at step {step + 1}, on blocks {blocks[:8]}… from"
                 f" {', '.join(files)}"
             )
 
     def _refuse_diverged_weights(self) -> None:
-        """Raise `UserError` if the loss has diverged, or weights are not finite.
+        """Raise `UserError` if a loss or a weight is not finite.
 
-        The loss of the last step was computed before its update and does not show the
-        weights after it.
+        The loss of the last step was computed before its update, so it does not show whether
+        the update was finite.
         """
         self._refuse_diverged_loss()
         finite = [p.detach().isfinite().all() for p in self.model.parameters()]
@@ -325,7 +329,7 @@ class LanguageModelTrainer(Trainer):
             self._refuse(f"weights are not finite after step {self.state.global_step}")
 
     def _refuse(self, fault: str) -> NoReturn:
-        """Raise `UserError` with the checkpoints that are on disk."""
+        """Raise `UserError` with a fault, and name the checkpoints that are on disk."""
         best = self.state.best_model_checkpoint
         has_best = best is not None and Path(best).is_dir()
         raise UserError(
@@ -339,7 +343,7 @@ class LanguageModelTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, seal it, and delete old ones over the limit."""
+        """Save and seal a checkpoint, and delete old ones beyond the limit."""
         self._refuse_diverged_weights()
         checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
         with self.clock.phase("saving"):
@@ -357,8 +361,8 @@ class LanguageModelTrainer(Trainer):
     def _loss_window(self) -> dict[str, Any]:
         """Return the sums since the last log, which the Trainer's checkpoint lacks.
 
-        With them a continued run logs the same losses as one that did not stop, and refuses
-        the same ones.
+        With them, a continued run logs the same losses as a run that did not stop, and detects
+        divergence at the same step.
         """
         loss = (str(self.args.process_index), float(self._tr_loss))
         return {
@@ -386,7 +390,7 @@ class LanguageModelTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         metric = self.args.metric_for_best_model
         if metric and f"eval_{metric.removeprefix('eval_')}" not in metrics:
-            # A correlation is not defined if the model gives the same score to all items.
+            # A correlation is undefined if the model gives all items the same score.
             raise UserError(
                 f"training.metric_for_best_model={metric} has no defined value in this"
                 f" evaluation, which has {', '.join(metrics)}"
@@ -407,7 +411,7 @@ class LanguageModelTrainer(Trainer):
     def prediction_step(
         self, model, inputs, prediction_loss_only, ignore_keys=None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Return three numbers for each block (`block_statistics`), as outputs and labels."""
+        """Return None for the loss, and the `block_statistics` as both logits and labels."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with self.compute_loss_context_manager():
@@ -420,11 +424,11 @@ class LanguageModelTrainer(Trainer):
     ) -> dict[str, float]:
         """Score the tasks, evaluate the text if there is any, and log both as one row.
 
-        `eval_runtime` is the time for the text alone, `eval_scoring_runtime` that for the
-        tasks.
+        `eval_runtime` is the time for the text only, and `eval_scoring_runtime` the time for
+        the tasks.
 
         Args:
-            all_items: score all items of every task, not the sample of training.
+            all_items: score all items of every task, not only the sample.
         """
         if self.plan is not None:
             self._refuse_diverged_weights()
@@ -452,7 +456,7 @@ class LanguageModelTrainer(Trainer):
 class TrainerHooks(TrainerCallback):
     """Callback that restores the trainer's logs, and sets the epoch of its plan.
 
-    The Trainer resets its logs just before `on_train_begin`. `on_epoch_begin` also comes when
+    The Trainer resets its logs just before `on_train_begin`. It calls `on_epoch_begin` also if
     a run continues within an epoch.
     """
 

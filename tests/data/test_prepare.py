@@ -138,10 +138,10 @@ def test_text_shorter_than_a_block_is_refused_with_its_length(small: Path):
     files = dict(train_file=f"{small}/*.train", validation_file=f"{small}/s*.train")
     # 17 tokens: 16 inputs and the last one's target.
     assert len(prepare(small, block_size=16, **files).train) == 1
-    with pytest.raises(UserError, match="block_size=17: .* only 17 tokens in a row"):
+    with pytest.raises(UserError, match="block_size=17: .* only 17 consecutive tokens"):
         prepare(small, block_size=17, **files)
     # Without validation text each file is a span: the longer one has 10 of 11 tokens.
-    with pytest.raises(UserError, match="block_size=10: .* only 10 tokens in a row"):
+    with pytest.raises(UserError, match="block_size=10: .* only 10 consecutive tokens"):
         prepare(small, block_size=10, train_file=f"{small}/*.train")
 
 

@@ -21,7 +21,7 @@ def test_the_table_has_a_row_a_file_and_their_sum(tmp_path: Path):
         "all 3 5 17 3.40 0.65 4 50.0% 0.0".split(),
     ]
     assert table.endswith(
-        f"blocks of 4 tokens; 0 tokens in shorter ends; packed in {stream.directory}"
+        f"blocks of 4 tokens; 0 tokens do not fill a block; packed in {stream.directory}"
     )
     written = json.loads((stream.directory / "table.json").read_text())
     assert [row["name"] for row in written["files"]] == ["first", "second"]

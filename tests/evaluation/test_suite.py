@@ -188,7 +188,7 @@ def test_nan_is_named_and_no_score(data, model, tokenizer):
 def test_a_vocabulary_that_does_not_cover_the_tokenizer_is_refused(data, tokenizer):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_layer=1, n_embd=8, n_head=1))
     suite = Suite.load(arguments(data, tasks=["blimp_fast"]))
-    with pytest.raises(UserError, match="50 does not hold the tokenizer's"):
+    with pytest.raises(UserError, match="50 is too small for the tokenizer's"):
         next(suite.score(small, tokenizer))
 
 

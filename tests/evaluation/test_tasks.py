@@ -224,8 +224,8 @@ def test_equal_values_share_their_rank(tmp_path):
 @pytest.mark.parametrize(
     "line, told",
     [
-        ("{not json", "no JSON"),
-        ("", "no JSON"),
+        ("{not json", "not JSON"),
+        ("", "not JSON"),
         ("[1]", "must be a JSON object, got list"),
         ('{"sentence_good": "a"}', "lacks the field sentence_bad"),
         ('{"sentence_good": "a", "sentence_bad": 3}', "sentence_bad is a int: 3"),

@@ -39,8 +39,8 @@ def test_padding_may_be_eos_or_absent():
         ({"single": "$A"}, "no BOS", "BLiMP", "TemplateProcessing"),
         ({"single": "<s> $A </s>"}, "special token", "Reading", "post-processor"),
         ({"prefix_space": False}, "no leading space", "Reading", "add_prefix_space"),
-        ({"pad_token": "!"}, "pad token '!'", "GLUE", "a token of its own"),
-        ({"pad_token": "Ġthe"}, "pad token 'Ġthe'", "GLUE", "a token of its own"),
+        ({"pad_token": "!"}, "pad token '!'", "GLUE", "a separate token"),
+        ({"pad_token": "Ġthe"}, "pad token 'Ġthe'", "GLUE", "a separate token"),
     ],
 )
 def test_each_trap_is_reported_with_its_score_and_its_remedy(

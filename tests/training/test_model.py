@@ -126,7 +126,7 @@ def test_a_larger_vocabulary_may_be_asked_for_and_a_smaller_one_is_refused():
     model = built(arguments(vocab_size=320))
     assert model.get_input_embeddings().weight.shape == (320, 16)
     assert refusal(arguments(vocab_size=258)) == (
-        "the model's vocabulary of 258 does not hold the tokenizer's 259 entries"
+        "the model's vocabulary of 258 is too small for the tokenizer's 259 entries"
     )
 
 
@@ -154,7 +154,7 @@ def test_blocks_longer_than_the_positions_are_refused(model_type):
     assert config_for(arguments(model_type), block_size=32)
     with pytest.raises(UserError) as raised:
         config_for(arguments(model_type), block_size=33)
-    told = "data.block_size=33 is beyond the model's 32 positions"
+    told = "data.block_size=33 exceeds the model's 32 positions"
     assert str(raised.value) == told
 
 
@@ -185,7 +185,7 @@ def test_saved_weights_are_continued_from(saved):
 def test_saved_weights_of_a_smaller_vocabulary_than_the_tokenizer_are_refused(saved):
     args = ModelArguments(model_name_or_path=saved[1])
     assert refusal(args, WORDS) == (
-        "the model's vocabulary of 259 does not hold the tokenizer's 262 entries"
+        "the model's vocabulary of 259 is too small for the tokenizer's 262 entries"
     )
 
 

@@ -64,7 +64,7 @@ def test_scoring_changes_neither_the_losses_nor_the_weights(
     scored = [f"evaluation.pairs={pairs}", "evaluation.items_while_training=6"]
     assert run_clm(*command, *scored, "wandb.tag=with") == 0
     assert (
-        "While training, samples of the tasks are scored; at the end, all"
+        "During training, samples of the tasks are scored; at the end, all items"
         in caplog.text
     )
     without, with_scores = only_run("without"), only_run("with")
@@ -139,7 +139,7 @@ def test_the_metric_is_named_as_it_is_logged(suite, pairs):
         UserError, match="=ewok is neither .*: pairs, pairs_cats, pairs"
     ):
         resolve_metric("ewok", suite, None)
-    with pytest.raises(UserError, match="nor among the scores .*: nothing"):
+    with pytest.raises(UserError, match="nor one of the scores .*: none"):
         resolve_metric("eval_pairs", suite, 0)
     with pytest.raises(UserError, match="pairs_dogs is neither"):
         resolve_metric("pairs_dogs", suite, 1)  # of the first set alone
@@ -210,11 +210,11 @@ def test_a_finished_run_says_which_scores_it_has_not(tiny, run_clm, pairs, caplo
     caplog.clear()
     assert run_clm(*tiny, f"evaluation.pairs={pairs}") == 0
     assert "This run is finished" in caplog.text
-    assert "They do not have pairs. To add these scores:" in caplog.text
+    assert "Scores of pairs are missing. To add them:" in caplog.text
     command = f"src.run_eval checkpoint={only_run()} pairs={pairs}"
     assert command in caplog.text
     caplog.clear()
-    assert run_clm(*tiny) == 0 and "They do not have" not in caplog.text
+    assert run_clm(*tiny) == 0 and "are missing" not in caplog.text
 
 
 @pytest.fixture

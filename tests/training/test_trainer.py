@@ -508,7 +508,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(trainer_of):
 
     trainer.model.register_forward_pre_hook(spoil, with_kwargs=True)
     blocks = trainer.plan.order.blocks(3).tolist()
-    with pytest.raises(UserError, match="the loss is nan at step 4, of blocks") as told:
+    with pytest.raises(UserError, match="the loss is nan at step 4, on blocks") as told:
         train(trainer)
     assert str(blocks)[1:-1] in str(told.value) and "checkpoint-3" in str(told.value)
     assert newest_whole(run_dir(trainer)) == run_dir(trainer) / "checkpoint-3"

@@ -2,8 +2,8 @@
 
 This is the hot part of packing. Each line is tokenized by itself, as in the example scripts
 of `transformers`, so the ids do not depend on where a text is cut. A byte-level BPE with
-GPT-2's pattern is run by `tiktoken`, which gives the same ids as `tokenizers` three times as
-fast.
+GPT-2's pattern is run by `tiktoken`, which gives the same ids as `tokenizers` in a third of the
+time.
 """
 
 import json
@@ -24,8 +24,8 @@ PATTERN = (
     r"|[^\S\n]*+\n|[^\S\n]+(?!\S)|[^\S\n]+"
 )
 
-# The same for text whose only white space is line ends and single spaces. It needs no
-# look-ahead, which takes a fifth of the time.
+# An equivalent pattern for text whose only white space is line ends and single spaces. It has no
+# look-ahead, which would take a fifth of the time.
 SIMPLE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| ?\n| "
 NOT_SIMPLE = ["  "] + [
     chr(code)
@@ -49,8 +49,8 @@ class Encoded(NamedTuple):
 class Encoder:
     """An encoder of text alone.
 
-    It adds no special tokens and reads none from the text (which may contain `</s>`). It puts
-    no space before the text, does not truncate and does not pad.
+    It adds no special tokens, and treats those in the text (such as `</s>`) as plain text. It
+    puts no space before the text, does not truncate and does not pad.
 
     Args:
         description: The tokenizer as `plain_json` describes it.
@@ -176,9 +176,10 @@ def tiktoken_ranks(
     """Return the entries for a `tiktoken.Encoding`; None if it would give other ids.
 
     `tokenizers` merges the pairs of a list, in the order of the list. `tiktoken` merges any
-    two parts that form an entry, in the order of ids. They agree under two conditions: each
-    merge forms another entry, in the order of ids; and each entry, split into bytes, is merged
-    back to itself. Then two parts that form an entry are always the last merge of that entry.
+    two parts that form an entry, in the order of ids. They agree under two conditions. First,
+    the merges form different entries, in the order of their ids. Second, each entry, split
+    into bytes, is merged back to itself. Then two parts that form an entry are always the last
+    merge of that entry.
     """
     model, splitting = description["model"], description["pre_tokenizer"] or {}
     special = {added["content"] for added in description["added_tokens"]}

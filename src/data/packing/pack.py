@@ -1,4 +1,4 @@
-"""The packing of text as a stream of tokens (`stream.py`) in the cache's folder `packed`."""
+"""The packing of text into a stream of tokens (`stream.py`), in the cache's folder `packed`."""
 
 import functools
 import hashlib
@@ -82,7 +82,7 @@ class Packer:
         words, tokens = stream.info["words"], len(stream)
         logger.info(f"The {title} has {words:,} words, {tokens:,} tokens")
         for row in stream.files:
-            if row["loss"] and not self.lossy:  # a run with `lossy` may have cached it
+            if row["loss"] and not self.lossy:  # cached by a run with `lossy`
                 raise _loss_error(row["name"], row["loss"])
             self._warn(row)
         return stream

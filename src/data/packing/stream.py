@@ -7,9 +7,9 @@
     stream.json    totals of each file; nothing that depends on names or machines
 
 A word is a part that `str.split()` returns. It begins in the token that holds its first byte.
-So the words and the bytes of any span of tokens are a difference of two sums. The sums are
-kept modulo 2^32. Differences are right for spans of less than four billion bytes, however
-large the corpus is. All numbers are little-endian.
+So the number of words or bytes in a span of tokens is the difference of two sums. The sums are
+stored modulo 2^32. For spans of less than four billion bytes the differences are right, whatever
+the size of the corpus. All numbers are little-endian.
 """
 
 import json
@@ -96,7 +96,7 @@ def _difference(sums: np.ndarray, start: Any, end: Any) -> Any:
 class PackedPiece(NamedTuple):
     """The tokens of a piece of text, and prefix sums of its words and bytes.
 
-    Text that no token covers counts for the next token, which may be an EOS.
+    Text that no token covers is counted with the next token, which may be an EOS.
     """
 
     ids: np.ndarray  # [n]

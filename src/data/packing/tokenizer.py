@@ -1,9 +1,9 @@
 """The tokenizer: its training, loading, and saving for the challenge's pipeline.
 
 The default is a byte-level BPE (Radford et al. 2019). When it is called on a text, it adds BOS
-before the text, nothing after it, and a space before a first word that has none, as the
-challenge's pipeline expects. Packing adds BOS and EOS around documents itself and adds no
-spaces.
+before the text but nothing after it, and a space before the first word if there is none, as the
+challenge's pipeline expects. Packing does not use this: it adds BOS and EOS around documents
+itself, and no spaces.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def _load_cached(directory: Path) -> Optional[PreTrainedTokenizerBase]:
 def _lines(sources: list[Source], progress: bool) -> Iterator[list[str]]:
     """Yield lists of lines.
 
-    The tokens that are learnt do not cross lines, since packing tokenizes line by line.
+    Since packing tokenizes line by line, no token may be learnt across lines.
     """
     with reading_bar("Training the tokenizer: reading", sources, progress) as bar:
         for source in sources:
@@ -124,9 +124,9 @@ def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save a tokenizer so that `AutoTokenizer` loads the same one here and under 4.51.3.
 
     The challenge's pipeline pins transformers 4.51.3. That version cannot read the class name
-    and the list of extra special tokens that transformers 5 writes. It turns off a prefix
-    space that the configuration does not name. Unless the configuration names the model's
-    inputs, it also returns token types, which GPT-2 would add to its embeddings.
+    and the list of extra special tokens that transformers 5 writes. It adds no prefix space
+    unless the configuration asks for it. Unless the configuration lists the model's inputs,
+    it also returns token types, which GPT-2 would add to its embeddings.
     """
     tokenizer.save_pretrained(str(directory))
     file = Path(directory) / "tokenizer_config.json"

@@ -161,7 +161,8 @@ def _read_text_parts(path: Path) -> Iterator[str]:
             with opener(path, "rt", encoding="utf-8-sig") as file:
                 yield from read_parts(file)
         except UnicodeDecodeError:
-            # Its offset counts from a buffer. This error's counts from the start of the file.
+            # The error has an offset within a buffer. Decode the whole file, to raise an error
+            # with the offset within the file.
             with opener(path, "rb") as file:
                 file.read().decode()
             raise

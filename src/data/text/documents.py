@@ -5,7 +5,7 @@ import re
 from typing import Iterable, Iterator, NamedTuple, TextIO
 
 # The number of characters that are read, tokenized and written together. Each line is tokenized
-# by itself, so the tokens depend on the ends of pieces only in a line longer than a piece.
+# by itself, so the ends of pieces change tokens only in lines that are longer than a piece.
 PIECE_LENGTH = 32_768
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")

@@ -1,8 +1,8 @@
 """A classifier: a model without its vocabulary layer, and a head on the state of one token.
 
 The head and the token are those of finetune/classifier_model.py and eval_finetuning.sh in
-babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to July 2026). Not
-`AutoModelForSequenceClassification`, whose heads differ by architecture.
+babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to July 2026).
+`AutoModelForSequenceClassification` is not used, since its heads differ by architecture.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
-    """A copy of a model without its vocabulary layer, with the pipelines' head on one token.
+    """A copy of a model that has the pipelines' head instead of its vocabulary layer.
 
     Args:
         last: whether the head reads the last token (of texts padded on the left) or the
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _width(self) -> int:
-        """Return the size of the last states, which in OPT may differ from `hidden_size`."""
+        """Return the size of the last hidden states. In OPT it may differ from `hidden_size`."""
         token = torch.ones((1, 1), dtype=torch.long, device=self.backbone.device)
         return self._states(token, token).shape[-1]
 
@@ -98,8 +98,9 @@ class Classifier(nn.Module):
     def _needs_positions(self) -> bool:
         """Return whether texts that are padded on the left need `position_ids`.
 
-        This is tested, not looked up by the architecture's name. With rotary positions, or
-        positions that are counted from the mask, the states are right without them.
+        This is tested on the model itself, not looked up by its name. With rotary positions,
+        or positions that are counted from the mask, the states are right without
+        `position_ids`.
         """
         vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
         length = min(8, max(2, (num_positions(self.backbone) or 8))) // 2
@@ -119,7 +120,7 @@ class Classifier(nn.Module):
         if exact:
             return exact[0]
         LOGGER.warning(
-            "%s gives another state to a text that is padded on the left: scores depend on"
+            "%s gives other states to a text if it is padded on the left: scores depend on"
             " the other texts of a batch",
             type(self.backbone).__name__,
         )

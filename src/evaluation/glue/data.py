@@ -2,7 +2,8 @@
 
 Texts, hyperparameters and metrics are those of the challenge's pipelines (finetune/ and
 eval_finetuning.sh in babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval of July 2026).
-The pipelines' validation file chooses the epoch and gives the score. There is no other file.
+As in the pipelines, the validation file both chooses the epoch and gives the score, since there
+is no test file.
 """
 
 import copy
@@ -37,7 +38,7 @@ class Recipe:
     batch_size: int = 32
     num_epochs: int = 10
     learning_rate: float = 3e-5
-    final_learning_rate: float = 0.1  # share of the highest, at the cosine's end
+    final_learning_rate: float = 0.1  # share of `learning_rate`, at the cosine's end
     warmup: float = 0.06  # share of the steps
     weight_decay: float = 0.01  # of all weights, including norms and biases
     classifier_dropout: float = 0.1
@@ -130,8 +131,8 @@ class FineTuning(Task):
         """Read <name>.train.jsonl and <name>.valid.jsonl.
 
         Args:
-            bf16: whether matrix products are in bfloat16; None: if there is a GPU that is
-                fast at them.
+            bf16: whether matrix products are in bfloat16; None: only if there is a GPU that
+                is fast at them.
             common: other fields of `Task`.
 
         Raises:
@@ -173,7 +174,7 @@ class FineTuning(Task):
         return finetune(scorer, self, prepared["train"], prepared["valid"])
 
     def result(self, answers: Sequence[Answer]) -> Result:
-        """Return the result of the best epoch, or of the first one of several."""
+        """Return the result of the best epoch. Of equally good ones, the first counts."""
         tuned = answers[0].content
         percents = [100 * metrics[self.recipe.metric] for metrics in tuned.metrics]
         best = int(np.argmax(percents))
@@ -209,7 +210,7 @@ def encode(
 
     If a pair is too long, the longer one of its texts is cut.
     """
-    tokenizer = copy.deepcopy(tokenizer)  # it would remember the length to cut at
+    tokenizer = copy.deepcopy(tokenizer)  # truncation changes its state
     firsts, seconds, labels = map(list, zip(*examples))
     whole = tokenizer(firsts, seconds, verbose=False)["input_ids"]
     options = {"truncation": "longest_first", "max_length": max_length}
@@ -221,10 +222,10 @@ def encode(
 def measure(
     predictions: np.ndarray, labels: np.ndarray, num_labels: int = 2
 ) -> dict[str, float]:
-    """Return the metrics of results.txt as shares, in its order.
+    """Return the metrics of results.txt, in the same order, as shares (not percentages).
 
-    They are the accuracy and, with two labels, F1 of label 1 and Matthews' correlation. The
-    last two are 0 if undefined.
+    They are the accuracy and, with two labels, the F1 score of label 1 and Matthews'
+    correlation. F1 and the correlation are 0 if undefined.
 
     Args:
         predictions, labels: integers [N].

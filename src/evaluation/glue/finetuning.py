@@ -4,11 +4,12 @@ Source: finetune/{trainer,run}.py and eval_finetuning.sh of babylm/evaluation-pi
 babylm-org/babylm-eval (script of May to July 2026). The head reads:
 
 * protocol 2026: the last token, with texts padded on the left;
-* protocol 2025: the first token, with texts padded on the right. With a causal model the head
-  reads the last token here, too, since the first one sees only itself.
+* protocol 2025: the first token, with texts padded on the right. For a causal model, we read the
+  last token in 2025, too, since the first token sees only itself.
 
-There are two differences: here padding changes no state (`classifier.py`), and on a GPU matrix
-products are in bfloat16 unless `bf16=false`. In the pipelines everything is float32.
+Two things differ from the pipelines. Here padding changes no hidden state (`classifier.py`). On a
+GPU that is fast at bfloat16, matrix products are in bfloat16 unless `bf16=false`; in the pipelines
+everything is float32.
 """
 
 import contextlib
@@ -45,7 +46,8 @@ def finetune(
     """Train a copy of the scorer's model on a task, and return its predictions.
 
     The model, the random state and the disk are not changed. The Trainer chooses the device.
-    A batch of more than the scorer's `batch_tokens` is accumulated from smaller ones.
+    If a batch has more tokens than the scorer's `batch_tokens`, gradients are accumulated over
+    smaller batches.
 
     Args:
         train, valid: the token sequences of the task, from the scorer's tokenizer.
@@ -100,7 +102,7 @@ class FineTuner(Trainer):
         super().__init__(
             train_dataset=train.rows,
             eval_dataset=Subset(valid.rows, self.by_length.tolist()),
-            compute_metrics=self._judge,
+            compute_metrics=self._record_epoch,
             **options,
         )
         self.remove_callback(PrinterCallback)
@@ -116,7 +118,7 @@ class FineTuner(Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, _ in model.named_parameters()]
 
-    def _judge(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _record_epoch(self, prediction: EvalPrediction) -> dict[str, float]:
         recipe, epoch = self.task.recipe, len(self.metrics) + 1
         logits = np.empty_like(prediction.predictions)
         logits[self.by_length] = prediction.predictions
@@ -189,7 +191,7 @@ def _arguments(
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of the pad token, or of EOS, or 0. The mask hides any of them."""
+    """Return the id of the pad token, else that of EOS, else 0. The mask hides padding."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in known if token is not None)
 

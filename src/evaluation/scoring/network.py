@@ -1,9 +1,10 @@
-"""A model's log-probabilities of tokens, without the parts of a forward pass that nobody reads.
+"""Log-probabilities of tokens, by a forward pass that computes no logits that are not read.
 
 Only the outputs that a query reads go through the vocabulary layer, a few hundred at a time.
-Attention follows the prefix tree if the architecture supports such a mask. Two properties are
-tested on the model itself, not looked up by its name: that it supports the mask, and that the
-vocabulary layer alone gives the logits (some architectures transform, scale or cap them).
+Tokens attend along the prefix tree if the architecture supports such a mask. Two properties are
+tested on the model itself, not looked up by its name. The first is that it supports the mask.
+The second is that its logits are the unchanged output of the vocabulary layer, since some
+architectures transform, scale or cap them.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ from src.evaluation.scoring import prefix_tree
 from src.evaluation.scoring.prefix_tree import Batch, Row, Sequence, Wanted
 
 LOGGER = logging.getLogger(__name__)
-# Limits of positions per forward pass and of logits at a time. On a CPU, larger tensors do not
-# fit into its cache, and their memory is returned to the system, page by page, after each use.
+# Limits of the positions per forward pass, and of the logits that are computed at a time. Larger
+# tensors do not fit into the cache of a CPU, and their memory is returned to the system, page by
+# page, after each use.
 MAX_CPU_TOKENS = 1024
 MAX_CPU_LOGITS = 2**22
 MAX_LOGITS = 2**27
-TOLERANCE = dict(atol=1e-4, rtol=1e-5)  # nats; float32 sums in another order differ
+TOLERANCE = dict(atol=1e-4, rtol=1e-5)  # nats; for float32 sums in another order
 # Errors that architectures raise if they do not support a mask or a position argument.
 REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
 
@@ -76,9 +78,9 @@ def autocast(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[N
 def fast_layers(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[None]:
     """Replace `forward` of some layers by a faster equivalent within the block.
 
-    GELU's eight operations become one. On a CPU, float32 products use a copy of the weights in
-    oneDNN's layout instead of MKL. Both together make GPT2-Small on a CPU 1.25 to 1.3 times as
-    fast on BLiMP and AoA; in bfloat16 (GELU only) it is 1.0 to 1.07 times.
+    GELU's eight operations become one. On a CPU, float32 products use oneDNN with a copy of the
+    weights in its layout, instead of MKL. With both, GPT2-Small on a CPU is 1.25 to 1.3 times as
+    fast on BLiMP and AoA; in bfloat16 (GELU only) it is 1.0 to 1.07 times as fast.
     """
     has_onednn = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
     packs = has_onednn and dtype is None
@@ -110,7 +112,7 @@ def _packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         matrix = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
         matrix = torch.ops.mkldnn._reorder_linear_weight(matrix)
         product = torch.ops.mkldnn._linear_pointwise
-    except (*REFUSALS, AttributeError):  # private to torch; another version may lack it
+    except (*REFUSALS, AttributeError):  # private functions, which torch may remove
         return plain
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ class Network:
         self.model = model
         self.device = model.device
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
-        # Not model(...), since accelerate wraps an instance's `forward` in training's autocast.
+        # Not `model(...)`: accelerate wraps the instance's `forward` in training's autocast.
         self.forward = functools.partial(type(model).forward, model)
         self.base = model.base_model
         self.head = model.get_output_embeddings()
@@ -142,7 +144,7 @@ class Network:
     def _head_is_all(self) -> bool:
         """Return whether head(base(ids)) equals the model's logits to the last bit.
 
-        The comparison is exact, since a cap changes small logits only a little.
+        The comparison is exact, since a cap on logits changes small ones only a little.
         """
         if self.head is None or self.base is self.model:
             return False
@@ -174,8 +176,8 @@ class Network:
     def _takes_tree(self, rows: list[Row], sequences: dict[Sequence, Wanted]) -> bool:
         """Return whether rows of the tree give the same results as single sequences.
 
-        The row with the longest sequence is tested, since some layers have a limited window.
-        If it has no branches, the row with the most sequences is tested as well.
+        The row with the longest sequence is tested, since some layers attend only to a
+        window. If it has no branches, the row with the most sequences is tested as well.
         """
         tested = [max(rows, key=lambda row: max(map(len, row.sequences)))]
         if len(tested[0].sequences) == 1:
@@ -228,7 +230,7 @@ class Network:
     def _tree_mask(self, ends: torch.Tensor) -> torch.Tensor:
         """Return the mask [B, 1, T, T] with which a token sees only itself and its ancestors.
 
-        It is added to the attention scores. Every layer would have to convert a boolean mask.
+        It is added to the attention scores. A boolean mask would be converted in every layer.
         """
         ends = ends.to(self.device)[:, None, None, :]
         index = torch.arange(ends.shape[-1], device=self.device)

@@ -15,7 +15,7 @@ from typing import Iterator, Optional
 
 import numpy as np
 
-# Tokens of a row. Shorter rows repeat more prefixes; longer rows take longer in attention.
+# Tokens of a row. In shorter rows, more prefixes are repeated; longer rows slow attention down.
 MIN_ROW = 256
 
 Sequence = tuple[int, ...]
@@ -80,10 +80,10 @@ class Row:
 def wanted_of_sequences(
     queries: list[Query], causal: bool, max_length: float
 ) -> dict[Sequence, Wanted]:
-    """Return a dictionary: sequence -> (position, target, slot) of all queries with it.
+    """Return a dictionary: sequence -> (position, target, slot) of all its queries.
 
-    Each distinct sequence is computed once, so equal texts get the same bits and ties remain
-    ties. For a causal model, tokens after the last position are left out, since they change
+    Each distinct sequence is computed once, so equal texts get exactly equal scores and ties
+    remain ties. For a causal model, tokens after the last position are left out, since they change
     nothing. Queries of more than `max_length` tokens are left out.
     """
     sequences: dict[Sequence, Wanted] = {}
@@ -101,8 +101,8 @@ def wanted_of_sequences(
 def tree_rows(sequences: dict[Sequence, Wanted], batch_tokens: int) -> list[Row]:
     """Return the rows into which the tree of all sequences is cut.
 
-    A row may be twice as long as a long sequence, so that the options that follow one long
-    context stay together. It has at most `batch_tokens` tokens, unless it is a single sequence.
+    A row may be twice as long as a long sequence, so that several continuations of one long
+    context fit into it. It has at most `batch_tokens` tokens, unless it is a single sequence.
     """
     rows: list[Row] = []
     previous: Sequence = ()

@@ -1,16 +1,16 @@
 """Exact log-probabilities of texts, as the challenge defines them.
 
 The protocol is that of babylm-org/babylm-eval (April 2026) and its fork serdardoesml/babylm-eval
-(July 2026), the same as in 2025. A text is tokenized with the tokenizer's own defaults, special
-tokens included. A token is scored if it ends after the start of the scored part. Special tokens
-have no characters and are never scored.
+(July 2026). It is the same as in 2025. A text is tokenized with the tokenizer's own defaults,
+special tokens included. A token is scored if it ends after the start of the scored part. Special
+tokens have no characters and are never scored.
 
 * causal: the log-probability of each token given the tokens before it. The first token is
   scored only if a special token (BOS) comes before it.
 * mlm: pseudo-log-likelihood (Salazar et al. 2020). Each scored token is masked in a separate
   pass and read at its position.
-* mntp: the same, read one position earlier (masked next-token prediction, BehnamGhader et al.
-  2024).
+* mntp: as mlm, but read one position earlier (masked next-token prediction, BehnamGhader et
+  al. 2024).
 """
 
 import math
@@ -78,12 +78,12 @@ class Scorer:
         size = self.model.get_input_embeddings().weight.shape[0]
         if size < len(self.tokenizer):
             raise UserError(
-                f"the model's vocabulary of {size:,} does not hold the tokenizer's"
+                f"the model's vocabulary of {size:,} is too small for the tokenizer's"
                 f" {len(self.tokenizer):,} entries"
             )
 
     def check_mask_token(self) -> None:
-        """Raise `UserError` if masked models need a mask token that the tokenizer lacks."""
+        """Raise `UserError` if the model is a masked one and the tokenizer has no mask token."""
         if self.backend != "causal" and self.tokenizer.mask_token_id is None:
             raise UserError(
                 f"backend={self.backend} needs a tokenizer with a mask token"
@@ -152,7 +152,7 @@ class Scorer:
         return answers
 
     def score(self, queries: list[list[Query]]) -> Scored:
-        """Return the scores of N items from the queries of each.
+        """Return the scores of N items.
 
         Raises:
             UserError: the model gives NaN.

@@ -1,16 +1,19 @@
-"""Age of acquisition: the agreement of a model with children in the order of learning words.
+"""Age of acquisition: whether a model and children learn words in the same order.
 
 The learning curve of a word is its surprisal in its contexts over a run's checkpoints. A
 sigmoid is fitted to it, and another one to the share of children who say the word at 16 to 30
 months. A word's age is the point where its sigmoid passes a threshold. The score is the
-correlation of the two ages over the words (Chang & Bergen 2022; AoA_word/ and utils.py in
-babylm/evaluation-pipeline-2025 and, as of July 2026, babylm-org/babylm-eval).
+correlation, over the words, of the model's ages with the children's (Chang & Bergen 2022;
+AoA_word/ and utils.py in babylm/evaluation-pipeline-2025 and, as of July 2026,
+babylm-org/babylm-eval).
 
-The two protocols differ in the model's curve. In 2025 every context of every checkpoint is a
-point, chance is log2 of 300,000 although surprisals are in nats, and the fit has no bounds. In
-2026 the mean over a checkpoint's contexts is a point, chance is the number of the word's tokens
-times the log of the vocabulary's size, the fit has bounds, and a correlation with p above 0.1
-counts as 0.
+The two protocols differ in the model's curve:
+
+* 2025: each context at each checkpoint is a point. Chance is log2 of 300,000, although surprisals
+  are in nats. The fit has no bounds.
+* 2026: the mean over the contexts at each checkpoint is a point. Chance is the number of the
+  word's tokens times the log of the vocabulary's size. The fit has bounds, and a correlation with
+  p above 0.1 counts as 0.
 
 The fit is scipy's `curve_fit`. Its convergence decides which words count, so another optimizer
 would give another score.
@@ -124,8 +127,8 @@ class AgeOfAcquisition(Task):
     ) -> dict[Checkpoint, list[Checkpoint]]:
         """Return a dictionary: model that gets a run's score -> checkpoints by words seen.
 
-        The checkpoints are the given ones and those in the run's directory. The score is
-        that of the final model, or of the last checkpoint if the final model is not given.
+        The checkpoints are the given ones and, if the final model is given, those in its
+        directory. The final model gets the score, or the last checkpoint without it.
         A run with too few checkpoints is left out, or refused if the user named the task.
         """
         series = {}
@@ -158,8 +161,9 @@ class AgeOfAcquisition(Task):
         table = np.stack([answer.content.nats for answer in answers])
         too_long = np.flatnonzero(np.isnan(table).any(axis=0))
         if self.protocol == 2026:
-            # If one of a word's contexts is too long for a checkpoint, the word has no mean
-            # there. The official reader would skip the null and average the other contexts.
+            # If one of a word's contexts is too long for a checkpoint, the word has no mean at
+            # that checkpoint. So all its surprisals become null in surprisal.json; otherwise
+            # the official reader would average the other contexts.
             words = np.array([word for word, _, _ in self.pairs])
             incomplete = [np.isin(words, words[row]) for row in np.isnan(table)]
             table = np.where(incomplete, np.nan, table)
@@ -244,7 +248,7 @@ def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
         raise UserError(f"the number of words seen is unknown for {names}")
     if len(steps) < MIN_POINTS:
         fault = f"{given[0].model} has {len(steps)}"
-        raise UserError(f"it takes {MIN_POINTS} checkpoints of a run, {fault}")
+        raise UserError(f"it needs {MIN_POINTS} checkpoints of a run, {fault}")
     steps.sort(key=lambda step: step.words_seen)
     return (final or steps)[0 if final else -1], steps
 
@@ -252,9 +256,9 @@ def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
 def chance_surprisals(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
 ) -> dict[str, float]:
-    """Return the surprisal of each word by chance: in nats, and in bits in 2025.
+    """Return the surprisal of each word by chance, in nats (2026) or bits (2025).
 
-    The number of a word's tokens is the number that it adds to the text "The".
+    The number of a word's tokens is the number of tokens that it adds to the text "The".
     """
     if protocol == 2025:
         return dict.fromkeys(words, CHANCE_2025)
@@ -279,7 +283,7 @@ def _crossing(
     It is None if the fit fails or the sigmoid does not rise through the threshold.
 
     Args:
-        least: exclusive minimum of the sigmoid's slope and height.
+        least: the sigmoid's slope and height must be above this value.
         fit: other arguments of `curve_fit`.
     """
     from scipy.optimize import OptimizeWarning, curve_fit
@@ -289,7 +293,7 @@ def _crossing(
             warnings.simplefilter("ignore", OptimizeWarning)
             (a, b, c, d), _ = curve_fit(sigmoid, x, y, **fit)
     except (RuntimeError, ValueError, TypeError):
-        # It does not converge, its start is out of bounds, or there are too few points.
+        # The fit fails: no convergence, a start out of bounds, or too few points.
         return None
     if b <= least or a <= least or threshold <= d or threshold >= a + d:
         return None

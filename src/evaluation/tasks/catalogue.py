@@ -20,7 +20,7 @@ from src.foundation import UserError, naming
 
 FULL, FAST, BOTH = ("full",), ("fast",), ("full", "fast")
 OWN_PAIRS = "pairs"  # beginning of the names of the user's own tasks
-# Tasks that take long come last.
+# The order of tasks by `Task.takes`: slow ones come last.
 ORDER = ("model", "series", "training")
 
 
@@ -29,7 +29,7 @@ class Source:
     """The kind of a task, and the location of its data.
 
     Attributes:
-        kind: an object with a method `load`: (directory, fields of `Task`) -> the task.
+        kind: an object whose method `load` takes a directory and fields, and returns the task.
         folder: its folder in full_eval, fast_eval or both.
         sets: the sets that have the folder, of `full` and `fast`.
         official: its folder among the official results; None: `folder`.
@@ -77,9 +77,9 @@ GROUPS = {
     "wug": ("wug_adj", "wug_past"),
     "glue": tuple(FORMATS),
 }
-# Every name of one or several tasks -> the tasks.
+# Each name that users may give -> its tasks.
 NAMES = {**{name: (name,) for name in TASKS}, **GROUPS}
-# Both sets have the same data of these, so the suffix makes no difference.
+# These tasks have the same data in both sets, so their names with `_fast` mean the same.
 NAMES |= {
     f"{name}_fast": members
     for name, members in NAMES.items()

@@ -1,10 +1,11 @@
-"""Choices between texts: the most probable text is chosen, and one of the texts is right.
+"""Choices between texts: a model chooses the most probable of several texts; one is right.
 
 The rules are those of the challenge's pipelines (babylm/evaluation-pipeline-2025, and for
 2026 babylm-org/babylm-eval as of July 2026). They differ in ties. In 2025 the first of the
-tied texts was chosen, which is usually the right one. In 2026 the pipeline draws one at
-random. Here a tie in 2026 counts as wrong, so that a score depends on the model alone. Its
-prediction is then a wrong answer, so that the official scripts compute the same score.
+tied texts is chosen, which is usually the right one. In 2026 the pipeline draws one at random.
+Here, by the rules of 2026, a tie counts as wrong, so that a score depends on the model alone. The
+prediction that we write is then a wrong answer, so that the official scripts compute the same
+score.
 """
 
 import functools
@@ -35,7 +36,7 @@ class Choice:
         uid: official name of the part of the task that the question belongs to.
         answers: names of the texts in the official predictions.
         label: index of the right text.
-        tags: further parts for which a score is reported, kind of part -> its name.
+        tags: other groups of questions with a score: kind of group -> name of the group.
         ratio: share of people who prefer the first text (WUG).
     """
 
@@ -55,10 +56,10 @@ class Format:
         fields: fields that a row must have, with their types.
         read: function of a row, its file's name without ending (`stem`) and the protocol.
             Returns the choice, or None for a row that the protocol leaves out.
-        has_splits: whether means are taken over the uids of a split first. Such a uid is
-            `<split>_<number>_ops`.
-        per_token: whether a text is judged by the mean log-probability of its tokens, not
-            by the sum.
+        has_splits: whether the score is a mean over splits, each the mean over its uids.
+            Such a uid is `<split>_<number>_ops`.
+        per_token: whether texts are compared by the mean log-probability of their tokens,
+            not by the sum.
         correlated: whether the score is Spearman's rho with `Choice.ratio`, not the share
             of right choices.
     """
@@ -121,7 +122,7 @@ class ChoiceTask(Task):
         return [item for choice in self.choices for item in choice.items]
 
     def sample(self, num_items: int) -> "ChoiceTask":
-        """Return the task with `num_items` choices at even distances, from all parts alike."""
+        """Return the task with `num_items` choices that are evenly spaced over all parts."""
         number = min(num_items, len(self.choices))
         indices = np.linspace(0, len(self.choices) - 1, number).round().astype(int)
         return replace(self, choices=tuple(self.choices[index] for index in indices))
@@ -160,7 +161,7 @@ class ChoiceTask(Task):
                 shares, [choice.ratio for choice in self.choices]
             )
         else:
-            subscores = self._shares(right)
+            subscores = self._accuracies(right)
             score = fmean(subscores.get("split", subscores["UID"]).values())
         return self.build_result(
             answers,
@@ -177,8 +178,8 @@ class ChoiceTask(Task):
     def _values(self, scored: Scored) -> list[np.ndarray]:
         """Return the scores of each choice's texts, arrays [num_texts].
 
-        If a choice has the same text twice, both get the same score. The model's two scores
-        may differ in the last bits, since they come from different batches.
+        If a choice has the same text twice, both get the first one's score, since the scores
+        may differ in the last bits if they come from different batches.
         """
         values = np.array(scored.log_probability, np.float64)
         if self.format.per_token:
@@ -189,7 +190,7 @@ class ChoiceTask(Task):
             for choice, of_texts in zip(self.choices, np.split(values, ends[:-1]))
         ]
 
-    def _shares(self, right: Sequence[bool]) -> dict[str, dict[str, float]]:
+    def _accuracies(self, right: Sequence[bool]) -> dict[str, dict[str, float]]:
         """Return the percentage of right choices for each uid ("UID"), tag and split.
 
         Args:
@@ -211,8 +212,8 @@ class ChoiceTask(Task):
 def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int, bool]:
     """Return the index of the chosen text, and whether texts are tied for the highest value.
 
-    Of tied texts the first one is chosen in 2025, the first wrong one in 2026. If a text is
-    too long to be scored (NaN), the first wrong one is chosen.
+    Of tied texts, the first one is chosen in 2025, and the first wrong one in 2026. If a text
+    is too long to be scored (NaN), the first wrong text is chosen.
 
     Args:
         values: score of each text [num_texts].
@@ -230,9 +231,9 @@ def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int,
 def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
     """Return the name of the chosen text in the predictions.
 
-    The official scripts compare it with the right text. Seven pairs of BLiMP have the same
-    text twice, such as "Douglas's senator was left by Susan.". They are ties, which are wrong
-    in 2026, so the prediction is the empty text.
+    The official scripts compare the prediction with the right text. Seven pairs of BLiMP have
+    the same text twice, such as "Douglas's senator was left by Susan.". They are ties, and in
+    2026 ties are wrong, so the prediction for them is the empty text.
     """
     answer, right = choice.answers[index], choice.answers[choice.label]
     is_wrong = index != choice.label and protocol == 2026
@@ -246,7 +247,7 @@ def _first_share(values: np.ndarray) -> float:
 
 
 def _correlation(shares: Sequence[float], ratios: Sequence[float]) -> float:
-    """Return Spearman's rho of the first text's shares by the model and by people.
+    """Return Spearman's rho of the model's and people's shares for the first text.
 
     It is NaN if one of the two is constant. Choices with a share of NaN are left out.
     """

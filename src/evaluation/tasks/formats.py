@@ -2,7 +2,7 @@
 
 The scored part of a text begins at the same character as in the official pipelines: EWoK's
 targets and PIQA's solutions include the leading space, COMPS' phrases do not. This matters for
-tokenizers that make a leading space a token of its own.
+tokenizers that make a leading space a separate token.
 """
 
 import functools
@@ -28,7 +28,7 @@ def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read a question: 2025 compares two targets in a context, 2026 two contexts of a target."""
+    """Read a question: in 2025 two targets in a context, in 2026 two contexts of a target."""
     contexts, targets = [row["Context1"]] * 2, [row["Target1"], row["Target2"]]
     if protocol == 2026:
         contexts, targets = [row["Context1"], row["Context2"]], [row["Target1"]] * 2
@@ -45,7 +45,7 @@ def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def entity_tracking(row: Row, stem: str, protocol: Protocol) -> Choice | None:
-    """Read the options for a box. 2026 leaves out rows with "nothing" in an option."""
+    """Read the options for a box. In 2026, rows with "nothing" in an option are left out."""
     prefix, options = row["input_prefix"], tuple(row["options"])
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise UserError(f"options must be at least two texts, got {options!r}")
@@ -65,7 +65,7 @@ def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
 
 
 def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
-    """Read two to four solutions. Every row is a part of its own, named `example_id`."""
+    """Read two to four solutions. Every row is a separate part, named by its `example_id`."""
     prompt, keys = row["prompt"], [f"solution{number}" for number in range(4)]
     answers = tuple(f" {row[key]}" for key in keys if key in row)
     if not 0 <= row["label"] < len(answers):

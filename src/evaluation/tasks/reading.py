@@ -3,9 +3,9 @@
 The data are the words of 205 English sentences with eye-tracking and self-paced reading times
 (de Varda et al. 2023), scored as in the challenge's pipelines (reading/ in
 babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval, the same in both). The pipelines
-tokenize a word without its context, and continue the context by the text of each of its
-tokens. So this task asks for ids, not for texts: with a tokenizer that gives a bare word no
-leading space, only the same ids give the challenge's score.
+tokenize a word without its context, and append the text of each of its tokens to the context.
+So this task asks for token ids, not for texts: if a tokenizer adds no leading space to a bare
+word, only the same ids give the challenge's score.
 """
 
 import functools
@@ -41,7 +41,7 @@ class Prepared:
 
     Attributes:
         queries: the distinct queries.
-        words: for each word the indices of its queries.
+        words: the indices of the queries of each word.
         previous: the same for the word before it; None for the first word of a sentence.
     """
 
@@ -96,7 +96,7 @@ class ReadingTimes(Task):
         return len(self.contexts)
 
     def prepare(self, scorer: Scorer) -> Prepared:
-        """Return the distinct queries. Most previous words are also words of the file.
+        """Return the queries, each once. Most previous words are also words of the file.
 
         Raises:
             UserError: the model is a masked one, and the tokenizer has no mask token.
@@ -157,9 +157,9 @@ def word_queries(
 ) -> list[Query]:
     """Return one query for each token of `word` after `context`.
 
-    The word's log-probability is the sum of theirs. From the second token on, the context is
-    continued by the text of the tokens before. The text of the token itself is tokenized
-    again, and the target is the first token of that.
+    The word's log-probability is the sum over the queries. From the second token on, the text
+    of the earlier tokens is appended to the context. The text of the token itself is tokenized
+    again, and the target is the first token of the result.
     """
     queries, text = [], context
     for token in tokenizer(word, add_special_tokens=False)["input_ids"]:
@@ -198,8 +198,8 @@ def added_variance(
     """Return the share of the unexplained variance of `measure` that "pred" explains.
 
     It is (R² with − R² without) / (1 − R² without) of two least-squares fits, with and without
-    "pred". Both have a constant, the predictors and their pairwise products. Each leaves out
-    the words for which one of its own values is NaN.
+    "pred". Both have a constant, the predictors and their pairwise products. Each fit
+    leaves out the words for which one of its values is NaN.
 
     Args:
         columns: name -> values [num_words].
@@ -211,7 +211,7 @@ def added_variance(
         pairs = combinations(values[: len(predictors)], 2)
         products = [first * second for first, second in pairs]
         matrix = np.stack([np.ones_like(target), *values, *products], axis=1)
-        # Scale the columns to one size: a product of two reaches 1e4 times the constant.
+        # Scale the columns to the same norm. Products can be 1e4 times the constant.
         norms = np.linalg.norm(matrix, axis=0)
         matrix = matrix / np.where(norms > 0, norms, 1)
         residuals = target - matrix @ np.linalg.lstsq(matrix, target, rcond=None)[0]

@@ -1,4 +1,4 @@
-"""Reading a task's files: folders, JSON lines and tables. Errors name the file and the line."""
+"""Readers of a task's files: folders, JSON lines, tables. Errors name the file and the line."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -53,7 +53,7 @@ def _parse(line: bytes, fields: Fields) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # invalid JSON or invalid UTF-8
-        raise UserError(f"no JSON: {error}") from error
+        raise UserError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"must be a JSON object, got {type(row).__name__}")
     for field, kind in fields.items():

@@ -1,6 +1,6 @@
 """The interface that all tasks share.
 
-The evaluator and the training use these methods only. A new kind of task is a subclass of
+Evaluation and training use only these methods. A new kind of task is a subclass of
 `Task` and an entry in `catalogue.TASKS`.
 """
 
@@ -55,8 +55,8 @@ class Task(abc.ABC):
         bf16: whether matrix products are in bfloat16.
         seed: seed of fine-tuning; None for tasks without randomness.
         is_named: whether the user named the task, rather than `full` or `fast`.
-        takes: `model`: a score takes one model as it is. `series`: a score takes several
-            checkpoints of a run. `training`: the task trains a copy of the model.
+        takes: what a score needs. `model`: one model as it is. `series`: several checkpoints
+            of a run. `training`: one model, of which the task trains a copy.
         mean: the mean that the score is a part of, if any.
     """
 
@@ -90,7 +90,7 @@ class Task(abc.ABC):
         """Return a dictionary: model that gets a score -> the models that are asked for it.
 
         Raises:
-            UserError: the task takes several models and has too few.
+            UserError: the task needs several models and gets too few.
         """
         return {model: [model] for model in models}
 
@@ -116,7 +116,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def result(self, answers: Sequence[Answer]) -> Result:
-        """Return the result of one answer, or of the answers of a series in its order."""
+        """Return the result of one answer, or of the answers of a series, in its order."""
 
     def build_result(self, answers: Sequence[Answer], **measured: Any) -> Result:
         """Return a result with the fields that follow from the task and the answers."""

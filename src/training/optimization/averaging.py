@@ -1,4 +1,4 @@
-"""The average of a run's weights, which often scores better than any of them."""
+"""The average of a run's weights, which often scores better than the weights of any step."""
 
 from pathlib import Path
 

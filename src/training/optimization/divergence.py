@@ -1,7 +1,7 @@
-"""Detection of a loss that is not finite, or that has grown far beyond its beginning.
+"""Detection of a loss that is not finite, or far above its first values.
 
 The losses of single steps stay on the device until a log, an evaluation or a checkpoint waits
-for the device anyway. Reading each of them at once would cost more time than a run loses by
+for the device anyway. To read each loss immediately would cost more time than a run loses by
 stopping a few steps late.
 """
 
@@ -19,8 +19,8 @@ class DivergenceCheck:
         uniform_loss: loss of a uniform prediction, in nats per token.
 
     Attributes:
-        first_mean: the first mean loss. Every checkpoint keeps it: otherwise a continued run
-            would take the loss for which it was stopped as its beginning.
+        first_mean: the first mean loss. Every checkpoint keeps it. Otherwise, if a run was
+            stopped for a high loss and continues, that loss would become its first one.
     """
 
     def __init__(self, uniform_loss: float):

@@ -1,9 +1,9 @@
-"""One optimizer of two: Muon for the matrices inside the layers, AdamW for other weights.
+"""Muon and AdamW in one optimizer: Muon for the matrices inside the layers, AdamW for the rest.
 
 Muon (Jordan et al. 2024) makes the momentum of a matrix nearly orthogonal before it is
-subtracted. With the factor of Liu et al. (2025, "Muon is scalable for LLM training"),
-0.2 · sqrt(larger side), its updates are as large as AdamW's. So both share one learning rate
-and weight decay, and layers may store their matrices transposed, as GPT-2 does.
+subtracted. The factor 0.2 · sqrt(larger side) of Liu et al. (2025, "Muon is scalable for LLM
+training") makes its updates as large as AdamW's. So both share one learning rate and weight decay.
+Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from src.foundation import UserError
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon and AdamW as one optimizer.
 
-    Both parts work on the parameter groups and the state of this optimizer, so schedules,
-    gradient scalers and checkpoints need not know about them.
+    Both parts use the parameter groups and the state of this optimizer, so it works with
+    schedules, gradient scalers and checkpoints like any other.
 
     Args:
         matrices: parameter groups for Muon; their parameters are [rows, columns].
@@ -61,7 +61,7 @@ def muon_with_adamw(
     """Build the optimizer of `training.optimizer=muon`.
 
     Args:
-        decayed: names of the parameters with weight decay; Muon's have it in any case.
+        decayed: names of the parameters with weight decay; Muon's always have it.
         adamw: AdamW's arguments, including `lr` and `weight_decay`.
     """
     matrices, rest = matrices_inside(model)
@@ -78,9 +78,9 @@ def muon_with_adamw(
 def matrices_inside(
     model: PreTrainedModel,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the matrices inside the layers, and all other parameters, by name.
+    """Return two dictionaries of parameters by name: the matrices inside the layers, the rest.
 
-    The other parameters are the embeddings, the vocabulary layer and the vectors.
+    The rest are the embeddings, the vocabulary layer and the vectors.
     """
     outside = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     if head := model.get_output_embeddings():

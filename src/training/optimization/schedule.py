@@ -31,7 +31,7 @@ def averaging_steps(training: TrainingArguments, num_steps: int) -> Optional[int
 def choose_schedule(
     training: TrainingArguments, num_steps: int
 ) -> Decision[dict[str, Any]]:
-    """Return the arguments of the learning rate schedule. The user's own take precedence.
+    """Return the arguments of the learning rate schedule. Those of the user take precedence.
 
     Raises:
         UserError: warm-up and cooldown are longer than the run.
@@ -54,7 +54,7 @@ def choose_schedule(
 def _check_length(
     training: TrainingArguments, names: list[str], steps: int, num_steps: int
 ) -> None:
-    """Raise `UserError` if `steps`, which the named options give, exceed the run."""
+    """Raise `UserError` if the run has fewer than `steps`, the sum of the named options."""
     if steps > num_steps:
         given = " and ".join(f"{name}={getattr(training, name):g}" for name in names)
         together = " together" * (len(names) > 1)

@@ -55,21 +55,21 @@ def fault(checkpoint: Path) -> Optional[str]:
 def newest_whole(run_dir: Path) -> Optional[Path]:
     """Return the newest complete checkpoint of a run; None if there is none.
 
-    Newer checkpoints that are damaged are renamed to `damaged-checkpoint-<steps>`, and so is
-    the best checkpoint if it is damaged.
+    If newer checkpoints or the best one are damaged, they are renamed to
+    `damaged-checkpoint-<steps>`.
     """
     for checkpoint in checkpoints(run_dir):
-        if _is_whole(checkpoint):
+        if _accept(checkpoint):
             state = json.loads((checkpoint / "trainer_state.json").read_text())
             best = run_dir / Path(state["best_model_checkpoint"] or checkpoint).name
             if best != checkpoint and best.is_dir():
-                _is_whole(best)
+                _accept(best)
             return checkpoint
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is complete. Log its fault; rename a damaged one."""
+def _accept(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is complete. If not, log its fault; rename a damaged one."""
     problem = fault(checkpoint)
     if problem is None:
         return True
@@ -85,8 +85,8 @@ def _is_whole(checkpoint: Path) -> bool:
 def prune(run_dir: Path, limit: Optional[int], best: Optional[str]) -> None:
     """Delete unfinished checkpoints, and the oldest ones until `limit` are left.
 
-    The newest checkpoint and the `best` one stay. No checkpoint may be in writing: this is
-    called after the newest has been sealed.
+    The newest checkpoint and the `best` one stay. Call this only after the newest one has been
+    sealed, since a checkpoint that is being written counts as unfinished.
     """
     for checkpoint in checkpoints(run_dir):
         if not (checkpoint / MANIFEST).is_file():

@@ -5,7 +5,7 @@
     results.json   the final scores; it exists if and only if the run is finished
     train.log      the messages of the run
 
-`config.yaml` and `run.json` are written once, when the run begins. When it continues, its
+`config.yaml` and `run.json` are written once, when the run begins. When it continues, the new
 settings are compared with those in `run.json`.
 """
 
@@ -70,8 +70,8 @@ class RunRecord:
                 under `data`.
 
         Raises:
-            UserError: another process works on the run, or the directory holds other files,
-                or a run with other settings that has already saved something.
+            UserError: another process works on the run, or the directory holds files but no
+                run, or a run with other settings that has saved a checkpoint or results.
         """
         if not self.main_process:
             yield
@@ -82,11 +82,11 @@ class RunRecord:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"{self.directory}: another process is at work on this run"
+                f"{self.directory}: another process is working on this run"
             ) from error
         with lock:
-            identity = json.loads(json.dumps(identity))  # as `run.json` gives it back
-            if self._is_new(configuration, identity):
+            identity = json.loads(json.dumps(identity))  # as it is read from `run.json`
+            if self._make_room(configuration, identity):
                 self._write(configuration, identity)
             log = logging.FileHandler(self.directory / "train.log", encoding="utf-8")
             log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -102,10 +102,10 @@ class RunRecord:
         if self.main_process:
             write_atomically(self.directory / "results.json", results)
 
-    def _is_new(
+    def _make_room(
         self, configuration: RunConfiguration, identity: Mapping[str, Any]
     ) -> bool:
-        """Return whether a new record must be written; False if the same run continues."""
+        """Refuse or move aside another run. Return False if the same run continues."""
         self._refuse_other_files()
         is_empty = not any(self.directory.iterdir())
         if configuration.args.training.overwrite_output_dir and not is_empty:
@@ -114,14 +114,14 @@ class RunRecord:
         recorded = self._read("run.json")
         if recorded is None:
             return True
-        # A record that is older than a key counts as having the key's default.
+        # If a record was written before an option existed, the option had its default.
         known = {k: v for k, v in configuration.defaults.items() if k in identity}
         changes = differences({**known, **recorded["identity"]}, identity)
         if not changes:
             return False
         if any(self.directory.glob("checkpoint-*")) or self.results is not None:
             raise UserError(
-                f"{self.directory} holds another run; what differs:\n  "
+                f"{self.directory} holds another run; the differences:\n  "
                 + "\n  ".join(changes)
                 + "\nEither choose another wandb.tag=… (or training.output_dir=…, if you set"
                 " it), or start anew with training.overwrite_output_dir=true (the old run is"
@@ -154,7 +154,7 @@ class RunRecord:
     def _refuse_other_files(self) -> None:
         """Raise `UserError` for a directory that holds files but no run.
 
-        Only the directory of a run may be written to or moved aside.
+        Such a directory may not be written to or moved aside.
         """
         if (self.directory / "run.json").exists():
             return
@@ -162,7 +162,7 @@ class RunRecord:
         others = [n for n in names if n != "config.yaml" and not n.endswith(".tmp")]
         if others:
             raise UserError(
-                f"training.output_dir={self.directory} is no run but holds"
+                f"training.output_dir={self.directory} is not a run, but holds"
                 f" {', '.join(sorted(others)[:5])}: choose another directory"
             )
 
@@ -191,9 +191,9 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list
     lines = []
     for key in sorted({*recorded, *present}):
         before, now = recorded.get(key), present.get(key)
-        if key == "data":  # checksums, whose names say more than their values
+        if key == "data":  # checksums of the text: show only the names of the files
             changed = sorted(dict((before or {}).items() ^ (now or {}).items()))
-            lines += [f"text: {name} is not the same" for name in changed]
+            lines += [f"text: {name} differs" for name in changed]
         elif before != now:
             lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(now)}")
     return lines

@@ -10,7 +10,7 @@ from typing import Optional
 import psutil
 import torch
 
-# Dense bfloat16 FLOP/s (T4, V100: float16) from the manufacturers' data sheets. If several of
+# Dense bfloat16 FLOP/s (T4, V100: float16) from the manufacturer's data sheets. If several of
 # these names occur in a device's name, the longest one counts.
 PEAK_FLOPS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
@@ -24,8 +24,8 @@ _jobs_before = itertools.count()
 class Clock:
     """The seconds spent in each phase of a job. A nested phase pauses the outer one.
 
-    The first job of a process began with the process. The others, in a sweep, begin when
-    their clock is built.
+    The clock of a process's first job counts from the start of the process. In a sweep, the
+    clocks of later jobs count from their construction.
     """
 
     FIRST_PHASE = "start-up"
@@ -75,14 +75,14 @@ def rates(
     Args:
         tokens, words: tokens and words trained on in `seconds`.
         flops_per_token: FLOPs of a forward and a backward pass.
-        peak: FLOP/s of all devices; None if unknown, and then there is no MFU.
+        peak: FLOP/s of all devices; None: unknown, no MFU is returned.
     """
     if seconds <= 0:
         return {}
-    found = {"tokens_per_second": tokens / seconds, "words_per_second": words / seconds}
+    speed = {"tokens_per_second": tokens / seconds, "words_per_second": words / seconds}
     if peak:
-        found["mfu"] = flops_per_token * tokens / seconds / peak
-    return found
+        speed["mfu"] = flops_per_token * tokens / seconds / peak
+    return speed
 
 
 def peak_flops(device: torch.device, num_devices: int) -> Optional[float]:

@@ -1,4 +1,4 @@
-"""Weights & Biases: the only module that imports `wandb`, and only when a run logs to it."""
+"""Logging to Weights & Biases. Only this module imports `wandb`, and only if a run logs to it."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from src.arguments import RunConfiguration, WandbArguments
 from src.foundation import UserError, first_line, write_atomically
 from src.training.record.run_record import RunRecord
 
-# Seconds until an unreachable network is given up; wandb then needs 16 to 20 more to return.
+# Timeout of the connection in seconds. After it, wandb needs 16 to 20 more to return.
 INIT_TIMEOUT = 10
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def wandb_callbacks(
 ) -> Iterator[list[WandbLogging]]:
     """Open a W&B run within the block, and yield the callback that logs to it.
 
-    The list is empty with `wandb.log=false`, and in all processes but the main one. This never
-    asks for a key, and waits for the network only `INIT_TIMEOUT` seconds. The id of the W&B
-    run is kept in the run's directory, so that online the same W&B run continues. The W&B run
-    ends with the block, so that the jobs of a sweep are separate runs.
+    The list is empty with `wandb.log=false`, and in all processes but the main one. Nobody
+    is asked for a key, and the connection times out after `INIT_TIMEOUT`. The id of the W&B
+    run is kept in the run's directory, so that a continued run continues its W&B run if that
+    is online. The W&B run ends with the block, so the jobs of a sweep are separate runs.
 
     Raises:
         UserError: `wandb.mode=online` without a key or a network.
@@ -85,13 +85,13 @@ def wandb_callbacks(
 
 
 def _mode(args: WandbArguments, wandb: Any) -> str:
-    """Return the mode of W&B. `auto` is WANDB_MODE, else online if there is a key."""
+    """Return the mode of W&B. `auto` means WANDB_MODE, or online if there is a key."""
     if args.mode == "offline":
         return "offline"
     chosen = os.environ.get("WANDB_MODE")
     if args.mode == "auto" and chosen in ("offline", "disabled", "shared"):
         return chosen
-    # This looks for WANDB_API_KEY, settings files and .netrc, without asking or a network.
+    # This looks for WANDB_API_KEY, settings files and .netrc. It needs no input or network.
     if wandb.login(prompt=False, verify=False):
         return "online"
     if args.mode == "online":

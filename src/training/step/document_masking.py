@@ -1,9 +1,9 @@
 """Document masking: attention and positions that stay within each document of a block.
 
-If positions restart with each document (`Blocks.restart_positions`), transformers knows that a
-sequence is packed, and for most architectures builds a block-diagonal mask. Other
-architectures need that mask as an input. `choose_document_masking` tries on the model itself
-with which of the two a packed document has the same logits as alone.
+If positions restart with each document (`Blocks.restart_positions`), transformers recognizes a
+packed sequence, and for most architectures builds a block-diagonal mask. Other architectures need
+that mask as an input. `choose_document_masking` tries both on the model itself: a document in a
+packed sequence must have the same logits as alone.
 """
 
 import inspect
@@ -49,7 +49,8 @@ def choose_document_masking(
 ) -> Decision[bool]:
     """Decide whether our mask is needed to separate documents.
 
-    It is not if positions that restart are enough, or if tokens may attend across documents.
+    It is not needed if positions that restart are enough, or if tokens may attend across
+    documents.
 
     Raises:
         UserError: neither way separates documents in this architecture.
@@ -81,11 +82,11 @@ def has_windows(config: PretrainedConfig) -> bool:
 
 
 def _separates(model: PreTrainedModel, needs_mask: bool) -> bool:
-    """Return whether a packed document has the same logits as alone.
+    """Return whether documents in a packed sequence do not affect each other.
 
     The logits must be close to those of the document alone, and must not change by a single
-    bit when the document before it changes. Only the second test shows a small leak, since
-    products on a GPU are rounded.
+    bit when the document before it changes. The first test is inexact, since products on a GPU
+    are rounded; only the second one detects a small leak.
     """
     size = model.config.vocab_size
     ids = torch.arange(2 * 2 * 4, device=model.device) % size

@@ -1,10 +1,10 @@
-"""The training forward pass: attention, compilation and loss that suit the hardware.
+"""The forward pass in training, with attention, compilation and loss that suit the hardware.
 
 `build_forward` builds a function that replaces the `forward` of one model instance, so that
-mixed precision, DDP and the Trainer wrap it like any other model's. Without labels, and in
-evaluation mode, it is the architecture's own forward pass. No decision depends on the name of
-an architecture: a few tokens go through both ways, and the faster way is used only if the
-numbers agree.
+mixed precision, DDP and the Trainer wrap it like any other model's. Without labels or
+in evaluation mode, it is the architecture's own forward pass. No decision depends on the name of
+an architecture. Instead, both the original and the faster computation are applied to a few tokens,
+and the faster one is used only if the results agree.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from src.training.decision import Decision
 from src.training.step.document_masking import has_windows
 from src.training.step.loss import NUM_LOGITS, fused_loss, loss_of_chunk
 
-# Names of attention without a mask function. For attention with a mask function, transformers
-# builds a mask when it compiles, which rules out the fused kernels. When it does not compile,
+# Names of attention functions for which transformers has no mask function. For others, it builds
+# a mask if the step is compiled, which rules out the fused kernels. If the step is not compiled,
 # it reads the values of the positions, which waits for the device.
 CAUSAL, WRITTEN_OUT = "causal", "causal_written_out"
 # Tolerance of the logits' comparison, in float32: a GPU may use TF32.
 TOLERANCE = dict(atol=1e-3, rtol=1e-3)
-# FLOP/s of a step that is not compiled, and the length of training in seconds from which
-# compiling saves time. Measured on two cores (150 GFLOP/s, 10 to 25 s to compile). For a GPU,
-# a third of an A100's peak.
+# FLOP/s of a step that is not compiled, and the seconds of training above which compiling saves
+# time. The values for the CPU were measured on two cores (150 GFLOP/s, 10 to 25 s to compile). For
+# a GPU, the FLOP/s are a third of an A100's peak.
 FLOPS = {"cpu": 1.5e11, "other": 1e14}
 MIN_SECONDS = {"cpu": 180, "other": 120}
 
@@ -75,7 +75,7 @@ def written_out(
         positions = torch.arange(query.shape[-2], device=query.device)
         attention_mask = positions[:, None] >= positions
     scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    # In the type of the products: autograd keeps the weights, a large part of its memory.
+    # In the products' dtype: autograd keeps the weights, a large part of its memory.
     weights = functional.softmax(scores, dim=-1, dtype=value.dtype)
     weights = functional.dropout(weights, dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
@@ -100,7 +100,7 @@ def attention_of(model: PreTrainedModel, name: Optional[str]) -> Iterator[None]:
 def choose_compilation(
     training: TrainingArguments, model: PreTrainedModel, num_tokens: int
 ) -> Decision[bool]:
-    """Decide whether to compile the step, for a device that trains on `num_tokens`."""
+    """Decide whether to compile the step, if each device trains on `num_tokens`."""
     if training.torch_compile is not None:
         value = training.torch_compile
         reason = f"training.torch_compile={str(value).lower()}"
@@ -115,9 +115,9 @@ def choose_compilation(
 def choose_logit_chunk(
     training: TrainingArguments, model: PreTrainedModel, num_tokens: int
 ) -> Decision[Optional[int]]:
-    """Decide how many tokens have their logits in memory at once, at most `num_tokens`.
+    """Decide for how many tokens, at most `num_tokens`, logits are in memory at once.
 
-    None means all tokens of a micro-batch, by the architecture's own vocabulary layer.
+    None means all tokens of a micro-batch, with the architecture's own logits.
     """
     obstacles = {
         "the fused loss has no label smoothing": training.label_smoothing_factor,
@@ -137,7 +137,7 @@ def choose_logit_chunk(
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Return whether the logits are the product of the last states and one matrix."""
+    """Return whether the logits are the last hidden states times one matrix."""
     head = model.get_output_embeddings()
     with evaluating(model):
         is_plain = isinstance(head, nn.Linear) and head.bias is None
@@ -158,15 +158,15 @@ def choose_attention(
         logit_chunk: the value of `choose_logit_chunk`.
         masks_documents: whether our mask separates documents.
     """
-    own, config = model.config._attn_implementation, model.base_model.config
+    default, config = model.config._attn_implementation, model.base_model.config
     name = WRITTEN_OUT if compiled and model.device.type == "cpu" else CAUSAL
     keeps_positions = not (args.data.attend_across_documents or masks_documents)
     obstacles = {
-        f"model.attn_implementation={own}": args.model.attn_implementation,
+        f"model.attn_implementation={default}": args.model.attn_implementation,
         "it finds the documents by their positions": keeps_positions,
         "the model computes its own logits": logit_chunk is None,
-        "the architecture's own": own != "sdpa" or has_windows(config),
-        # Checkpointing must compute the same operations a second time.
+        "the architecture's own": default != "sdpa" or has_windows(config),
+        # Checkpointing must repeat exactly the same operations.
         "gradient checkpointing": name == WRITTEN_OUT
         and args.training.gradient_checkpointing,
     }
@@ -174,16 +174,16 @@ def choose_attention(
     if not reason and not _gives_the_same_states(model, name):
         reason = "the architecture adds to the mask"
     if reason:
-        return Decision(None, f"{own} attention", reason)
+        return Decision(None, f"{default} attention", reason)
     if name == WRITTEN_OUT:
         return Decision(name, "attention written out", "for the compiler")
     return Decision(name, "causal attention", "no mask is needed")
 
 
 def _gives_the_same_states(model: PreTrainedModel, attention: str) -> bool:
-    """Return whether the attention computes the states of the model's own attention.
+    """Return whether another attention gives the hidden states of the model's own attention.
 
-    They are compared on two sequences of up to 64 tokens.
+    The states are compared for two sequences of up to 64 tokens.
     """
     size = model.base_model.config.get_text_config().vocab_size
     length = min(64, num_positions(model) or 64)
@@ -207,8 +207,8 @@ def build_forward(
 ) -> Callable[..., Any]:
     """Build the `forward` of a model in training.
 
-    In training mode and with `labels` [B, T], the next tokens, it returns the loss in nats,
-    summed over the labels that are not `IGNORE_INDEX`. Otherwise it is the model's own.
+    In training mode and with `labels` [B, T] (the next tokens), it returns the loss in nats,
+    summed over the labels that are not `IGNORE_INDEX`. Otherwise it calls the model's own.
 
     Args:
         attention: the value of `choose_attention`.

@@ -2,8 +2,8 @@
 
 The logits of a micro-batch of 8 x 512 tokens over 16,384 entries take 256 MB in float32, and
 autograd keeps them, their softmax and their gradient. Here one chunk of tokens at a time goes
-through the vocabulary layer, and its share of the gradients is computed at once. What stays
-in memory has the size of the hidden states and of the weight, as in the Liger kernels (Hsu et
+through the vocabulary layer, and its share of the gradients is computed immediately. Only tensors
+of the size of the hidden states and of the weight stay in memory, as in the Liger kernels (Hsu et
 al. 2024). torch 2.13's `functional.linear_cross_entropy` computes the same, but was 1.8 to
 2.8 times slower on a CPU, and less exact in bfloat16.
 """
@@ -15,7 +15,7 @@ import torch
 
 from src.data.blocks import IGNORE_INDEX
 
-# Logits in memory at once. So many stay in a CPU's cache; a GPU is fast at large products.
+# Logits in memory at once. This many stay in a CPU's cache; a GPU is fast at large products.
 NUM_LOGITS = {"cpu": 2**23, "other": 2**27}
 
 
@@ -44,7 +44,7 @@ def loss_of_chunk(
 
 
 class _FusedLoss(torch.autograd.Function):
-    """The loss. Its gradients are computed in the forward pass."""
+    """The autograd function of `fused_loss`, with the gradients computed in the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, num_tokens, dtype, of_chunk):

@@ -1,7 +1,7 @@
 """The division of an optimizer step into micro-batches that fit in memory.
 
-The optimizer's batch is given in tokens or in sequences and never changes. One batch before
-the first step finds the micro-batch size, which is halved until the batch fits. The size is
+The optimizer's batch is given in tokens or in sequences and never changes. Before the first step,
+the model is trained on one micro-batch, whose size is halved until it fits in memory. The size is
 recorded with the run, so that a continued run adds up the same numbers in the same order.
 """
 
@@ -19,7 +19,7 @@ from src.arguments import TrainingArguments
 from src.foundation import UserError, write_atomically
 
 FILE = "step_layout.json"
-# Larger micro-batches are no faster on a CPU; on a GPU, these keep the device busy.
+# Tokens of a micro-batch. Larger ones are no faster on a CPU; these keep a GPU busy.
 MAX_TOKENS = {"cpu": 4096, "other": 65536}
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class MicroBatching:
 
     @classmethod
     def divide(cls, sequences: int, limit: int) -> "MicroBatching":
-        """Divide the sequences of a step into equal parts of at most `limit`, or of one."""
+        """Divide the sequences of a step into equal micro-batches of at most max(1, limit)."""
         sizes = [n for n in range(1, max(1, limit) + 1) if sequences % n == 0]
         return cls(sizes[-1], sequences // sizes[-1])
 
@@ -57,14 +57,14 @@ class MicroBatching:
         return self.divide(self.sequences_per_step, self.sequences // 2)
 
     def save(self, run_dir: Path, compiled: bool) -> None:
-        """Record with the run how its steps are computed."""
+        """Write the micro-batching, and whether the step is compiled, to `step_layout.json`."""
         write_atomically(run_dir / FILE, {**asdict(self), "compiled": compiled})
 
 
 def recorded(run_dir: Path, sequences: int) -> Optional[tuple[MicroBatching, bool]]:
     """Return the recorded micro-batching, and whether the step was compiled.
 
-    None if nothing is recorded, or if it was for another number of devices.
+    Return None if nothing is recorded, or if the number of devices was another one.
 
     Args:
         sequences: sequences of a step on one device.
@@ -124,7 +124,7 @@ def fit(
     """Halve the micro-batch until training on one batch does not run out of memory.
 
     Args:
-        first: the micro-batching to begin with.
+        first: the micro-batching that is tried first.
         try_batch: trains on a batch of the given number of sequences, and returns it.
 
     Raises:
@@ -147,7 +147,7 @@ def fit(
     fitting = min(gather_object([fitting]))  # the same on all devices
     if fitting < first.sequences:
         logger.warning(
-            "Out of memory with micro-batches of %d sequences: going on with %d; the batch"
+            "Out of memory with micro-batches of %d sequences: continuing with %d; the batch"
             " of a step stays the same",
             first.sequences,
             fitting,
@@ -156,7 +156,7 @@ def fit(
 
 
 def shortened(inputs: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-    """Cut a batch of blocks [B, T] into sequences [B·T/size, size], whose positions restart."""
+    """Cut blocks [B, T] into sequences [B·T/size, size]. Positions restart in each sequence."""
     inputs = {name: values.reshape(-1, size) for name, values in inputs.items()}
     if "position_ids" in inputs:
         positions = torch.arange(size, device=inputs["position_ids"].device)

@@ -146,7 +146,7 @@ GOOD = {"sentence1": "A", "sentence2": "B", "label": 1}
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"sentence1": ', "rte.valid.jsonl, line 2: no JSON"),
+        ('{"sentence1": ', "rte.valid.jsonl, line 2: not JSON"),
         ("[1]", "line 2: must be a JSON object, got list"),
         ({"sentence1": "A", "label": 1}, "line 2: lacks the field sentence2"),
         ({**GOOD, "sentence1": 3}, "line 2: sentence1 is a int: 3"),
@@ -374,7 +374,7 @@ def test_what_cannot_be_finetuned_is_refused(rte):
         UserError, match="18 training rows are fewer than a batch of 32"
     ):
         finetune(dataclasses.replace(rte, recipe=Recipe()), build())
-    with pytest.raises(UserError, match="vocabulary of 10 does not hold"):
+    with pytest.raises(UserError, match="vocabulary of 10 is too small for"):
         finetune(rte, build(vocab_size=10))
     model = build()
     model.transformer.wte.weight.data[8] = torch.nan

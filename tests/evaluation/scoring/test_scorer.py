@@ -304,7 +304,7 @@ def test_autocast_around_it_changes_nothing_and_its_own_is_undone():
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
-    with pytest.raises(UserError, match="vocabulary of 300 does not hold .* 320"):
+    with pytest.raises(UserError, match="vocabulary of 300 is too small for .* 320"):
         Scorer(build("gpt2", vocab_size=300), TOKENIZER)
 
 

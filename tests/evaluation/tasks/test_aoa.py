@@ -97,7 +97,7 @@ def test_a_series_is_a_runs_checkpoints_in_order_of_the_words_they_have_seen(dat
     other = [Checkpoint(Path("x"), "other", step, step) for step in STEPS[:2]]
     found = replace(data, is_named=False).series([*other, *reversed(MODELS)])
     assert found == {MODELS[-1]: MODELS}  # the other run has too few
-    with pytest.raises(UserError, match="takes 3 checkpoints of a run, other has 2"):
+    with pytest.raises(UserError, match="needs 3 checkpoints of a run, other has 2"):
         data.series([*MODELS, *other])
     unknown = Checkpoint(Path("gone"), "tiny", "checkpoint-3", "the third")
     with pytest.raises(UserError, match="words seen is unknown for the third"):

@@ -69,7 +69,7 @@ def test_the_same_settings_continue_and_write_nothing(record):
         ),
         (
             {"checksums": {"train/childes": "xyz"}},
-            "text: train/childes is not the same",
+            "text: train/childes differs",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(record, processe
 
     with record.open(of_run(), {}):
         refused = second()
-    assert "seed-1: another process is at work on this run" in refused
+    assert "seed-1: another process is working on this run" in refused
     assert second() == "held"
 
 

@@ -136,7 +136,7 @@ def test_one_batch_before_the_first_step_finds_what_fits(
     with caplog.at_level(logging.WARNING):
         trainer = trainer_of(**settings, output_dir=str(tmp_path / "run2"))
         trainer.fit()
-    assert "of 8 sequences: going on with 2" in caplog.text
+    assert "of 8 sequences: continuing with 2" in caplog.text
     assert recorded(tmp_path / "run2", 8) == (MicroBatching(2, 4), False)
     assert trainer.args.gradient_accumulation_steps == 4
     assert losses(trainer) == [pytest.approx(loss, abs=1e-6) for loss in losses(whole)]
