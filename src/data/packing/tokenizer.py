@@ -72,7 +72,11 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision or "main", token=token, cache_dir=cache_dir
         )
-    except Exception as error:  # `tokenizers` raises no other type for a damaged file
+    except Exception as error:
+        # `tokenizers` raises a plain `Exception` for a damaged file.
+        expected = (OSError, ValueError, KeyError, ImportError)
+        if not isinstance(error, expected) and type(error) is not Exception:
+            raise
         raise UserError(
             f"{name_or_path} has no tokenizer: {first_line(error)}"
         ) from error

@@ -38,10 +38,10 @@ SPLITS = ("train", "dev")
 
 
 class Phenomenon(namedtuple("Phenomenon", "field term kinds words")):
-    """What the pairs of a phenomenon are labelled, and what they may turn on."""
+    """Labels of a phenomenon's pairs, and the kinds of nouns and the words they test."""
 
     def suits(self, noun, word):
-        """Whether a held-out combination can make a pair of this phenomenon."""
+        """Return whether a held-out combination can make a pair of this phenomenon."""
         kind = KIND[noun]
         if kind not in self.kinds or word not in self.words:
             return False

@@ -60,7 +60,10 @@ def held_out_in(sentence):
 
 
 def repeats_a_noun(sentence):
-    """Whether a noun occurs twice: a dog near the dogs is a poor attractor."""
+    """Return whether a noun occurs twice, as in "a dog near the dogs".
+
+    Such a noun is a poor attractor: both forms have the same lemma.
+    """
     nouns = [lemma for lemma in lemmas(sentence) if lemma in KIND]
     return len(nouns) > len(set(nouns))
 
@@ -176,7 +179,7 @@ class Grammar:
         return f"{self.rng.choice(PLACED)} {self.the('l', number, adjective=0.1)}"
 
     def rest(self, verb, tense=None, det=None):
-        """What follows the verb: its object, or a place, and perhaps a time."""
+        """Return the words after the verb: its object or a place, and sometimes a time."""
         words = self.object(verb, det) if FRAMES[verb][1] != "-" else ""
         if not words and self.chance(0.5):
             words = self.place()

@@ -1,4 +1,4 @@
-"""How the six sources differ: their sizes, their lines and their turns of speech."""
+"""Styles of the six sources: their sizes, their lines and their turns of speech."""
 
 from collections import namedtuple
 
