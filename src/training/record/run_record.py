@@ -79,12 +79,12 @@ class RunRecord:
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
         try:
-            lock.acquire(timeout=0)
+            acquired = lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
                 f"{self.directory}: another process is working on this run"
             ) from error
-        with lock:
+        with acquired:  # released once: a lock counts how often it is acquired
             identity = json.loads(json.dumps(identity))  # as it is read from `run.json`
             if self._make_room(configuration, identity):
                 self._write(configuration, identity)

@@ -8,6 +8,7 @@ import yaml
 from src.arguments import Arguments, RunConfiguration, TrainingArguments
 from src.configuration.run_configuration import run_configuration
 from src.foundation import UserError
+from src.training.record import run_record
 from src.training.record.run_record import RunRecord, differences
 
 TEXT = {"train/childes": "abc"}
@@ -204,3 +205,18 @@ def test_a_field_added_since_counts_with_its_default(record):
     with pytest.raises(UserError, match=key):
         with record.open(of_run(defaults={key: "another"}), identity):
             pass
+
+
+def test_the_lock_is_released_with_the_block(record, monkeypatch):
+    """Not only when the garbage collector finds it."""
+    locks = []
+
+    class Kept(run_record.FileLock):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            locks.append(self)
+
+    monkeypatch.setattr(run_record, "FileLock", Kept)
+    with record.open(of_run(), {}):
+        assert locks[0].is_locked
+    assert not locks[0].is_locked
