@@ -17,21 +17,41 @@ import transformers
 
 from src.foundation import UserError
 
+# Bounds that several options share.
+SEED = {"minimum": 0, "maximum": 2**32 - 1}
+SEQUENCES = {"above": 0, "maximum": 1_000_000}
 # The figures that an evaluation reports, for each dev file and over all of them.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 
 
-def option(default: Any, help: str, changes_result: bool = True, **bounds: Any) -> Any:
+def is_text_figure(metric: str) -> bool:
+    """Return whether a metric is one of `FIGURES`, for all files or one, and not a score.
+
+    The user's own pairs may have a part that is called `loss`.
+    """
+    is_own_pair = metric.removeprefix("eval_").startswith("pairs/")
+    return metric.endswith(FIGURES) and not is_own_pair
+
+
+def option(
+    default: Any,
+    help: str,
+    changes_result: bool = True,
+    secret: bool = False,
+    **bounds: Any,
+) -> Any:
     """Return a dataclass field for an option.
 
     Args:
         default: The value of the option if nobody sets it.
         help: The meaning of the option, with its unit, as `--help` shows it.
         changes_result: True if two runs that differ in it may end with different numbers.
+        secret: True if the value must not be printed.
         bounds: `minimum`, `above`, `maximum` or `below` of a number, and perhaps the `reason`.
+            `unset` is a value outside of the bounds that stands for null.
     """
     metadata = {"help": help, "changes_result": changes_result, "bounds": bounds}
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 neutral = functools.partial(option, changes_result=False)
@@ -49,6 +69,24 @@ class Section:
 
     def check(self) -> None:
         """Raise `UserError` for options of this section that exclude each other."""
+
+    def check_names(self, *options: str) -> None:
+        """Raise `UserError` for an option that is neither null, a text nor a list of texts."""
+        for option in options:
+            value = getattr(self, option)
+            names = value if isinstance(value, list) else [value]
+            are_names = names and all(isinstance(name, str) for name in names)
+            if value is not None and not are_names:
+                raise UserError(f"{self.key(option)} must be names, got {value!r}")
+
+    def check_needed(self, needed: str, *options: str) -> None:
+        """Raise `UserError` for an option that has no effect without another, `needed`."""
+        for option in options:
+            value = getattr(self, option)
+            if value is not None and not getattr(self, needed):
+                raise UserError(
+                    f"{self.key(option)}={value} has no effect without {self.key(needed)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -68,11 +106,19 @@ class ModelArguments(Section):
         None, "Model to start from, instead of random weights: a directory or hub name"
     )
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path")
-    token: str | None = neutral(None, "Hub access token (better: variable HF_TOKEN)")
+    token: str | None = neutral(
+        None, "Hub access token (better: variable HF_TOKEN)", secret=True
+    )
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with model_name_or_path or the tokenizer"
+    )
     attn_implementation: (
         Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     ) = option(None, "Attention implementation; null: the fastest for the architecture")
     cache_dir: str = neutral(".cache", "Folder for tokenizers, packed text, downloads")
+
+    def check(self) -> None:
+        self.check_needed("model_name_or_path", "revision")
 
 
 @dataclass(frozen=True)
@@ -91,9 +137,13 @@ class TokenizerArguments(Section):
         16384,
         "Entries of a trained tokenizer, including its three special tokens",
         minimum=259,
+        maximum=1_000_000,
         reason="256 bytes and 3 special tokens",
     )
     lossy: bool = neutral(False, "Allow a tokenizer that changes or loses text")
+
+    def check(self) -> None:
+        self.check_needed("name_or_path", "revision")
 
 
 @dataclass(frozen=True)
@@ -114,19 +164,20 @@ class DataTrainingArguments(Section):
     text_column: str = option(
         "text", "Text column of .csv, .json, .jsonl, .parquet files and hub datasets"
     )
-    document_boundary: Literal["auto", "blank_line", "heading", "line", "file"] = (
-        option(
-            "auto",
-            "Boundary between documents; auto: `= = = Title = = =` headings in a file that"
-            " has them, else blank lines, else the end of the file",
-        )
+    document_boundary: str = option(
+        "auto",
+        "Boundary between documents: blank_line, heading (`= = = Title = = =`), line or"
+        " file; auto: headings in a file that has them, else blank lines, else the end of"
+        " the file; any other string is a separator, which is no text: '<|endoftext|>'",
     )
     attend_across_documents: bool = option(
         True,
         "Let tokens attend to earlier documents of their block; false: attention and"
         " positions start anew in each document",
     )
-    block_size: int = option(512, "Tokens of a training sequence", minimum=2)
+    block_size: int = option(
+        512, "Tokens of a training sequence", minimum=2, maximum=1_000_000
+    )
     block_size_schedule: Any = option(
         None,
         "Shorter sequences first: {128: 0.5, 256: 0.25, 512: 0.25} maps lengths to shares"
@@ -149,7 +200,7 @@ class DataTrainingArguments(Section):
         minimum=1,
     )
     recipe_budget: int | None = neutral(
-        None, "The word_budget that the recipe was made for; null: any"
+        None, "The word_budget that the recipe was made for; null: any", minimum=1
     )
     strict_rules: bool = neutral(True, "Refuse a run that exceeds word_budget")
     max_train_samples: int | None = option(
@@ -165,14 +216,18 @@ class DataTrainingArguments(Section):
         below=100,
     )
     preprocessing_num_workers: int | None = neutral(
-        None, "Threads for tokenizing; null: one per core", minimum=1
+        None, "Threads for tokenizing; null: one per core", minimum=1, maximum=1024
     )
     overwrite_cache: bool = neutral(False, "Train the tokenizer and pack the text anew")
 
     def check(self) -> None:
+        self.check_names("train_file", "validation_file")
+        self.check_needed("dataset_name", "dataset_config_name", "dataset_revision")
         self._check_schedule()
         self._check_mix()
         self._check_file_order()
+        if not self.document_boundary:
+            raise UserError("data.document_boundary must not be empty")
         if self.dataset_name and (self.train_file or self.validation_file):
             raise UserError(
                 f"data.dataset_name={self.dataset_name} cannot be combined with"
@@ -261,14 +316,15 @@ class ScoringArguments(Section):
     bf16: bool | None = option(
         None, "bfloat16 matrix products; null: only in fine-tuning, if the GPU has them"
     )
+    exact_positions: bool = neutral(
+        False,
+        "In fine-tuning, number the tokens of a padded text from its first one; the"
+        " challenge's script numbers them from the padding, in models with absolute"
+        " positions such as GPT-2",
+    )
 
     def check(self) -> None:
-        for name in ("tasks", "pairs"):
-            value = getattr(self, name)
-            names = value if isinstance(value, list) else [value]
-            are_names = names and all(isinstance(name, str) for name in names)
-            if value is not None and not are_names:
-                raise UserError(f"{self.key(name)} must be names, got {value!r}")
+        self.check_names("tasks", "pairs")
 
 
 @dataclass(frozen=True)
@@ -282,7 +338,7 @@ class EvaluationArguments(ScoringArguments):
         minimum=0,
     )
     num_generated_texts: int = neutral(
-        3, "Texts that the final model writes after training", minimum=0
+        3, "Texts that the final model writes after training", minimum=0, maximum=10_000
     )
 
 
@@ -298,7 +354,9 @@ class RunEvalArguments(ScoringArguments):
     revision: Any = option(
         None, "Branch, tag or commit of a hub name, or a list of them; null: main"
     )
-    token: str | None = option(None, "Hub access token (better: variable HF_TOKEN)")
+    token: str | None = option(
+        None, "Hub access token (better: variable HF_TOKEN)", secret=True
+    )
     trust_remote_code: bool = option(
         False, "Run Python code that comes with a model, as GPT-BERT needs"
     )
@@ -308,14 +366,35 @@ class RunEvalArguments(ScoringArguments):
     )
     overwrite: bool = option(False, "Score tasks again that already have scores")
     by_phenomenon: bool = option(False, "Show the scores of BLiMP by phenomenon")
-    seed: int = option(42, "Random seed of fine-tuning (tasks=glue)")
+    seed: int = option(42, "Random seed of fine-tuning (tasks=glue)", **SEED)
 
 
 # Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.
 HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     "training.learning_rate": {"above": 0},
     "training.num_train_epochs": {"above": 0},
-    "training.per_device_eval_batch_size": {"above": 0},
+    "training.max_steps": {"minimum": 1, "unset": -1},
+    "training.warmup_steps": {"minimum": 0},
+    "training.weight_decay": {"minimum": 0},
+    "training.adam_beta1": {"minimum": 0, "below": 1},
+    "training.adam_beta2": {"minimum": 0, "below": 1},
+    "training.adam_epsilon": {"minimum": 0},
+    "training.max_grad_norm": {"minimum": 0},
+    "training.label_smoothing_factor": {"minimum": 0, "maximum": 1},
+    "training.neftune_noise_alpha": {"minimum": 0, "maximum": 1000},
+    "training.torch_empty_cache_steps": {"minimum": 1},
+    "training.logging_steps": {"above": 0},
+    "training.eval_steps": {"above": 0},
+    "training.eval_delay": {"minimum": 0},
+    "training.eval_accumulation_steps": {"minimum": 1},
+    "training.save_steps": {"above": 0},
+    "training.seed": SEED,
+    "training.data_seed": SEED,
+    "training.dataloader_num_workers": {"minimum": 0, "maximum": 1024},
+    "training.dataloader_prefetch_factor": {"minimum": 1, "maximum": 1024},
+    "training.ddp_bucket_cap_mb": {"minimum": 1},
+    "training.ddp_timeout": {"minimum": 1, "maximum": 10**9},
+    "training.per_device_eval_batch_size": SEQUENCES,
     "training.save_total_limit": {
         "minimum": 2,
         "reason": "a run that is killed while it saves needs the previous checkpoint",
@@ -335,6 +414,8 @@ FIXED_TRAINING_VALUES = {
     "train_sampling_strategy": ("random", "data.order and the seed set the order"),
     "dataloader_in_order": (True, "data.order and the seed set the order"),
     "dataloader_drop_last": (False, "text would be left out"),
+    "eval_do_concat_batches": (True, "evaluations keep three numbers per block"),
+    "do_predict": (False, "there is no test text; src.run_eval scores a model"),
     "batch_eval_metrics": (False, "evaluations keep three numbers per block anyway"),
     "average_tokens_across_devices": (True, "the loss is the mean over all tokens"),
     "torch_compile_mode": (None, "training.torch_compile compiles the training step"),
@@ -345,13 +426,29 @@ FIXED_TRAINING_VALUES = {
 }
 
 
+# Options of `training` that have no effect unless another one has one of these values.
+EFFECTIVE_WITH = {
+    "averaging_steps": ("averaging", ("ema", "tail")),
+    "cooldown_steps": ("lr_scheduler_type", ("warmup_stable_decay",)),
+    "eval_steps": ("eval_strategy", ("steps",)),
+    "eval_delay": ("eval_strategy", ("steps", "epoch")),
+    "load_best_model_at_end": ("eval_strategy", ("steps", "epoch")),
+    "save_steps": ("save_strategy", ("steps",)),
+    "logging_steps": ("logging_strategy", ("steps",)),
+    "liger_kernel_config": ("use_liger_kernel", (True,)),
+    "hub_model_id": ("push_to_hub", (True,)),
+}
+
+
 # Not frozen: the constructor of Hugging Face's class writes into its fields.
-@dataclass
+@dataclass(repr=False)  # the one of Hugging Face hides tokens
 class TrainingArguments(Section, transformers.TrainingArguments):
     """Options of training: those of Hugging Face's `TrainingArguments`, and ours."""
 
     section: ClassVar[str] = "training"
 
+    # In Hugging Face's class, null is allowed.
+    output_dir: str = neutral("trainer_output", "Directory of the run")
     # In Hugging Face's class, its type is `bool`. Here null is allowed, too.
     bf16: bool | None = option(
         None, "bfloat16 mixed precision; null: if the hardware is fast at it"
@@ -368,10 +465,12 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         above=0,
     )
     per_device_train_batch_size: int | None = option(
-        None, "Sequences of a device's micro-batch; null: see tokens_per_step", above=0
+        None,
+        "Sequences of a device's micro-batch; null: see tokens_per_step",
+        **SEQUENCES,
     )
     gradient_accumulation_steps: int | None = option(
-        None, "Micro-batches of a step; null: see tokens_per_step", above=0
+        None, "Micro-batches of a step; null: see tokens_per_step", **SEQUENCES
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
@@ -415,6 +514,10 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         compiles, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         self.torch_compile = compiles
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the values for `training_args.bin`, without the token."""
+        return {**self.__dict__, "hub_token": None}
 
     def check(self) -> None:
         for name, (fixed, reason) in FIXED_TRAINING_VALUES.items():

@@ -5,15 +5,56 @@ import errno
 import hashlib
 import json
 import os
+import re
+import sys
+import textwrap
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
 
-# The codes of `OSError` if a disk is full or write-protected, or a permission is missing.
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# The codes of `OSError` if a disk is full or write-protected, a permission is missing, or a
+# directory takes the place of a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+CANNOT_WRITE = (*FULL, errno.EACCES, errno.EPERM, errno.EISDIR)
+# What torch.save and NumPy say instead of the reason.
+NOT_WRITTEN = (
+    r"PytorchStreamWriter failed|unexpected pos \d+ vs|requested and \d+ written"
+    r"|basic_ios::clear"
+)
+MANIFEST = "manifest.json"
 
 
 class UserError(Exception):
     """An input that cannot be used. Users see its message, without a traceback."""
+
+
+def write_fault(error: BaseException) -> Optional[str]:
+    """Return why a file or folder could not be written; None for any other error.
+
+    The reasons are a full disk, a quota, a limit on the size of a file, write protection, a
+    missing permission and a link to nothing. Libraries raise them as errors of many types.
+    """
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError)):
+        try:
+            check_folder(Path(error.filename or "."))
+        except UserError as reason:
+            return str(reason)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror if error.errno in CANNOT_WRITE else None
+    if match := re.search("|".join(map(os.strerror, FULL)), str(error)):
+        return match[0]
+    return "the disk may be full" if re.search(NOT_WRITTEN, str(error)) else None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` if a link to nothing or a file takes the place of a folder."""
+    for path in (folder, *folder.parents):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise UserError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist"
+            )
+        if os.path.isfile(path):
+            raise UserError(f"{path} is a file, not a folder")
 
 
 @contextlib.contextmanager
@@ -32,6 +73,73 @@ def naming(key: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message. Libraries add long advice below it."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def fault_in_loading(error: BaseException, trust_key: str) -> str:
+    """Return why a library cannot load a model or tokenizer, in one line.
+
+    Args:
+        trust_key: the option that allows Python code that comes with a model. It is named if
+            the library refuses such code.
+    """
+    if "trust_remote_code" in str(error):
+        return f"it comes with Python code, which runs only with {trust_key}=true"
+    return first_line(error)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 step", "2,000 steps"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def shows_bars() -> bool:
+    """Return whether progress bars are shown: only if all output goes to a terminal.
+
+    With `python … | tee file`, bars on stderr would get between the lines of stdout.
+    """
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def blaming(
+    build: Callable[[dict[str, Any]], Any],
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    section: str,
+    everything: str,
+) -> Any:
+    """Return `build(values)`. If a library refuses, name the values that are to blame.
+
+    To blame is each value without which `build` works: with its default instead, or without
+    its name if it has no default.
+
+    Args:
+        build: Builds something from values that only a library can judge.
+        values: The user's values by name.
+        defaults: The defaults of the names that cannot be left out.
+        section: The section of the names, as in `section.name=value`.
+        everything: What to name if no single value is to blame.
+
+    Raises:
+        UserError: With the values to blame and the library's words.
+    """
+    try:
+        return build(dict(values))
+    except UserError:
+        raise
+    except Exception as error:
+        blamed = []
+        for name, value in values.items():
+            others = {key: values[key] for key in values if key != name}
+            others |= {name: defaults[name]} if name in defaults else {}
+            if value is not None and others != values:
+                with contextlib.suppress(Exception):
+                    build(others)
+                    shown = getattr(value, "value", value)  # of an enum
+                    shown = "<secret>" if name.endswith("token") else shown
+                    blamed.append(f"{section}.{name}={shown}")
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
+        reason = reason if " " in reason else f"{type(error).__name__} {reason}".strip()
+        raise UserError(f"{', '.join(blamed) or everything}: {reason}") from error
 
 
 def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
@@ -79,6 +187,39 @@ def _update(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+
+
+def write_manifest(directory: Path) -> None:
+    """Write the checksums of all files of a directory to its `manifest.json`."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(directory)) for path in files]
+    sums = {name: sha256(directory / name) for name in names if name != MANIFEST}
+    write_atomically(directory / MANIFEST, sums)
+
+
+def fault_by_manifest(
+    directory: Path, patterns: Iterable[str] = ("*",)
+) -> Optional[str]:
+    """Return the first difference from a directory's `manifest.json` in words.
+
+    Args:
+        patterns: patterns of the names of the files that are compared.
+
+    Returns:
+        None if there is no difference, or no manifest.
+    """
+    manifest = directory / MANIFEST
+    try:
+        sums = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+        for name, checksum in sums.items():
+            file, is_compared = directory / name, any(
+                fnmatch(name, x) for x in patterns
+            )
+            if is_compared and not (file.is_file() and sha256(file) == checksum):
+                return f"is damaged ({name})"
+    except (ValueError, AttributeError):  # not JSON, or no dictionary
+        return f"is damaged ({MANIFEST})"
+    return None
 
 
 def apply_umask(file: Path) -> None:

@@ -1,6 +1,7 @@
 """The hardware of this machine: its device and its fast number formats."""
 
 import ctypes
+import os
 from typing import Any, Mapping
 
 import torch
@@ -54,6 +55,13 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         reason = "copying to the GPU goes on in the background"
         resolved["accelerator_config"] = ({"non_blocking": True}, reason)
     return {name: resolved[name] for name in resolved if training[name] is None}
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the memory of a GPU, or of the machine, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:

@@ -9,17 +9,24 @@
 
 import contextlib
 import logging
+import math
+import os
 import sys
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    # The libraries below take up to 40 s to load from a slow disk.
+    print("Loading the libraries …", file=sys.stderr, flush=True)
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from safetensors import SafetensorError
 
-from src.configuration.command_line import command_line, from_machine, set_up_logging
+from src.configuration.command_line import command_line, set_up_logging, unwritten
 from src.configuration.run_configuration import run_configuration
 from src.configuration.schema import CONF_DIR
 from src.foundation import UserError
@@ -33,6 +40,8 @@ def run(config: DictConfig) -> Optional[float]:
     set_up_logging()
     with job(Path(config.training.output_dir)):
         configuration = run_configuration(config)
+        if not configuration.args.training.only_preprocess_dataset:
+            logger.info("Run: %s", configuration.args.training.output_dir)
         # This import takes seconds, which --help and --cfg need not wait for.
         from src.training.run import prepare_data, train
 
@@ -43,23 +52,46 @@ def run(config: DictConfig) -> Optional[float]:
 
 @contextlib.contextmanager
 def job(run_dir: Path) -> Iterator[None]:
-    """End a refused job with its message, and remove the empty directories it leaves.
+    """End a refused job with its message.
 
     In a sweep, the other jobs continue.
     """
     try:
         yield
-    except (UserError, OSError, RuntimeError, SafetensorError) as error:
-        if not isinstance(error, UserError) and not from_machine(error):
+    except Exception as error:
+        message = (
+            str(error) if isinstance(error, UserError) else unwritten(error, run_dir)
+        )
+        if message is None:
             raise
         if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {error}")
-        logger.error("error: %s", error)
-        raise UserError(str(error)) from error
-    finally:
-        for directory in (run_dir, run_dir.parent):
-            with contextlib.suppress(OSError):  # not empty: it holds a run
-                directory.rmdir()
+            sys.exit(f"error: {message}")
+        logger.error("error: %s", message)
+        raise UserError(message) from error
+
+
+class Sweep(Callback):
+    """Hydra callback that announces each job of a sweep, and lists their losses at the end."""
+
+    def __init__(self) -> None:
+        self.num_jobs, self.rows = 0, []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        parsed = OverridesParser.create().parse_overrides(config.hydra.overrides.task)
+        swept = [override for override in parsed if override.is_sweep_override()]
+        self.num_jobs = math.prod(len(list(o.sweep_iterator())) for o in swept)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.num_jobs:
+            set_up_logging()
+            logger.info("\nJob %d of %d", config.hydra.job.num + 1, self.num_jobs)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        has_failed = job_return.status.name == "FAILED"
+        loss = "failed" if has_failed else str(job_return.return_value or "-")[:6]
+        self.rows.append(f"{loss:<8}{config.training.output_dir}")
+        if len(self.rows) == self.num_jobs:
+            logger.info("\nThe evaluation losses:\n%s", "\n".join(self.rows))
 
 
 def main() -> None:

@@ -14,6 +14,9 @@ import logging
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    print("Loading the libraries …", file=sys.stderr, flush=True)
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +24,7 @@ from src.arguments import RunEvalArguments
 from src.configuration.command_line import command_line, set_up_logging
 from src.configuration.run_configuration import build_run_eval
 from src.configuration.schema import CONF_DIR
-from src.foundation import UserError, naming
+from src.foundation import UserError, naming, shows_bars
 from src.hardware import keep_freed_memory
 
 logger = logging.getLogger("src.run_eval")
@@ -50,16 +53,12 @@ def evaluate(args: RunEvalArguments) -> None:
     if not (args.tasks or args.pairs):
         raise UserError(f"nothing to score: choose tasks=… of {describe_tasks()}")
     # These imports take seconds. Errors such as a mistyped key are reported before them.
-    from transformers.utils import logging as transformers_logging
-
     from src.evaluation.evaluator import Evaluator
     from src.evaluation.models import find_checkpoints
     from src.evaluation.suite import Suite
     from src.evaluation.table import report
 
     keep_freed_memory()
-    transformers_logging.disable_progress_bar()  # for loading weights
-    transformers_logging.set_verbosity_error()  # no warnings of unused weights
     hub = (Path(args.cache_dir), args.token)
     with naming("checkpoint"):
         models = find_checkpoints(args.checkpoint, args.revision, *hub)
@@ -72,7 +71,7 @@ def evaluate(args: RunEvalArguments) -> None:
             models,
             Path(args.results_dir),
             overwrite=args.overwrite,
-            progress=sys.stderr.isatty(),
+            progress=shows_bars(),
             trust_remote_code=args.trust_remote_code,
         )
     evaluator.run()

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from src.foundation import fault_by_manifest
 from src.run_clm import main, run
 from src.training import trainer as trainer_module
 from src.training.record import throughput
 from src.training.record.checkpoints import seal
+from src.training.task_scores import TaskScores
+from tests import terminal
 from tests.conftest import REPOSITORY, is_wanted, sentences, tiny_run, write_corpus
 
 
@@ -89,7 +93,7 @@ def test_a_run_leaves_a_model_that_loads_its_scores_and_its_record(
     ids = tokenizer("The dog")["input_ids"]
     assert ids[0] == model.config.bos_token_id and ids[-1] != model.config.eos_token_id
     results = json.loads((run / "results.json").read_text())
-    for file in ("", "childes_", "gutenberg_"):
+    for file in ("", "files/childes/", "files/gutenberg/"):
         for figure in (
             "loss",
             "perplexity",
@@ -112,6 +116,21 @@ def test_a_run_leaves_a_model_that_loads_its_scores_and_its_record(
     assert f"{results['words_seen']:,} words were seen" in card
 
 
+def test_a_finished_run_knows_its_final_model(tiny, run_clm):
+    assert run_clm(*tiny, "training.output_dir=run") == 0
+    names = json.loads(Path("run/manifest.json").read_text())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names.keys()
+    assert fault_by_manifest(Path("run")) is None
+    weights = Path("run/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-10] ^= 1
+    weights.write_bytes(content)
+    assert fault_by_manifest(Path("run")) == "is damaged (model.safetensors)"
+    again = [x for x in tiny if not x.startswith(("model.", "tokenizer."))]
+    message = run_clm(*again, "model.model_name_or_path=run", "wandb.tag=more")
+    assert "model_name_or_path=run: is damaged (model.safetensors)" in message
+
+
 def test_evaluating_the_saved_model_gives_the_logged_score(tiny, run_clm):
     run_clm(*tiny)
     trained = json.loads((only_run() / "results.json").read_text())
@@ -119,7 +138,7 @@ def test_evaluating_the_saved_model_gives_the_logged_score(tiny, run_clm):
     kept = [o for o in tiny if not o.startswith(("model.", "tokenizer."))]
     assert run_clm(*kept, weights, "training.do_train=false", "wandb.tag=again") == 0
     again = json.loads((only_run("again") / "results.json").read_text())
-    for key in ("eval_loss", "eval_childes_accuracy", "eval_bits_per_byte"):
+    for key in ("eval_loss", "eval_files/childes/accuracy", "eval_bits_per_byte"):
         assert again[key] == pytest.approx(trained[key], rel=1e-5)
 
 
@@ -137,6 +156,42 @@ def test_the_same_command_again_shows_the_results_and_does_nothing(
         p: p.stat().st_mtime_ns for p in only_run().rglob("*") if p.name != "train.log"
     }
     assert after == before
+
+
+def run_in_this_process(*overrides: str) -> None:
+    sys.argv = ["run_clm", *overrides]
+    main()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_whole_lines_and_no_remains_of_bars(tiny, processes, width):
+    command = [*tiny, "training.output_dir=exp/mine"]
+    lines = terminal.shown(processes, width, run_in_this_process, *command)
+    assert not [line for line in lines if "it/s" in line or "B/s" in line]
+    assert not [line for line in lines if line.startswith("↵")]  # cut by the terminal
+    assert lines[0] == "Run: exp/mine"
+    assert [line for line in lines if line.startswith("step 12/12  ")]
+    log = Path("exp/mine/train.log").read_text().split("\n")
+    (row,) = [line for line in log if "step 12/12" in line and "eval loss" in line]
+    assert "  eval word_perplexity " in row and len(row) > 120  # one line, all figures
+
+
+def test_an_error_is_not_shown_behind_a_bar(tiny, processes):
+    command = [*tiny, "training.learning_rate=1e30", "training.max_grad_norm=0"]
+    lines = terminal.shown(processes, 100, run_in_this_process, *command)
+    assert [line for line in lines if line.startswith("error: ")]
+    assert not [line for line in lines if "it/s" in line]
+
+
+def test_a_sweep_announces_its_jobs_and_lists_their_losses(tiny, run_clm, caplog):
+    sizes = "data.block_size=1000,16"  # the first is longer than the model's context
+    assert run_clm("-m", *(o for o in tiny if "block_size" not in o), sizes) != 0
+    jobs = [line.strip() for line in caplog.messages if "Job " in line]
+    assert jobs == ["Job 1 of 2", "Job 2 of 2"]
+    (losses,) = [text for text in caplog.messages if "The evaluation losses:" in text]
+    failed, done = losses.strip().split("\n")[1:]
+    assert failed.startswith("failed  exp/") and "block_size-1000" in failed
+    assert float(done.split()[0]) > 0
 
 
 class At(TrainerCallback):
@@ -209,6 +264,38 @@ def test_a_stopped_run_continues_bit_for_bit(longer, whole, run_clm, at_step):
     assert run_clm(*longer, "wandb.tag=stopped") == 0
     assert same_weights(whole, only_run("stopped"))
     assert history(whole) == history(only_run("stopped"))
+
+
+def test_a_signal_during_an_evaluation_costs_no_other_step(
+    longer, whole, run_clm, monkeypatch
+):
+    score = TaskScores.score
+
+    def stopped(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskScores, "score", stopped)
+        assert run_clm(*longer, "wandb.tag=evaluated") == 128 + signal.SIGTERM
+    run = only_run("evaluated")
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert run_clm(*longer, "wandb.tag=evaluated") == 0
+    assert same_weights(whole, run)
+    assert history(whole) == history(run)
+
+
+def test_a_run_moved_while_it_trains_stops_and_continues_when_it_is_back(
+    longer, whole, run_clm, at_step
+):
+    patch = at_step(12, lambda: Path("exp").rename("moved"))
+    message = run_clm(*longer, "wandb.tag=moved")
+    patch.undo()
+    assert "was moved or deleted while the run was training" in message
+    assert not Path("exp").exists()
+    Path("moved").rename("exp")
+    assert run_clm(*longer, "wandb.tag=moved") == 0
+    assert same_weights(whole, only_run("moved"))
 
 
 class Killed(BaseException):
@@ -362,7 +449,7 @@ def test_text_without_a_validation_file_is_split(tiny, run_clm):
     tiny = [o for o in tiny if "validation_file" not in o]
     assert run_clm(*tiny, "data.validation_split_percentage=20") == 0
     results = json.loads((only_run() / "results.json").read_text())
-    assert results["eval_gutenberg_loss"] > 0
+    assert results["eval_files/gutenberg/loss"] > 0
 
 
 def test_tables_of_every_kind_train(tiny, run_clm, corpus):
@@ -391,6 +478,36 @@ def test_cache_and_exp_may_be_links_to_another_disk(tiny, run_clm, tmp_path):
         Path(name).symlink_to(tmp_path / "disk" / name)
     assert run_clm(*tiny, "training.max_steps=2") == 0
     assert list((tmp_path / "disk" / "exp").rglob("results.json"))
+
+
+@pytest.mark.parametrize(
+    "name, key", [(".cache", "model.cache_dir"), ("exp", "training.output_dir")]
+)
+def test_a_link_to_a_disk_that_is_missing_is_named_with_its_key(
+    name, key, tiny, run_clm
+):
+    Path(name).symlink_to("/no/disk")
+    message = run_clm(*tiny)
+    assert message.startswith(f"error: {key}: ")
+    assert message.endswith(f"{name} is a link to /no/disk, which does not exist")
+
+
+@pytest.mark.parametrize("limit", [500, 5_000, 20_000, 40_000])
+def test_a_run_on_a_full_disk_ends_with_one_line_and_continues(limit, tiny, run_clm):
+    """A limit on the size of a file stops the writing of checkpoints and of the model."""
+    assert run_clm(*tiny, "training.only_preprocess_dataset=true") == 0
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        message = run_clm(*tiny)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert re.fullmatch(
+        "error: training.output_dir: exp/.* cannot be written: (File too large|the disk may"
+        " be full)",
+        message,
+    )
+    assert run_clm(*tiny) == 0
 
 
 @pytest.mark.parametrize(
@@ -428,6 +545,11 @@ def test_cache_and_exp_may_be_links_to_another_disk(tiny, run_clm, tmp_path):
         ("data.block_size_schedule={16: 0.5, 8: 0.5}", ("lengths must grow",)),
         ("data.block_size_schedule=8", ("data.block_size_schedule", "length: share")),
         ("data.attend_across_documents=maybe", ("attend_across_documents", "maybe")),
+        ("data.text_column=words", ("data.text_column=words has no effect", "table")),
+        ("data.mix={childes: 1e9}", ("in an epoch, is too large", "data.mix")),
+        ("training.max_steps=1000000000", ("a run of 1,000,000,000 steps",)),
+        ("training.gradient_accumulation_steps=900000", ("steps of 100 epochs",)),
+        ("training.eval_delay=99", ("training.eval_delay=99 leaves no", "12 steps")),
     ],
 )
 def test_bad_input_ends_with_a_short_message_and_leaves_no_run(
@@ -445,6 +567,19 @@ def test_bad_input_ends_with_a_short_message_and_leaves_no_run(
     assert all(part in message for part in told), message
     assert len(message) < 600
     assert not list(Path().rglob("results.json"))
+
+
+def test_a_model_that_fails_on_its_first_batch_is_refused(tiny, run_clm):
+    """Without memory for the weights, transformers cannot compute a mixture of experts."""
+    mixtral = (
+        "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,"
+        " num_attention_heads: 2, num_key_value_heads: 2, num_local_experts: 2,"
+        " num_experts_per_tok: 4}"
+    )
+    tiny = [o for o in tiny if not o.startswith("model.")]
+    options = ["model.model_type=mixtral", f"model.config_overrides={mixtral}"]
+    message = run_clm(*tiny, *options)
+    assert message.startswith("error: model: mixtral cannot compute a batch"), message
 
 
 def test_a_run_without_model_or_data_lists_what_there_is(
@@ -504,7 +639,7 @@ def test_a_folder_with_other_files_is_neither_written_to_nor_moved(tiny, run_clm
             "training.output_dir=mine",
             f"training.overwrite_output_dir={overwrite}",
         )
-        assert "mine is not a run, but holds README.md" in message
+        assert "mine is not a run (it has no run.json), but holds README.md" in message
     assert [p.name for p in Path("mine").iterdir()] == ["README.md"]
 
 
@@ -527,6 +662,18 @@ def test_a_run_that_saved_nothing_yet_may_be_begun_with_other_settings(tiny, run
     assert "is too small for the tokenizer's" in run_clm(*command)
     group.write_text(text % 500)
     assert run_clm(*command) == 0
+
+
+def test_what_a_refused_start_made_it_takes_away(tiny, run_clm):
+    """Also what Hydra wrote, and the files of W&B."""
+    tiny = [override for override in tiny if override != "wandb.log=false"]
+    hydra = ["hydra/job_logging=default", "hydra.output_subdir=.hydra"]
+    early, late = "data.block_size=1", "training.max_words=7"
+    for refused in (early, late):
+        assert refused.replace("=1", "") in run_clm(*tiny, *hydra, refused)
+        assert not list(Path("exp").rglob("*"))
+    assert run_clm(*tiny, *hydra) == 0
+    assert list(Path().rglob(".hydra/config.yaml"))
 
 
 def test_a_step_that_blocks_do_not_fill_is_refused_before_any_work(tiny, run_clm):

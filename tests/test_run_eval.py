@@ -305,6 +305,24 @@ def test_one_that_fails_does_not_lose_the_others(a_run, run_eval, caplog):
     assert not Path("results/run-tiny-sample_seed-7/checkpoint-10").exists()
 
 
+@pytest.mark.parametrize("error", ["SystemExit", "ZeroDivisionError", "KeyError"])
+def test_whatever_a_model_raises_the_others_are_scored(
+    work, run_eval, monkeypatch, error
+):
+    shutil.copytree("model", "other")
+    score = Scorer.score
+
+    def fail(self, queries):
+        if self.model.name_or_path.endswith("model"):
+            exec(f"raise {error}('theirs')")
+        return score(self, queries)
+
+    monkeypatch.setattr(Scorer, "score", fail)
+    message = run_eval("checkpoint=[model,other]", "tasks=[blimp_fast]")
+    assert f"model, blimp_fast: {error}: " in message and "theirs" in message
+    assert "blimp_fast" in read_scores("other")[1]
+
+
 def no_tokenizer():
     Path("model/tokenizer.json").unlink()
 
@@ -386,11 +404,25 @@ def nothing():
             ["tasks=[blump]"],
             ["tasks: no task is named blump; did you mean blimp? Names: full, fast"],
         ),
-        (nothing, ["tasks=[ewok]"], ["ewok needs the folder ewok_filtered", "data"]),
+        (
+            nothing,
+            ["tasks=[ewok]"],
+            [
+                "ewok needs the folder ewok_filtered in data/full_eval; `./download_data.sh",
+                "Tasks with data: blimp_fast, supplement_fast, aoa",
+            ],
+        ),
         (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
         (few_rows, ["tasks=glue"], ["data: no boolq.train.jsonl in"]),
-        (nothing, ["tasks=[aoa]"], ["aoa", "3 checkpoints of a run, model has 0"]),
+        (
+            nothing,
+            ["tasks=[aoa]"],
+            [
+                "aoa",
+                "3 checkpoints of a run, model has 0: a run that is trained with training.save_total",
+            ],
+        ),
         (nothing, ["protocol=2024"], ["protocol", "2024", "2025, 2026"]),
         (nothing, ["batch_tokens=0"], ["batch_tokens must be at least 1, got 0"]),
         (nothing, ["chekpoint=x"], ["chekpoint", "did you mean `checkpoint`"]),
@@ -403,7 +435,7 @@ def nothing():
         (
             other_size,
             [],
-            ["wte.weight is [310, 16]", "(vocab_size 300) [300, 16]", "has 300"],
+            ["wte.weight is [310, 16]", "(vocab_size 300) [300, 16]"],
         ),
         (nothing, ["backend=mlm"], ["backend=mlm does not suit a GPT2LMHeadModel"]),
         (broken("config.json"), [], ["model/config.json is not JSON"]),
@@ -468,6 +500,29 @@ def test_models_are_found_once_and_by_name(a_run):
         "checkpoint-5", "checkpoint-10", "checkpoint-15"
     ]  # fmt: skip
     assert Checkpoint(Path("x"), "x", "chck_20M", "x").words_seen == 20_000_000
+
+
+@pytest.mark.parametrize("name", ["run [1]", "ünï", "it's", "a=b"])
+def test_a_model_may_have_any_name(work, run_eval, name, monkeypatch):
+    folder = Path("exp", name, "seed-1")
+    shutil.copytree("model", folder)
+    monkeypatch.setenv("HOME", str(work))
+    (plain,) = find_checkpoints(str(folder))
+    for written in (f"{folder}/", f"exp/{name}/*", f"~/exp/{name}/seed-*"):
+        (found,) = find_checkpoints(written)
+        assert found.directory.samefile(plain.directory)
+    quoted = str(folder).replace("'", "\\'")
+    assert run_eval(f"checkpoint='{quoted}'", "tasks=fast") == 0
+    assert "blimp_fast" in read_scores("seed-1")[1]
+
+
+def test_the_pattern_of_a_glob_comes_before_plain_brackets(work):
+    for name in ("run1", "run2", "run[12]"):
+        shutil.copytree("model", Path("exp", name))
+    names = [model.model for model in find_checkpoints("exp/run[12]")]
+    assert names == ["run[12]"]  # a folder with just this name
+    names = [model.model for model in find_checkpoints("exp/run[12]*")]
+    assert names == ["run1", "run2"]
 
 
 def test_two_models_that_would_share_results_are_refused(work, run_eval, tokenizer):

@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import FIGURES
-from src.configuration.schema import options
+from src.arguments import is_text_figure
+from src.configuration.schema import options, sections
 
 # Prefixes of keys, and their short forms in the names of runs. The first match counts.
 SHORT_FORMS = {
@@ -87,28 +87,36 @@ def run_name(*, _root_: DictConfig) -> str:
         _root_: the whole configuration, which OmegaConf passes. The values come from it, so
             that `1e-3` and `0.001` give the same name.
     """
-    overrides = list(HydraConfig.get().overrides.task)
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    by_key = {override.key_or_group: override for override in parsed}
+    parsed = OverridesParser.create().parse_overrides(typed_overrides())
+    by_key = {}
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if key in sections() and isinstance(value, dict):
+            by_key.update({f"{key}.{name}": item for name, item in value.items()})
+        else:
+            by_key[key] = value
     parts = [f"seed-{_root_.training.seed}"]
-    for key, override in sorted(by_key.items()):
+    for key, value in sorted(by_key.items()):
         is_shown_already = key in ("model", "dataset", "training.seed")
         if is_shown_already or not _changes_result(key, _root_.training):
             continue
         composed = OmegaConf.select(_root_, key) if "." in key else None
-        value = override.value() if composed is None else composed
+        value = value if composed is None else composed
         parts.append(f"{_short(key)}-{_safe(_text(value))}")
-    name = "_".join(parts)
-    if len(name) > MAX_NAME_LENGTH:
-        name = f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}"
-    return name
+    return _limited("_".join(parts))
+
+
+def typed_overrides() -> list[str]:
+    """Return the overrides as they were typed. Interpolations, as of secrets, are kept."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task)
 
 
 def group_name(tag: str) -> str:
     """Return `<tag>-<model>-<dataset>`, with `custom` for a group without a choice."""
     choices = HydraConfig.get().runtime.choices
     chosen = [choices.get(group) or "custom" for group in ("model", "dataset")]
-    return "-".join(map(_safe, [tag, *(choice.replace("/", "-") for choice in chosen)]))
+    parts = [tag, *(choice.replace("/", "-") for choice in chosen)]
+    return _limited("-".join(map(_safe, parts)))
 
 
 def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
@@ -125,7 +133,9 @@ def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
     if name in EVALUATION_TIMES:
         return keeps_best
     metric = training["metric_for_best_model"] or "loss"
-    if section == "evaluation" and not (keeps_best and not metric.endswith(FIGURES)):
+    compares_average = bool(training["averaging"] and training["do_eval"])
+    picks_model = keeps_best or compares_average
+    if section == "evaluation" and not (picks_model and not is_text_figure(metric)):
         return False  # scores of tasks are only reported
     field = options().get(f"{section}.{name}")
     if field is None:
@@ -149,6 +159,12 @@ def _safe(text: str) -> str:
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
+
+
+def _limited(name: str) -> str:
+    """Return a name that a file system can hold. A hash keeps long names apart."""
+    is_long = len(name) > MAX_NAME_LENGTH
+    return f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}" if is_long else name
 
 
 def _hash(text: str) -> str:

@@ -1,16 +1,29 @@
 """The configuration of a run, which is resolved and checked once."""
 
 import copy
+import functools
+import os
 import re
+import sys
 from typing import Any, Mapping
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from src.arguments import FIGURES, Arguments, RunConfiguration, RunEvalArguments
+from src.arguments import (
+    EFFECTIVE_WITH,
+    FIGURES,
+    Arguments,
+    RunConfiguration,
+    RunEvalArguments,
+    is_text_figure,
+)
 from src.configuration.errors import refuse_missing_choice, refuse_unknown_keys
-from src.configuration.identity import defaults, identity
+from src.configuration.identity import defaults, identity, typed_overrides
 from src.configuration.schema import build, sections
+from src.foundation import UserError
 from src.hardware import resolve_hardware
 
 NOT_RECORDED = "<not recorded>"
@@ -26,8 +39,10 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
     """
     refuse_unknown_keys(config)
     refuse_missing_choice(config)
-    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    values["training"], reasons = _resolve_training(values["training"])
+    values = _plain(config)
+    given = values["training"]
+    values["training"], reasons = _resolve_training(given)
+    _refuse_without_effect(given, values["training"])
     recorded = _without_secrets(values)
     built = {name: build(section, values[name]) for name, section in sections().items()}
     args = Arguments(**built)
@@ -38,7 +53,7 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
         recorded=recorded,
         identity=identity(recorded),
         defaults=defaults(),
-        overrides=_recorded_overrides(HydraConfig.get().overrides.task),
+        overrides=[*map(hide_secrets, typed_overrides())],
     )
 
 
@@ -49,9 +64,22 @@ def build_run_eval(config: DictConfig) -> RunEvalArguments:
         UserError: if a key is unknown or a value is refused.
     """
     refuse_unknown_keys(config, RunEvalArguments)
-    return build(
-        RunEvalArguments, OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    )
+    return build(RunEvalArguments, _plain(config))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Return resolved and plain values. A `~` at the beginning of a path is expanded."""
+    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return _with_home(values)
+
+
+def _with_home(value: Any) -> Any:
+    """Return nested values in which the home directory replaces a leading `~` of texts."""
+    if isinstance(value, dict):
+        return {key: _with_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _resolve_training(
@@ -59,17 +87,42 @@ def _resolve_training(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the section with values for its open options, and the reasons by key."""
     resolved = resolve_hardware(training)
-    metric = training["metric_for_best_model"]
-    if metric and training["greater_is_better"] is None:
-        lower_is_better = metric.endswith(LOWER_IS_BETTER)
+    metric, greater = training["metric_for_best_model"], training["greater_is_better"]
+    if metric:
+        lower_is_better = is_text_figure(metric) and metric.endswith(LOWER_IS_BETTER)
         reason = f"a {'lower' if lower_is_better else 'higher'} {metric} is better"
-        resolved["greater_is_better"] = (not lower_is_better, reason)
+        if greater is lower_is_better:
+            raise UserError(f"training.greater_is_better={greater}: {reason}")
+        if greater is None:
+            resolved["greater_is_better"] = (not lower_is_better, reason)
     values = {**training, **{name: value for name, (value, _) in resolved.items()}}
     if not values["do_eval"]:
         values["eval_strategy"] = "no"
     if values["eval_strategy"] == "no":
         values["load_best_model_at_end"] = False
     return values, {f"training.{name}": why for name, (_, why) in resolved.items()}
+
+
+def _refuse_without_effect(given: Mapping[str, Any], used: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a typed option that has no effect; see `EFFECTIVE_WITH`.
+
+    Files may set such options, and so may sweeps, for jobs in which they have an effect.
+
+    Args:
+        given: the values of the section `training` as they were composed.
+        used: the values that the run uses.
+    """
+    typed = {override.partition("=")[0].lstrip("+") for override in typed_overrides()}
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return
+    for name, (other, expected) in EFFECTIVE_WITH.items():
+        is_typed = f"training.{name}" in typed and given[name]
+        if is_typed and used[other] not in expected:
+            needed = " or ".join(map(str, expected))
+            raise UserError(
+                f"training.{name}={given[name]} has no effect: it needs"
+                f" training.{other}={needed}, got {used[other]}"
+            )
 
 
 def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +134,37 @@ def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     return recorded
 
 
-def _recorded_overrides(overrides: list[str]) -> list[str]:
-    """Return the overrides of the command line with placeholders for secrets."""
-    secret = rf"^\+*({'|'.join(map(re.escape, SECRETS))})=.*"
-    return [re.sub(secret, rf"\1={NOT_RECORDED}", x, flags=re.S) for x in overrides]
+def hide_secrets(text: str) -> str:
+    """Return `text`, such as an override or YAML, with placeholders for tokens."""
+    pattern = r"""\b((?:hub_)?token['"]?\s*[:=]\s*)(?!null\b|\${)[^\s,}]+"""
+    return re.sub(pattern, rf"\1{NOT_RECORDED}", text)
+
+
+class MoveSecrets(Callback):
+    """Before Hydra writes the configuration anywhere, moves secrets out of it.
+
+    A secret goes into an environment variable, which the configuration, the overrides and
+    the command line then refer to. Hydra also records these in `multirun.yaml` and prints
+    the overrides above a traceback; W&B records the command line.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Move the secrets of a run, or of all runs of a sweep."""
+        job, overrides = config.hydra.job, config.hydra.overrides
+        for key in (*SECRETS, "token"):
+            if (secret := OmegaConf.select(config, key)) is None:
+                continue
+            variable = key.replace(".", "_").upper()
+            os.environ[variable] = str(secret)
+            reference = f"${{oc.env:{variable}}}"
+            OmegaConf.update(config, key, reference)
+            hide = functools.partial(
+                re.sub, rf"(?<!\w){re.escape(str(secret))}(?!\w)", reference
+            )
+            sys.argv[1:] = map(hide, sys.argv[1:])
+            with read_write(config.hydra):
+                task = OmegaConf.to_container(overrides.task)
+                overrides.task = [hide(override) for override in task]
+                job.override_dirname = hide(job.override_dirname)
+
+    on_multirun_start = on_run_start

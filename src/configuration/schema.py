@@ -12,18 +12,26 @@ import enum
 import functools
 import math
 import operator
-import re
+import shutil
 import sys
+import textwrap
 import types
 import typing
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from src.arguments import HUGGING_FACE_BOUNDS, Arguments, RunEvalArguments, Section
-from src.foundation import UserError
+from src.arguments import (
+    FIXED_TRAINING_VALUES,
+    HUGGING_FACE_BOUNDS,
+    Arguments,
+    RunEvalArguments,
+    Section,
+)
+from src.foundation import UserError, blaming
 
 CONF_DIR = Path(__file__).parents[1] / "conf"
 BOUNDS = {
@@ -31,6 +39,27 @@ BOUNDS = {
     "above": ("above", operator.gt),
     "maximum": ("at most", operator.le),
     "below": ("below", operator.lt),
+}
+
+
+# Options of Hugging Face's TrainingArguments that `--help` leaves out: they have one allowed
+# value, are deprecated, or have no use here.
+NOT_IN_HELP = {
+    *FIXED_TRAINING_VALUES,
+    *"use_cache do_predict local_rank"
+    " remove_unused_columns label_names length_column_name include_for_metrics project"
+    " run_name trackio_space_id trackio_bucket_id trackio_static_space_id log_on_each_node"
+    " eval_do_concat_batches eval_use_gather_object include_num_input_tokens_seen"
+    " average_tokens_across_devices save_on_each_node debug".split(),
+}
+STEPS = {
+    name: f"Steps {kind}; below 1: a share of the run"
+    for name, kind in {
+        "warmup_steps": "in which the learning rate grows linearly from 0",
+        "eval_steps": "between evaluations, for eval_strategy=steps",
+        "save_steps": "between checkpoints, for save_strategy=steps",
+        "logging_steps": "between log messages",
+    }.items()
 }
 
 
@@ -148,15 +177,16 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         if choices := _choices(hints[name]):
             typed[name] = choices.get(value)
-    try:
-        built = section(**typed)
-    except (ValueError, TypeError) as error:  # Hugging Face's own checks
-        raise UserError(f"{section.section}: {error}") from error
+    defaults = {}
     for field in dataclasses.fields(section):
-        key, value = section.key(field.name), getattr(built, field.name)
+        key, value = section.key(field.name), typed.get(field.name)
         bounds = field.metadata.get("bounds") or HUGGING_FACE_BOUNDS.get(key)
-        if bounds and value is not None:
+        if bounds and value is not None and value != bounds.get("unset"):
             _check_bounds(key, value, bounds)
+        if field.init:
+            defaults[field.name] = _default(field, hints[field.name])
+    name = section.section
+    built = blaming(lambda values: section(**values), typed, defaults, name, name)
     built.check()
     return built
 
@@ -173,28 +203,57 @@ def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 
 
 def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
-    """Return the text of `--help`: a line for each option, with its value and meaning.
+    """Return the text of `--help`: each option with its value and meaning, ours first.
+
+    Options with only one allowed value, or without a use here, are left out.
 
     Args:
         root: the name of the command's schema.
         _root_: the whole configuration, which OmegaConf passes.
     """
-    lines = []
+    texts = []
     for name, section in sections(ROOTS[root]).items():
-        node = _root_[name] if name else _root_
-        values = OmegaConf.to_container(node, enum_to_str=True)
-        for field in dataclasses.fields(section):
-            if field.init:
-                value = values[field.name]
-                shown = (
-                    section.key(field.name) + f"={'null' if value is None else value}"
-                )
-                # Of Hugging Face's long texts, the first sentence is shown.
-                help = re.split(r"(?<=\.)\s", field.metadata.get("help", "").strip())[0]
-                lines.append(f"  {shown:44}  {help}")
-        lines.append("")
+        # Not the section `hydra`, which holds this text itself.
+        keys = [key for key in _root_ if key != "hydra"]
+        node = _root_[name] if name else OmegaConf.masked_copy(_root_, keys)
+        values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+        ours = section.__dict__.get("__annotations__", {})
+        hints = typing.get_type_hints(section)
+        fields = [f for f in dataclasses.fields(section) if f.init and f.name in values]
+        for field in sorted(fields, key=lambda field: field.name not in ours):
+            if field.name in ours or field.name not in NOT_IN_HELP:
+                line = yaml.safe_dump(values[field.name], default_flow_style=True)
+                value = " ".join(line.removesuffix("\n...\n").split())
+                texts.append(f"  {section.key(field.name)}={value}")
+                texts.append(_wrapped(_meaning(field, hints[field.name]), indent=6))
+        texts.append("")
     # Hydra substitutes `$NAME` in the help text.
-    return "\n".join(lines).replace("$", "$$")
+    return "\n".join(texts).replace("$", "$$")
+
+
+def _meaning(field: dataclasses.Field, hint: Any) -> str:
+    """Return the meaning of an option, with its choices if it is a closed choice."""
+    meaning = STEPS.get(field.name) or field.metadata.get("help", "").rstrip(" .")
+    choices = ", ".join(_choices(hint))
+    return f"{meaning}. One of: {choices}" if choices else meaning
+
+
+def describe_groups() -> str:
+    """Return the groups and their choices, for `--help`."""
+    lines = [f"{group}: {', '.join(names)}" for group, names in group_choices().items()]
+    return "\n".join(map(_wrapped, lines))
+
+
+def _wrapped(text: str, indent: int = 2) -> str:
+    """Return text in lines that fit the terminal."""
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * max(indent, 6),
+        break_on_hyphens=False,
+    )
 
 
 def unless_batch_is_given(tokens: int, *, _root_: DictConfig) -> Optional[int]:
@@ -203,5 +262,19 @@ def unless_batch_is_given(tokens: int, *, _root_: DictConfig) -> Optional[int]:
     return tokens if all(_root_.training[name] is None for name in names) else None
 
 
-for _resolver in (unless_batch_is_given, describe_options):
+def saving(option: str, *, _root_: DictConfig) -> Any:
+    """Return `save_strategy` or `save_steps`, so that a run is saved when it is evaluated.
+
+    A run without evaluations is saved ten times.
+    """
+    training = _root_.training
+    strategy = training.eval_strategy.name if training.do_eval else "no"
+    if option == "save_strategy":
+        return "steps" if strategy == "no" else strategy
+    return (
+        (training.eval_steps or training.logging_steps) if strategy == "steps" else 0.1
+    )
+
+
+for _resolver in (unless_batch_is_given, saving, describe_groups, describe_options):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

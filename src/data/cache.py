@@ -3,17 +3,23 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, TypeVar
 
 from filelock import FileLock
 
-from src.foundation import CANNOT_WRITE, UserError, sha256, write_atomically
+from src.foundation import UserError, sha256, write_atomically, write_fault
 
 T = TypeVar("T")
+MANIFEST = "manifest.json"  # in an entry's folder: {file name: SHA-256}
+WEEK = 7 * 24 * 3600  # seconds
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Cache:
         self,
         kind: str,
         identity: list,
-        load: Callable[[Path], Optional[T]],
+        load: Callable[[Path], T],
         build: Callable[[Path], None],
     ) -> T:
         """Return an entry; build it first if it is missing, damaged or to be overwritten.
@@ -42,29 +48,45 @@ class Cache:
         If several processes need the same entry, one builds it and the others wait. The
         build fills a temporary folder, which is renamed when it is complete. The folder is
         beside the final one, because the cache may be a link to another disk. A failed build
-        leaves nothing, and the next build removes the remains of a killed one. Loading
-        writes nothing, so a complete cache may be read-only.
+        leaves nothing, and the next build removes the remains of a killed one. A complete
+        cache may be read-only.
 
         Args:
             kind: The subfolder of the cache that holds such entries.
             identity: The values that determine the content; they must be JSON-serializable.
-            load: Reads an entry's folder; returns None if it is missing or damaged.
+            load: Reads an entry's folder.
             build: Fills an empty folder.
 
         Raises:
             UserError: The cache cannot be written.
         """
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        key = _checksum(identity)[:16]
         directory = self.directory / kind / key
-        if not self.overwrite and (entry := load(directory)) is not None:
-            return entry
+        if not self.overwrite:
+            if (entry := self._load(directory, load)) is not None:
+                return entry
+            if os.path.isdir(directory):
+                logger.warning(
+                    "%s has no manifest or is damaged; it is built again", directory
+                )
         with _explaining_write_errors(directory.parent):
             directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{directory}.lock"):
-                if not self.overwrite and (entry := load(directory)) is not None:
-                    return entry
-                _build(directory, build)
-                return load(directory)
+                entry = None if self.overwrite else self._load(directory, load)
+                if entry is None:
+                    _build(directory, build)
+                    entry = load(directory)
+                return entry
+
+    def _load(self, directory: Path, load: Callable[[Path], T]) -> Optional[T]:
+        """Return an entry; None if a file does not have its checksum or cannot be used."""
+        try:
+            manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            present = file_checksums([directory / f for f in manifest], self.directory)
+            whole = list(present.values()) == list(manifest.values())
+            return load(directory) if whole else None
+        except (OSError, ValueError, TypeError, AttributeError, UserError):
+            return None
 
 
 def _build(directory: Path, build: Callable[[Path], Any]) -> None:
@@ -74,6 +96,8 @@ def _build(directory: Path, build: Callable[[Path], Any]) -> None:
     temporary.mkdir()
     try:
         build(temporary)
+        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        write_atomically(temporary / MANIFEST, checksums)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(temporary, directory)
     finally:
@@ -85,40 +109,63 @@ def _explaining_write_errors(directory: Path) -> Iterator[None]:
     """Raise a `UserError` that names `model.cache_dir` if the cache cannot be written."""
     try:
         yield
-    except OSError as error:
-        path = Path(error.filename or directory)
-        in_cache = path.is_relative_to(directory) or directory.is_relative_to(path)
-        if error.errno not in CANNOT_WRITE or not in_cache:
+    except Exception as error:
+        reason = None if isinstance(error, UserError) else write_fault(error)
+        if reason is None:
             raise
         raise UserError(
-            f"model.cache_dir: {directory} cannot be written: {error.strerror}; make room"
+            f"model.cache_dir: {directory} cannot be written: {reason}; make room"
             " or choose another directory with model.cache_dir="
         ) from error
 
 
-def file_checksums(paths: list[Path], cache_dir: Path) -> dict[Path, str]:
+def file_checksums(
+    paths: list[Path],
+    cache_dir: Path,
+    read: Callable[[Path], str] = sha256,
+    purpose: str = "",
+) -> dict[Path, str]:
     """Return the SHA-256 of every file. Only new and changed files are read.
 
-    A file counts as changed if its size or its time of modification has changed. If the
-    cache cannot be written, the checksums are not kept for the next call.
+    A file counts as changed if its size, its inode or the time of its last change differs,
+    and once a week, because a disk changes bits without any of them. If the cache cannot be
+    written, the checksums are not kept for the next call, and files are not read weekly.
+
+    Args:
+        paths: The files.
+        cache_dir: The folder of the checksums that are known, in `checksums.json`.
+        read: Returns the SHA-256 of a file.
+        purpose: What else `read` checks. A file that was read for another purpose is read.
     """
     index = cache_dir / "checksums.json"
-    # {path: [size, time, checksum]}; starts empty if the file is missing or damaged.
+    # {path: [*version, time of reading, checksum]}; empty if the file is damaged.
     known: dict[str, list] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        entries = json.loads(index.read_text(encoding="utf-8"))
-        known = {
-            path: [*version, digest] for path, (*version, digest) in entries.items()
-        }
-    before, checksums = dict(known), {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if content["checksum"] == _checksum(content["files"]):
+            known = content["files"]
+    oldest = time.time() - WEEK if os.access(cache_dir, os.W_OK) else 0
+    checksums, before = {}, dict(known)
     for path in paths:
         name, stat = str(path.resolve()), path.stat()
-        version = [stat.st_size, stat.st_mtime_ns]
-        if known.get(name, [])[:2] != version:
-            known[name] = [*version, sha256(path)]
-        checksums[path] = known[name][2]
+        version = [
+            purpose,
+            stat.st_size,
+            stat.st_ino,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
+        ]
+        row = known.get(name, [])
+        if row[:-2] != version or row[-2] < oldest:
+            row = known[name] = [*version, int(time.time()), read(path)]
+        checksums[path] = row[-1]
     if known != before:
         with contextlib.suppress(OSError):
             cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(index, known)
+            write_atomically(index, {"checksum": _checksum(known), "files": known})
     return checksums
+
+
+def _checksum(values: Any) -> str:
+    """Return the SHA-256 of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

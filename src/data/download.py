@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from src.foundation import sha256
+from src.foundation import sha256, write_fault
 
 # The base class of all errors of the network. The client uses httpx in version 1 and httpx2 in
 # version 2; this expression works with both.
@@ -143,7 +143,7 @@ def fetch_part(part: Part, directory: Path) -> bool:
     missing = [path for path in files if path not in faults]
     kept = len(faults) - len(different)
     print(f"{part.name}: {part.dataset}, revision {part.revision}:")
-    print(f"  {kept} files complete and kept, {len(missing)} to fetch")
+    print(f"  files complete and kept: {kept}, to fetch: {len(missing)}")
     for path in missing:
         fetch(files[path], part, path, staging)
     for path, reason in different.items():
@@ -218,6 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(by_hand(parts[index:], options.directory))
             return 1
         except OSError as error:
+            if reason := write_fault(error):
+                file = error.filename or options.directory
+                complain(f"{file} cannot be written: {reason}; the next call continues")
+                return 1
             complain(f"{part.name}: {error}")
             complete = False
         except KeyboardInterrupt:

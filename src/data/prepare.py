@@ -16,8 +16,14 @@ from src.data.order import check_names
 from src.data.packing.pack import Packer
 from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
-from src.data.text.corpus import Source, read_corpus, read_hub
-from src.foundation import UserError, naming
+from src.data.text.corpus import (
+    TABLE_BUILDERS,
+    Source,
+    check_boundary,
+    read_corpus,
+    read_hub,
+)
+from src.foundation import UserError, check_folder, naming
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +34,11 @@ class Corpora:
 
     train: list[Source]
     validation: list[Source]
+
+    @property
+    def validation_names(self) -> list[str]:
+        """The names of the sources that hold the validation text."""
+        return [source.name for source in self.validation or self.train]
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -56,13 +67,17 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
         UserError: A file cannot be read, or a name in the data section is wrong.
     """
     cache_dir = Path(model.cache_dir)
+    with naming("model.cache_dir"):
+        check_folder(cache_dir)
     if data.dataset_name:
         with naming("data.dataset_name"):
             splits = read_hub(data, cache_dir, model.token)
             if "train" not in splits:
                 raise UserError(f"{data.dataset_name} has no split `train`")
-        validation = [splits[name] for name in splits if name == "validation"]
-        corpora = Corpora([splits["train"]], validation)
+            validation = [splits[name] for name in splits if name == "validation"]
+            corpora = Corpora([splits["train"]], validation)
+            for source in [*corpora.train, *validation]:
+                next(source.texts(), None)  # raises if there is no such column
     else:
         with naming("data.train_file"):
             train = read_corpus(data.train_file or [], cache_dir, data.text_column)
@@ -70,7 +85,13 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
             patterns = data.validation_file or []
             validation = read_corpus(patterns, cache_dir, data.text_column)
         corpora = Corpora(train, validation)
+        is_table = [s.where.endswith(tuple(TABLE_BUILDERS)) for s in train + validation]
+        if data.text_column != "text" and not any(is_table):
+            raise UserError(
+                f"data.text_column={data.text_column} has no effect: no file is a table"
+            )
     check_names(data, [source.name for source in corpora.train])
+    check_boundary(data.document_boundary, [*corpora.train, *corpora.validation])
     _warn_about_copies([*corpora.train, *corpora.validation])
     return corpora
 
@@ -103,8 +124,12 @@ def load_data(
         os.environ["RAYON_NUM_THREADS"] = str(num_workers)
     overwrite = data.overwrite_cache and main_process
     cache = Cache(Path(model.cache_dir), overwrite, progress=main_process)
-    tokenizer = _tokenizer(corpora, tokenizer_args, model, cache)
     boundary, lossy = data.document_boundary, tokenizer_args.lossy
+    tokenizer = named_tokenizer(tokenizer_args, model)
+    if tokenizer is None:
+        sources = corpora.train or corpora.validation
+        size = tokenizer_args.vocab_size
+        tokenizer = load_or_train(sources, size, cache, boundary)
     packer = Packer(tokenizer, boundary, cache, lossy, num_workers)
     train, validation = (
         packer.pack(sources, f"{name} text") if sources else None
@@ -113,18 +138,19 @@ def load_data(
     return tokenizer, _cut(train, validation, data)
 
 
-def _tokenizer(
-    corpora: Corpora, args: TokenizerArguments, model: ModelArguments, cache: Cache
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that is named, or that of the initial weights, or train one."""
+def named_tokenizer(
+    args: TokenizerArguments, model: ModelArguments
+) -> Optional[PreTrainedTokenizerBase]:
+    """Return the tokenizer that is named, or that of the initial weights; None: train one."""
     for key, name, revision in (
         ("tokenizer.name_or_path", args.name_or_path, args.revision),
         ("model.model_name_or_path", model.model_name_or_path, model.revision),
     ):
         if name:
             with naming(key):
-                return load(name, revision, model.token, cache.directory / "hub")
-    return load_or_train(corpora.train or corpora.validation, args.vocab_size, cache)
+                hub = (model.token, Path(model.cache_dir) / "hub")
+                return load(name, revision, *hub, model.trust_remote_code)
+    return None
 
 
 def _cut(
@@ -152,6 +178,11 @@ def _cut(
             raise UserError(
                 f"data.block_size={size}: the training text has only {longest:,} consecutive"
                 " tokens, fewer than one block and the token after it"
+            )
+        if validation_stream is train_stream:
+            logger.info(
+                f"Without validation text, the last {percentage:g} % of each training file"
+                f" are held out: {validation.words.sum():,} words"
             )
     names = [file["name"] for file in validation_stream.files]
     return Data(train_stream, train, validation, names)

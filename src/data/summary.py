@@ -1,6 +1,7 @@
 """A summary of packed text: a table for the screen, and JSON beside the stream."""
 
 import logging
+import shutil
 from typing import Any, Optional
 
 import numpy as np
@@ -70,6 +71,7 @@ def describe(
         for heading, key, shape in COLUMNS
         if key in rows[0]
     }
+    width = shutil.get_terminal_size((1000, 24)).columns  # a file gets whole lines
     shown = pandas.DataFrame(cells, [row["name"] for row in rows])
     try:
         table = stream.directory / "table.json"
@@ -77,7 +79,7 @@ def describe(
     except OSError as error:  # the cache may be read-only
         logger.warning("%s was not written: %s", table, error.strerror)
     return (
-        f"{shown.rename_axis(columns='file').to_string()}\n"
+        f"{shown.rename_axis(columns='file').to_string(line_width=width)}\n"
         f"blocks of {summary['block_size']} tokens; {summary['tokens_in_no_block']:,} tokens"
         f" do not fill a block; packed in {stream.directory}"
     )

@@ -102,6 +102,8 @@ class Evaluator:
 
         Answers that have become a result are removed from `answers`.
         """
+        for job in jobs:
+            self.folder(job.task.seed).check_writable(self._key(job))
         backend = checkpoint.backend(self.suite.args.backend)
         model, tokenizer = load(checkpoint, backend, self.trust_remote_code)
         for warning in check_tokenizer(tokenizer, backend):
@@ -123,14 +125,19 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _catching(self, name: str) -> Iterator[None]:
-        """Catch an error in the block, and record it as the failure of `name`."""
+        """Catch an error in the block, and record it as the failure of `name`.
+
+        It may be of any type, since a model may come with Python code.
+        """
         try:
             yield
-        except (UserError, OSError, torch.OutOfMemoryError) as error:
+        except (Exception, SystemExit) as error:
             if name not in self.failures:
                 LOGGER.error("%s: failed; the reason is given at the end", name)
             is_ours = isinstance(error, UserError)
-            self.failures[name] = str(error) if is_ours else first_line(error)
+            is_known = isinstance(error, (OSError, torch.OutOfMemoryError))
+            kind = "" if is_known else f"{type(error).__name__}: "
+            self.failures[name] = str(error) if is_ours else kind + first_line(error)
 
     def folder(self, seed: Optional[int]) -> ResultsFolder:
         """Return the folder of results by the rules of this evaluation.
@@ -141,7 +148,8 @@ class Evaluator:
         # Fine-tuning in bfloat16 gets another folder only if the user asked for bfloat16, not
         # if it was chosen because of the hardware.
         args = self.suite.args
-        return ResultsFolder(self.results_dir, args.protocol, bool(args.bf16), seed)
+        rules = (args.protocol, bool(args.bf16), seed, args.exact_positions)
+        return ResultsFolder(self.results_dir, *rules)
 
     def _key(self, job: Job) -> ResultKey:
         return ResultKey(
@@ -179,7 +187,7 @@ class Evaluator:
                 parts = {m: entries.get(m, self._stored(job, m)) for m in members}
                 if parts and None not in parts.values():
                     entries[mean.name] = _mean_entry(parts)
-        except (UserError, OSError):  # `run` has recorded the failure
+        except (Exception, SystemExit):  # `run` has recorded the failure
             return {}
         return {name: entry for name, entry in entries.items() if entry is not None}
 

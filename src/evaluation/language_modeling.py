@@ -46,7 +46,9 @@ def summarize(
     files: np.ndarray,
     names: list[str],
 ) -> dict[str, float]:
-    """Return the metrics of all blocks, and of each file with the prefix `<name>_`.
+    """Return the metrics of all blocks, and of each file with the prefix `files/<name>/`.
+
+    The prefix keeps the names of files apart from those of metrics.
 
     Args:
         statistics: `block_statistics` of N blocks [N, 3].
@@ -58,7 +60,7 @@ def summarize(
     metrics = {}
     groups = {"": np.ones(len(files), bool)}
     if len(names) > 1:
-        groups.update({f"{name}_": files == i for i, name in enumerate(names)})
+        groups.update({f"files/{name}/": files == i for i, name in enumerate(names)})
     for prefix, chosen in groups.items():
         if not chosen.any():
             continue  # with `data.max_eval_samples`, a file may have no block

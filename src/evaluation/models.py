@@ -4,10 +4,11 @@ A model is a directory in the hub's format. Its results are stored under the mod
 revision: `main`, or the name of a checkpoint (`checkpoint-500`, `chck_1M`).
 """
 
+import contextlib
 import glob
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +16,28 @@ from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import logging as transformers_logging
 
 from src.evaluation.results import model_folder
 from src.evaluation.scoring.scorer import Backend
-from src.foundation import UserError, checksum_of_files, first_line
+from src.foundation import (
+    UserError,
+    checksum_of_files,
+    fault_by_manifest,
+    fault_in_loading,
+    first_line,
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 # The files that determine a model's scores. A checkpoint holds more, such as the optimizer's
@@ -39,8 +50,12 @@ MODEL_FILES = (
 CHECKPOINT = re.compile(r"checkpoint-\d+|chck_\w+")
 # Suffixes of the names of architectures.
 MASKED, CAUSAL = "MaskedLM", ("CausalLM", "LMHeadModel", "ModelWithLMHead")
-# Errors that the libraries raise for files that are missing, damaged or of another architecture.
-UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+# Stored weights that a language model does not need: heads for other purposes, and constants
+# that older versions of transformers stored.
+UNUSED = (
+    r"(^|\.)(pooler|seq_relationship|sop_classifier|v_head|score|classifier|qa_outputs)\."
+    r"|(attn|attention)\.(masked_)?bias$|(^|\.)(inv_freq|position_ids)$"
+)
 MAX_MODELS_LISTED = 12
 
 
@@ -164,17 +179,22 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _directories(name: str) -> list[Path]:
-    """Return the models of a path or a glob, sorted by name and number."""
-    paths = map(Path, glob.glob(name) if glob.has_magic(name) else [name])
-    if models := sorted(filter(_is_model, paths), key=_natural_order):
+    """Return the models of a path or a glob, sorted by name and number.
+
+    Names may hold brackets, so a pattern without matches is tried again with plain brackets.
+    """
+    path = Path(name).expanduser()
+    found = [str(path)] if path.exists() else glob.glob(str(path))
+    found = found or glob.glob(str(path).replace("[", "[[]"))
+    if models := sorted(filter(_is_model, map(Path, found)), key=_natural_order):
         return models
-    fault = "is not a model" if Path(name).is_dir() else "does not exist"
-    raise UserError(f"{name} {fault}; {_list_models(Path(name))}")
+    fault = "is not a model" if found else "does not exist"
+    raise UserError(f"{name} {fault}; {_list_models(path)}")
 
 
 def _list_models(path: Path) -> str:
     """Return a list of the models below a path, or below its first existing parent, as text."""
-    while path != path.parent and (glob.has_magic(str(path)) or not path.is_dir()):
+    while path != path.parent and not path.is_dir():
         path = path.parent
     path = Path("exp") if path == Path() else path
     below = [p for depth in ("*", "*/*", "*/*/*") for p in path.glob(depth)]
@@ -224,7 +244,7 @@ def _download(
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir / "hub",
-                allow_patterns=list(MODEL_FILES),
+                allow_patterns=[*MODEL_FILES, "generation_config.json"],
                 ignore_patterns=ignored,
             )
             if any(Path(snapshot).glob("*.safetensors")):
@@ -255,33 +275,158 @@ def load(
     """Return the model in float32, on the GPU if there is one, and its tokenizer.
 
     Raises:
-        UserError: there is no tokenizer, files are damaged, or weights are missing or have
-            another size than config.json says. The caller adds the checkpoint's name.
+        UserError: there is no tokenizer, files are damaged, or the stored weights are not those
+            of the architecture. The caller adds the checkpoint's name.
     """
-    directory = str(checkpoint.directory)
-    if not any(any(checkpoint.directory.glob(pattern)) for pattern in TOKENIZER_FILES):
+    directory = checkpoint.directory
+    if not any(any(directory.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise UserError(
             f"has no tokenizer ({', '.join(TOKENIZER_FILES)}): save it there with"
             " tokenizer.save_pretrained"
         )
-    options = {"trust_remote_code": trust_remote_code}
     auto_class = AutoModelForCausalLM if backend == "causal" else AutoModelForMaskedLM
+    trust = {"trust_remote_code": trust_remote_code}
+    with loading("trust_remote_code"):
+        config = load_config(directory, **trust)
+        model = load_model(auto_class, directory, config, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **trust)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+@contextlib.contextmanager
+def loading(trust_key: str) -> Iterator[None]:
+    """Turn every error in the block into a `UserError`.
+
+    It may be of any type, since a model may come with Python code.
+
+    Args:
+        trust_key: the option that allows such code.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = auto_class.from_pretrained(
-            directory, dtype=torch.float32, **options
-        )
-    except UNUSABLE as error:
-        raise UserError(f"cannot be loaded: {first_line(error)}") from error
-    if info["mismatched_keys"]:
-        name, stored, configured = sorted(info["mismatched_keys"])[0][:3]
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        fault = fault_in_loading(error, trust_key)
+        raise UserError(f"cannot be loaded: {fault}") from error
+
+
+def load_config(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """Return the configuration of a model in a directory.
+
+    Args:
+        trust_remote_code: whether Python code that comes with the model is run.
+    """
+    # GPT-BERT's configuration cannot be printed, as the library does, if it has a dtype.
+    return AutoConfig.from_pretrained(
+        directory, trust_remote_code=trust_remote_code, dtype=None
+    )
+
+
+def load_model(
+    auto_class: Any,
+    directory: Path,
+    config: PretrainedConfig,
+    trust_remote_code: bool,
+    **options: Any,
+) -> PreTrainedModel:
+    """Return the model in a directory in float32 and in evaluation mode.
+
+    Args:
+        auto_class: `AutoModelForCausalLM` or `AutoModelForMaskedLM`.
+        config: the configuration, which may differ from that in the directory.
+        trust_remote_code: whether Python code that comes with the model is run.
+        options: further options of `from_pretrained`.
+
+    Raises:
+        UserError: a file is not as `manifest.json` says, or the stored weights are not exactly
+            those of the architecture with this configuration.
+    """
+    if fault := fault_by_manifest(directory, MODEL_FILES):
         raise UserError(
-            f"its weights do not fit its config.json: {name} is {list(stored)}, but by"
-            f" config.json (vocab_size {model.config.vocab_size:,}) {list(configured)};"
-            f" the tokenizer has {len(tokenizer):,} entries"
+            f"{fault}: it is not as it was saved. If you changed it on purpose, copy the"
+            " model without manifest.json"
         )
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{type(model).__name__} has no weights for {names}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # `_refuse_misfit` reports the weights
+    own_code = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and auto_class.__name__ in own_code:
+        model, info = _load_with_own_code(auto_class.__name__, directory, config)
+    else:
+        options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
+        options |= dict(dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model, info = auto_class.from_pretrained(directory, config=config, **options)
+    _refuse_misfit(model, info)
+    return model.eval()
+
+
+def _load_with_own_code(
+    auto_class: str, directory: Path, config: PretrainedConfig
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model whose code comes with it, and how its stored weights differ.
+
+    The library would leave buffers that are not stored without values, unless the code
+    initializes them a second time. It also needs attributes that code for older versions of
+    it does not set. Here the code's `__init__` computes everything, and the stored weights
+    replace its random ones.
+    """
+    model_class = get_class_from_dynamic_module(config.auto_map[auto_class], directory)
+    model_class.register_for_auto_class(auto_class)
+    if not isinstance(model_class._tied_weights_keys, dict):
+        model_class._tied_weights_keys = None  # a list, as in transformers 4
+    model = model_class(config)
+    files = sorted(directory.glob("model*.safetensors"))
+    files = files or sorted(directory.glob("pytorch_model*.bin"))
+    stored = {name: x for file in files for name, x in load_state_dict(file).items()}
+    output = model.get_output_embeddings()
+    names = {f"{name}.weight" for name, x in model.named_modules() if x is output}
+    if getattr(config, "tie_word_embeddings", True) and not names & stored.keys():
+        if names:  # as transformers 4 does
+            output.weight = model.get_input_embeddings().weight
+    weights = model.state_dict(keep_vars=True)
+    both = sorted(stored.keys() & weights.keys())
+    shapes = [(name, stored[name].shape, weights[name].shape) for name in both]
+    mismatched = [x for x in shapes if x[1] != x[2]]
+    if not mismatched:
+        model.load_state_dict(stored, strict=False)
+    # A tied weight is stored under one of its names.
+    loaded = {id(weights[name]): name for name in both}
+    names = {name: loaded.get(id(x)) for name, x in weights.items() if name not in both}
+    tied = {name: source for name, source in names.items() if source}
+    model.all_tied_weights_keys = model._tied_weights_keys = tied  # to save the model
+    buffers = dict(model.named_buffers())
+    return model, {
+        "missing_keys": names.keys() - tied.keys(),
+        "unexpected_keys": stored.keys() - set(both) - buffers.keys(),
+        "mismatched_keys": mismatched,
+    }
+
+
+def _refuse_misfit(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the stored weights are not exactly those of the model.
+
+    Args:
+        info: the names of the weights that differ, as `from_pretrained` returns them.
+    """
+    architecture, faults = type(model).__name__, []
+    for name, stored, configured in sorted(info["mismatched_keys"])[:1]:
+        size = getattr(model.config.get_text_config(), "vocab_size", None)
+        faults.append(
+            f"{name} is {list(stored)}, but by its configuration (vocab_size {size})"
+            f" {list(configured)}"
+        )
+    ignored = model._keys_to_ignore_on_load_missing or []
+    if names := _some_names(info["missing_keys"], ignored):
+        faults.append(f"{architecture} has no weights for {names}")
+    ignored = model._keys_to_ignore_on_load_unexpected or []
+    if names := _some_names(info["unexpected_keys"], [*ignored, UNUSED]):
+        faults.append(f"{architecture} has no use for {names}")
+    if faults:
+        raise UserError(f"its weights do not fit: {'; '.join(faults)}")
+
+
+def _some_names(names: Iterable[str], ignored: Iterable[str]) -> str:
+    """Return three names that match no regular expression, and the number of others, as text."""
+    found = sorted(x for x in names if not any(re.search(p, x) for p in ignored))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more

@@ -9,17 +9,25 @@ All files except `scores.json` have the layout of babylm-org/babylm-eval (July 2
 `collate_preds` can read them. The folder of a revision belongs to one model; `scores.json` has
 the checksum of the model's files. Results by other rules than the challenge's have the same layout
 in a separate folder: `results/2025/<model>/…`, `results/bf16/<model>/…`.
+
+Each entry of `scores.json` has a checksum of itself and of its official files. If one of them is
+damaged, the result is not used, so that the task is scored again.
 """
 
+import contextlib
+import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping
+import os
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.foundation import UserError, write_atomically
+from src.foundation import UserError, checksum_of_files, write_atomically
 
+LOGGER = logging.getLogger(__name__)
 STANDARD_PROTOCOL = 2026
 STANDARD_SEED = 42  # of the protocol's fine-tuning
 
@@ -76,12 +84,14 @@ class ResultsFolder:
         results_dir: folder for results by any rules.
         is_bf16: whether scoring in bfloat16 was requested.
         seed: seed of fine-tuning; None for the tasks without randomness.
+        exact_positions: whether fine-tuning with exact positions was requested.
     """
 
     results_dir: Path
     protocol: int = STANDARD_PROTOCOL
     is_bf16: bool = False
     seed: int | None = None
+    exact_positions: bool = False
 
     @property
     def path(self) -> Path:
@@ -90,9 +100,34 @@ class ResultsFolder:
             str(self.protocol): self.protocol != STANDARD_PROTOCOL,
             "bf16": self.is_bf16,
             f"seed-{self.seed}": self.seed not in (None, STANDARD_SEED),
+            "exact_positions": self.exact_positions and self._positions is not None,
         }
         differing = [name for name, differs in names.items() if differs]
         return self.results_dir / "_".join(differing)
+
+    @property
+    def _positions(self) -> str | None:
+        """The way in which fine-tuning numbers tokens; None if there is only one.
+
+        Entries of 2026 that lack it are from versions whose positions were always exact.
+        """
+        if self.seed is None or self.protocol == 2025:
+            return None
+        return "exact" if self.exact_positions else "from the padding"
+
+    def check_writable(self, key: ResultKey) -> None:
+        """Raise `UserError` if a model's results cannot be written. Nothing is created."""
+        folder = self.of_model(key)
+        nearest = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+        try:
+            with tempfile.TemporaryFile(dir=nearest) as file:
+                file.write(bytes(1 << 16))  # a full disk may still hold an empty file
+        except OSError as error:
+            is_dangling = nearest.is_symlink() and not nearest.exists()
+            reason = "a link without a target" if is_dangling else error.strerror
+            raise UserError(
+                f"results_dir: cannot write to {nearest}: {reason}"
+            ) from error
 
     def of_model(self, key: ResultKey) -> Path:
         """Return the folder of one revision of one model."""
@@ -128,14 +163,30 @@ class ResultsFolder:
     ) -> Entry | None:
         """Return the entry of a task if it was scored in the same way on the same data.
 
+        An entry that is damaged, or whose official files are, is left out with a warning.
+        Entries of earlier versions have no checksum, and are taken as they are.
+
         Args:
             data_checksum: checksum of the task's data; None accepts any data.
         """
         entry = self.read(key)["scores"].get(key.backend, {}).get(task)
+        if not entry:
+            return None
+        folder, is_intact = self.of_model(key), "checksum" not in entry
+        with contextlib.suppress(OSError, LookupError, TypeError):
+            is_intact |= entry["checksum"] == _checksum(entry, folder)
+        if not is_intact:
+            LOGGER.warning(
+                "warning: %s/scores.json: the score of %s or its files have changed since they"
+                " were written; it is not used",
+                *(folder, task),
+            )
+            return None
         wanted = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
+        wanted["positions"] = self._positions
         if data_checksum is not None:
             wanted["data_checksum"] = data_checksum
-        is_same = entry and all(entry.get(name) == wanted[name] for name in wanted)
+        is_same = all(entry.get(name) == wanted[name] for name in wanted)
         return entry if is_same else None
 
     def write(self, key: ResultKey, result: Result) -> Entry:
@@ -148,6 +199,7 @@ class ResultsFolder:
         file = self.of_model(key) / "scores.json"
         entries = record["scores"].setdefault(key.backend, {})
         entries.pop(result.task, None)
+        folder = self._official_folder(key, result).relative_to(file.parent)
         entry = {
             "score": float(result.score),
             "protocol": result.protocol,
@@ -157,17 +209,20 @@ class ResultsFolder:
             "seconds": float(result.seconds),
             "seed": result.seed,
             "dtype": key.dtype,
+            "positions": self._positions,
             "data_checksum": result.data_checksum,
             "subscores": {
                 group: {name: float(value) for name, value in values.items()}
                 for group, values in result.subscores.items()
             },
+            "files": [str(folder / name) for name in result.files],
             "choices_changed": self._num_choices_changed(key, result),
         }
         _write(file, record)
         for name, content in result.files.items():
             _write(self._official_folder(key, result) / name, content)
-        entries[result.task] = _without_nan(entry)
+        entry = _without_nan(entry)
+        entries[result.task] = {**entry, "checksum": _checksum(entry, file.parent)}
         _write(file, record)
         return entries[result.task]
 
@@ -206,6 +261,18 @@ def model_folder(model: str) -> str:
     the same name. Therefore the folder's name has no dots.
     """
     return Path(model).name.replace(".", "_")
+
+
+def _checksum(entry: Entry, folder: Path) -> str:
+    """Return the SHA-256 of an entry, without the field `checksum`, and of its files.
+
+    Args:
+        folder: folder of the model, to which the names of the files are relative.
+    """
+    values = {name: value for name, value in entry.items() if name != "checksum"}
+    files = checksum_of_files(folder / name for name in entry["files"])
+    content = json.dumps([values, files], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:

@@ -10,6 +10,7 @@ model's device or mode, or the random state.
 
 import functools
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,11 @@ class Suite:
     def immediate(self) -> list[Task]:
         """The tasks that score one model without training it. `score` asks only these."""
         return [task for task in self.tasks if task.takes == "model"]
+
+    @property
+    def num_items(self) -> int:
+        """The number of items of the immediate tasks."""
+        return sum(task.num_items for task in self.immediate)
 
     @property
     def deferred(self) -> list[str]:
@@ -169,22 +175,25 @@ def _score_names(
     """Return a dictionary: name of a score in a run's log -> its task and part.
 
     The part is None for the score of the whole task. The scores of the user's own pairs are
-    called `pairs`, or `pairs_<folder>` if there are several folders, and those of their parts
-    `pairs_<part>` or `pairs_<folder>_<part>`.
+    called `pairs`, or `pairs/<folder>` if there are several folders, and those of their parts
+    `pairs/<part>` or `pairs/<folder>/<part>`.
 
     Args:
         parts: task -> names of its parts.
     """
     pairs = [task for task in parts if task.startswith(OWN_PAIRS)]
-    names = {task: OWN_PAIRS if pairs == [task] else task for task in parts}
-    of_parts = {f"{names[task]}_{p}": (task, p) for task in pairs for p in parts[task]}
+    names = {task: task for task in parts}
+    for task in pairs:
+        folder = task.removeprefix(f"{OWN_PAIRS}_")
+        names[task] = OWN_PAIRS if pairs == [task] else f"{OWN_PAIRS}/{folder}"
+    of_parts = {f"{names[task]}/{p}": (task, p) for task in pairs for p in parts[task]}
     return {**of_parts, **{name: (task, None) for task, name in names.items()}}
 
 
 def scores(results: Iterable[Result]) -> dict[str, float]:
     """Return the scores as shares and correlations, not times 100; leave out NaN.
 
-    For example: {"blimp": 0.71, "pairs": 0.9, "pairs_order": 1.0}.
+    For example: {"blimp": 0.71, "pairs": 0.9, "pairs/order": 1.0}.
     """
     by_task = {result.task: result for result in results}
     parts = {task: r.subscores.get("UID", {}) for task, r in by_task.items()}
@@ -196,8 +205,11 @@ def scores(results: Iterable[Result]) -> dict[str, float]:
 
 
 def is_score(name: str) -> bool:
-    """Return whether `name` is a name that `scores` gives, and not a loss or a count."""
-    return name in TASKS or f"{name}_".startswith(f"{OWN_PAIRS}_")
+    """Return whether `name` is a name that `scores` gives, and not a loss or a count.
+
+    Earlier versions joined the parts of a name by `_`.
+    """
+    return name in TASKS or re.fullmatch(f"{OWN_PAIRS}([/_].*)?", name) is not None
 
 
 def is_share(name: str) -> bool:
@@ -208,5 +220,5 @@ def is_share(name: str) -> bool:
 def of_whole_tasks(names: Iterable[str]) -> list[str]:
     """Return the names of scores, without those of parts if the whole task is also there."""
     of_scores = [name for name in names if is_score(name)]
-    parts = tuple(f"{name}_" for name in of_scores if name.startswith(OWN_PAIRS))
+    parts = tuple(f"{name}/" for name in of_scores if name.startswith(OWN_PAIRS))
     return [name for name in of_scores if not name.startswith(parts)]

@@ -5,8 +5,10 @@ The entries of a model are those of its `scores.json`: task -> entry.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from src.evaluation.results import Entry
+from src.foundation import counted
 
 # Published scores on the full tasks, after ten passes over 10M or 100M words.
 BASELINES = ("GPT-2 10M", "GPT-BERT 10M", "GPT-2 100M", "GPT-BERT 100M")
@@ -60,7 +62,8 @@ def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
     Args:
         by_phenomenon: adds a row for each of BLiMP's phenomena.
     """
-    rows = [["task", "score", "items", "time", *BASELINES]]
+    families, sizes = zip(*(name.split() for name in BASELINES))
+    rows = [["", "", "", "", *families], ["task", "score", "items", "time", *sizes]]
     for task, entry in entries.items():
         time = "" if entry["seconds"] is None else f"{entry['seconds']:.1f} s"
         row = [task, _text(entry["score"]), f"{entry['items']:,}", time]
@@ -72,7 +75,7 @@ def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
     if mean is not None:
         rows.append(["overall", _text(mean)])
     notes = [f"{task}: {note}" for task, e in entries.items() for note in _notes(e)]
-    return "\n".join([*_align(rows), _rules(entries), *notes, _sources(entries)])
+    return "\n".join([*_align(rows, 2), _rules(entries), *notes, *_sources(entries)])
 
 
 def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
@@ -93,7 +96,7 @@ def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
     for label, entries in models.items():
         for task, entry in entries.items():
             lines += [f"{label}: {task}: {note}" for note in _notes(entry)]
-    return "\n".join([*_align(rows), *lines, _sources(tasks)])
+    return "\n".join([*_align(rows), *lines, *_sources(tasks)])
 
 
 def _published(task: str) -> Sequence[float | None]:
@@ -101,25 +104,32 @@ def _published(task: str) -> Sequence[float | None]:
     return PUBLISHED.get(task.removesuffix("_fast"), [None] * len(BASELINES))
 
 
-def _sources(tasks: Iterable[str]) -> str:
-    """Return the sources of the published scores, which are of the full sets."""
+def _sources(tasks: Iterable[str]) -> Iterator[str]:
+    """Yield the sources of the published scores, which are of the full sets, if there are any."""
     fast = any(task.endswith("_fast") for task in tasks)
     sets = " (of the full sets, not the fast ones)" if fast else ""
-    return f"Published{sets}: {SOURCES}."
+    if any(any(_published(task)) for task in tasks):
+        yield f"Published{sets}: {SOURCES}."
 
 
 def _text(score: float | None) -> str:
     return "" if score is None else f"{score:.2f}"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a line per row. The first column is aligned left, the others are aligned right."""
-    num_columns = max(map(len, rows))
-    full = [[*row, *[""] * (num_columns - len(row))] for row in rows]
-    first, *widths = (max(map(len, column)) for column in zip(*full))
-    for name, *cells in full:
+def _align(rows: Sequence[Sequence[str]], headings: int = 1) -> Iterator[str]:
+    """Yield a line per row. The first column is aligned left, the others are aligned right.
+
+    Args:
+        headings: number of rows above the values. From the third column on, columns without
+            a value are left out.
+    """
+    columns = list(zip_longest(*rows, fillvalue=""))
+    columns = [*columns[:2], *(c for c in columns[2:] if any(c[headings:]))]
+    first, *widths = (max(map(len, column)) for column in columns)
+    for name, *cells in zip(*columns):
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths)]
-        yield "  ".join([name.ljust(first), *numbers]).rstrip()
+        if line := "  ".join([name.ljust(first), *numbers]).rstrip():
+            yield line
 
 
 def _rules(entries: Mapping[str, Entry]) -> str:
@@ -136,12 +146,12 @@ def _notes(entry: Entry) -> Iterator[str]:
     """Yield notes on ties, long texts, undefined scores and the effect of bfloat16."""
     has_choices = "UID" in entry["subscores"]  # a correlation has no right and wrong
     if entry["ties"] and has_choices:
-        counted = "right if first" if entry["protocol"] == 2025 else "wrong"
-        yield f"{_count(entry['ties'], 'tie')}, counted as {counted}"
+        rule = "right if first" if entry["protocol"] == 2025 else "wrong"
+        yield f"{counted(entry['ties'], 'tie')}, counted as {rule}"
     if ids := entry["too_long"]:
         result = "counted as wrong" if has_choices else "left out"
         shown = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-        items = _count(len(ids), "item")
+        items = counted(len(ids), "item")
         yield f"{items} longer than the model's context, {result}: {shown}"
     correlation = entry["subscores"].get("correlation")  # age of acquisition
     if correlation and entry["score"] == 0:
@@ -150,13 +160,9 @@ def _notes(entry: Entry) -> Iterator[str]:
         reason = f"{number:,} of {words['all']:,.0f} words with both ages are too few"
         if correlation["r"] is not None:
             reason = (
-                f"the correlation of {correlation['r']:.2f} over {_count(number, 'word')}"
+                f"the correlation of {correlation['r']:.2f} over {counted(number, 'word')}"
                 f" may be chance (p = {correlation['p']:.2g})"
             )
         yield f"0 means no score: {reason}"
     if (changed := entry.get("choices_changed")) is not None:
         yield f"{changed:,} of {entry['items']:,} choices differ from those in float32"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}" + ("" if number == 1 else "s")

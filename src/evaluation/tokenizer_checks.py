@@ -37,7 +37,8 @@ def check_tokenizer(
 ) -> list[str]:
     """Return warnings, each with the affected scores and the remedy."""
     encoded = tokenizer("The dog", return_special_tokens_mask=True)
-    first_is_special, *_, last_is_special = encoded["special_tokens_mask"]
+    mask = encoded["special_tokens_mask"]  # of one token, if two words are one
+    first_is_special, last_is_special = 1 in mask[:1], 1 in mask[-1:]
     faults = {
         NO_BOS: backend != "mlm" and not first_is_special,
         EOS: backend == "causal" and last_is_special,

@@ -10,6 +10,8 @@ from transformers import ProgressCallback, TrainerCallback
 from src.arguments import FIGURES
 from src.evaluation.suite import of_whole_tasks
 
+# Figures that the short line leaves out. Those of the text follow from its loss.
+LEFT_OUT = ("grad_norm", "perplexity", "bits_per_byte")
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class StopOnSignal(TrainerCallback):
         self._received_here: Optional[int] = None
         self._handlers_before: dict[int, Any] = {}
         self._group: Optional[Any] = None
+        self._is_training = False
 
     def _receive(self, number: int, frame: Any) -> None:
         self._received_here = number
@@ -47,6 +50,7 @@ class StopOnSignal(TrainerCallback):
         self._handlers_before = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._is_training = True
         self._handlers_before = {
             number: signal.signal(number, self._receive) for number in self.SIGNALS
         }
@@ -64,6 +68,15 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        if (
+            self._is_training
+        ):  # after a signal during the evaluation, take no other step
+            self.on_step_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._is_training = False
+
     def on_epoch_end(self, args, state, control, **kwargs):
         # The Trainer calls this also when it stops in the middle of an epoch.
         if self.received and state.epoch != int(state.epoch):
@@ -76,9 +89,28 @@ class ProgressBars(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.prediction_bar is not None:
+            self.prediction_bar.leave = False
+        super().on_evaluate(args, state, control, **kwargs)
+
+    def close(self) -> None:
+        """Remove the bars from the screen."""
+        for bar in filter(None, (self.prediction_bar, self.training_bar)):
+            bar.close()
+
 
 class Console(TrainerCallback):
-    """Callback that prints one short line for each log and each evaluation."""
+    """Callback that logs one line for each log and each evaluation.
+
+    A terminal that is too narrow shows fewer figures.
+
+    Args:
+        items: items of the tasks, scored during training and in all.
+    """
+
+    def __init__(self, items: tuple[int, int] = (0, 0)):
+        self.items = "({:,} of {:,} items)".format(*items) if items[0] else ""
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "loss" in logs:
@@ -90,9 +122,18 @@ class Console(TrainerCallback):
             shown |= {f"eval {name}": 100 * logs[f"eval_{name}"] for name in names}
         else:
             return
-        line = "  ".join(f"{key} {_format(key, shown[key])}" for key in shown)
-        words = f"  {logs['words']:,} words" if "words" in logs else ""
-        logger.info("step %d/%d%s  %s", state.global_step, state.max_steps, words, line)
+        step = f"step {state.global_step}/{state.max_steps}"
+        words = [f"{logs['words']:,} words"] if "words" in logs else []
+        figures = [f"{key} {_format(key, shown[key])}" for key in shown]
+        items = [self.items] * ("eval_loss" in logs and bool(self.items))
+        short = [t for key, t in zip(shown, figures) if not key.endswith(LEFT_OUT)]
+        short[1:] = [text.removeprefix("eval ") for text in short[1:]]
+        # A narrow terminal wraps the line between figures, not within them.
+        parts = [t.replace(" ", "\N{NO-BREAK SPACE}") for t in [step, *short, *items]]
+        logger.info(
+            "  ".join([step, *words, *figures, *items]),
+            extra={"short": "  ".join(parts)},
+        )
 
 
 def _format(key: str, value: float) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers import set_seed
 from src.arguments import FIGURES, Arguments
 from src.data.prepare import Data, unigram_perplexity
 from src.evaluation.suite import is_score, is_share, of_whole_tasks
-from src.foundation import apply_umask
+from src.foundation import MANIFEST, counted
 from src.training.record import card
+from src.training.record.checkpoints import seal
 from src.training.trainer import LanguageModelTrainer, Outcome
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,12 @@ def final_scores(
     if outcome.averaged_steps is not None:
         scores["averaged_steps"] = outcome.averaged_steps
     if best_step is not None:
-        logger.info("The final model is the best one, that of step %d:", best_step)
         scores.update(best_step=best_step, best_words_seen=plan.words_seen(best_step))
-    elif plan is not None:
-        logger.info("The final evaluation, of all items:")
+    size = trainer.tasks.suite.num_items
+    parts = ["the dev text" * trainer.args.do_eval, f"all {size:,} items" * bool(size)]
+    if any(parts):
+        on = " and ".join(filter(None, parts))
+        logger.info(f"Evaluating on {on}{final_step(scores)} …")
     scores.update(trainer.evaluate(all_items=True))
     if trainer.args.do_eval and data.train_stream is not None:
         scores["eval_unigram_perplexity"] = unigram_perplexity(
@@ -112,14 +116,17 @@ def save(
     named = {key.removeprefix("eval_"): score for key, score in scores.items()}
     shown = [*FIGURES, *of_whole_tasks(named)]
     card.write(staging, facts, {name: named[name] for name in shown if name in named})
-    for file in staging.iterdir():
-        apply_umask(file)
+    seal(staging)
+    # The manifest comes last, so that it never describes files that are not there yet.
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == MANIFEST):
         os.replace(file, trainer.run_dir / file.name)
     staging.rmdir()
 
 
 def final_step(scores: dict[str, Any]) -> str:
     """Return a phrase with the step of the final model; "" for the last step."""
+    if "averaged_steps" in scores:
+        return f"; the model is an average over {scores['averaged_steps']:,} steps"
     if "best_step" not in scores:
         return ""
     return (
@@ -133,34 +140,43 @@ def table(scores: dict[str, Any]) -> str:
     lines = _text_rows(scores) if "eval_loss" in scores else []
     if "eval_unigram_perplexity" in scores:
         perplexity = scores["eval_unigram_perplexity"]
-        lines.append(f"{'(unigram)':<24}{'':>9}{perplexity:>12.2f}")
+        lines.append(f"{'(unigram)':<22}{'':>7}{perplexity:>12.2f}")
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
-            label = name.replace("pairs_", "pairs: ")
+            label = re.sub("^pairs[/_]", "pairs: ", name)
             # Correlations are multiplied by 100 and have no percent sign, as in `run_eval`.
             value = f"{score:.1%}" if is_share(name) else f"{100 * score:.2f}"
             lines.append(f"{label:<43}{value:>12}")
     if "words_seen" in scores:
+        epochs = f"{scores['epochs']:.4g}"
         lines.append(
-            f"{scores['words_seen']:,} words seen in {scores['epochs']:.4g} epochs,"
-            f" {scores['steps']:,} steps{final_step(scores)}"
+            f"{counted(scores['words_seen'], 'word')} seen in {epochs} epoch"
+            f"{'s' * (epochs != '1')}, {counted(scores['steps'], 'step')}{final_step(scores)}"
         )
     return "\n".join(lines)
 
 
 def _text_rows(scores: dict[str, Any]) -> list[str]:
-    """Return the heading, a row for each dev file and a row for all of them."""
-    prefix, suffix = "eval_", "_bits_per_byte"
-    files = [key[len(prefix) : -len(suffix)] for key in scores if key.endswith(suffix)]
+    """Return the heading, a row for each dev file and a row for all of them.
+
+    A figure of a file is called `eval_files/<file>/loss`, and in earlier versions
+    `eval_<file>_loss`.
+    """
+    matches = (
+        re.match(r"(eval_(?:files/)?(.*)[/_])bits_per_byte$", key) for key in scores
+    )
+    prefixes = dict(match.groups() for match in matches if match)
     lines = [
-        f"{'':<24}{'loss':>9}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
+        f"{'':<22}{'loss':>7}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
         f"{'perplexity/word':>17}"
     ]
-    for file in [*filter(None, files), ""]:  # all files come last
-        keys = [f"{prefix}{file}_{name}" if file else prefix + name for name in FIGURES]
-        loss, perplexity, accuracy, bits, word = (scores[key] for key in keys)
+    for prefix, file in {**prefixes, "eval_": "all"}.items():
+        figures = (scores[prefix + name] for name in FIGURES)
+        loss, perplexity, accuracy, bits, word = figures
+        # A long name gets a line of its own, so that 80 columns are enough.
+        label = f"{file}\n{'':<22}" if len(file) > 22 else file
         lines.append(
-            f"{file or 'all':<24}{loss:>9.3f}{_short(perplexity, 2):>12}"
+            f"{label:<22}{loss:>7.3f}{_short(perplexity, 2):>12}"
             f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
         )
     return lines

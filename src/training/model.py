@@ -1,14 +1,19 @@
 """The model: any causal architecture of transformers, from scratch or from weights."""
 
+import contextlib
+import copy
 import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -16,40 +21,139 @@ from transformers import (
     set_seed,
 )
 
-from src.arguments import Arguments, ModelArguments
+from src.arguments import Arguments, ModelArguments, TrainingArguments
 from src.data.packing.tokenizer import boundary_tokens
-from src.foundation import UserError, first_line
+from src.data.prepare import named_tokenizer
+from src.evaluation.models import find_checkpoints, load_config, load_model, loading
+from src.evaluation.scoring.network import num_positions
+from src.foundation import UserError, blaming, first_line, naming, write_atomically
+from src.hardware import memory_of
 from src.training.optimization.optimizer import check_optimizer
+from src.training.step.forward import CAUSAL, attention_of
+
+# The architectures whose saved models give the same logits in transformers 4.51.3, which the
+# challenge's pipeline pins. Models of 2 and 7 layers were compared, also with other rotary
+# settings than the default ones: `tests/benchmarks/architectures.py` writes the file.
+SAME_IN_CHALLENGE = Path(__file__).with_name("same_in_challenge.txt")
+ROTARY_TYPES_IN_CHALLENGE = ("default", "linear", "dynamic", "yarn", "llama3")
+# No model has more layers. Without this limit, building a model could take hours.
+LAYERS, MAX_LAYERS = "num_hidden_layers", 1000
+logger = logging.getLogger(__name__)
 
 
 def model_config(args: Arguments) -> PretrainedConfig:
     """Return the model's configuration. It does not have the tokenizer's vocabulary yet.
 
     Raises:
-        UserError: the architecture or the weights do not exist, a key is unknown, blocks are
-            longer than the model's context, or the optimizer does not suit the architecture.
+        UserError: the architecture, the weights or the tokenizer do not exist, a key is
+            unknown, the library cannot build the model, the model needs more memory than
+            there is, blocks are longer than its context, or a training option cannot be used.
     """
     config = architecture(args.model)
-    positions = getattr(config, "max_position_embeddings", None)
+    model = None
+    if type(config) in AutoModelForCausalLM._model_mapping:  # not for code of its own
+        model = _try_model(args, config)
+    positions = num_positions(model) if model else config.max_position_embeddings
     if positions is not None and args.data.block_size > positions:
         raise UserError(
             f"data.block_size={args.data.block_size} exceeds the model's {positions}"
             " positions"
         )
-    check_optimizer(args.training, config)
+    check_optimizer(args.training, model)
+    _warn_of_challenge(config)
     return config
+
+
+def _try_model(args: Arguments, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model without memory for its weights, after an attempt to compute with it."""
+    overrides = args.model.config_overrides or {}
+    tokenizer = named_tokenizer(args.tokenizer, args.model)
+
+    def build(given: dict[str, Any]) -> PreTrainedModel:
+        model = _without_memory(args, given, tokenizer)
+        fault = _fault(model) if given else None
+        # Some architectures cannot compute without memory, whatever the overrides are.
+        if fault and not _fault(_without_memory(args, {}, tokenizer)):
+            raise fault
+        return model
+
+    everything = f"model: cannot build {config.model_type} with {overrides}"
+    model = blaming(build, overrides, {}, "model.config_overrides", everything)
+    _check_memory(args.training, model.num_parameters())
+    return model
+
+
+def _without_memory(
+    args: Arguments,
+    overrides: dict[str, Any],
+    tokenizer: Optional[PreTrainedTokenizerBase],
+) -> PreTrainedModel:
+    """Return the model with these overrides. Its weights have shapes only.
+
+    Args:
+        tokenizer: the named tokenizer; None: one will be trained.
+
+    Raises:
+        UserError: the vocabulary is too small, or an override would have no effect.
+    """
+    model_args = replace(args.model, config_overrides=overrides)
+    if tokenizer is not None:
+        size, special = len(tokenizer), _special_tokens(tokenizer)
+    else:  # 256 bytes and three special tokens may be all that it learns
+        size = 259 if "vocab_size" in overrides else args.tokenizer.vocab_size
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = architecture(model_args)
+    _adopt_vocabulary(config, model_args, size, special)
+    attention = args.model.attn_implementation
+    with torch.device("meta"), tempfile.TemporaryDirectory() as directory:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention
+        )
+        model.config.save_pretrained(directory)  # which checks it again
+    for name, value in overrides.items():
+        final = getattr(model.config, name, value)
+        if isinstance(final, torch.dtype):
+            final = str(final).removeprefix("torch.")
+        if final is None or (type(final) is type(value) and final != value):
+            raise UserError(
+                f"model.config_overrides.{name}={value} has no effect: it is always {final}"
+                " in this run"
+            )
+    return model
+
+
+def _check_memory(training: TrainingArguments, num_parameters: int) -> None:
+    """Raise `UserError` if the model needs more memory than there is."""
+    with_moments = training.optim in ("adamw_torch", "adamw_torch_fused")
+    copies = 1 if not training.do_train else 4 if with_moments else 2
+    needed, memory = 4 * copies * num_parameters, memory_of(training.device)
+    if needed > memory:
+        raise UserError(
+            f"model: {num_parameters:,} parameters need {needed / 1e9:,.0f} GB with their"
+            f" gradients and the optimizer's state; there are {memory / 1e9:,.0f} GB"
+        )
+
+
+def _fault(model: PreTrainedModel) -> Optional[Exception]:
+    """Return the error that a forward pass over shapes raises, if there is one."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
+    try:
+        with torch.no_grad(), attention_of(model, CAUSAL):
+            model(input_ids=ids).logits
+    except (RuntimeError, ZeroDivisionError, IndexError, AttributeError) as error:
+        return error
+    except (TypeError, ValueError):  # this attention does not suit the architecture
+        pass
+    return None
 
 
 def architecture(args: ModelArguments) -> PretrainedConfig:
     """Return the model's configuration with the user's overrides."""
     weights = args.model_name_or_path
     if weights:
-        try:
-            config = AutoConfig.from_pretrained(weights, **_hub_options(args))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"model.model_name_or_path={weights}: {first_line(error)}"
-            ) from error
+        with _naming_weights(args):
+            config = load_config(_directory(args), args.trust_remote_code)
     elif args.model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
         raise UserError(
@@ -59,7 +163,9 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
     else:
         config = CONFIG_MAPPING[args.model_type]()
     config = _override(config, args.config_overrides or {}, from_scratch=not weights)
+    own_code = args.trust_remote_code and getattr(config, "auto_map", None) or {}
     is_causal = type(config) in AutoModelForCausalLM._model_mapping
+    is_causal = is_causal or "AutoModelForCausalLM" in own_code
     if not (is_causal and hasattr(config, "vocab_size")):
         raise UserError(f"model: {config.model_type} has no causal language model")
     if hasattr(config, "is_decoder"):
@@ -87,20 +193,57 @@ def _override(
                 f"unknown key `model.config_overrides.{name}` for {config.model_type}"
                 + (f"; did you mean `{close[0]}`?" if close else "")
             )
-    values = {config.attribute_map.get(k, k): v for k, v in overrides.items()}
-    try:
+    names = {name: config.attribute_map.get(name, name) for name in overrides}
+    for name, value in overrides.items():
+        least = int(names[name] == config.attribute_map.get(LAYERS, LAYERS))
+        if "layer" in name and type(value) is int and not least <= value <= MAX_LAYERS:
+            raise UserError(
+                f"model.config_overrides.{name} must be at least {least} and at most"
+                f" {MAX_LAYERS:,}, got {value}"
+            )
+
+    def build(given: dict[str, Any]) -> PretrainedConfig:
+        values = {names[name]: value for name, value in given.items()}
         if from_scratch:
             return type(config)(**values)
-        config.update(values)
-        return config
-    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
-        last_line = str(error).strip().split("\n")[-1].strip()
-        raise UserError(f"model.config_overrides: {last_line}") from error
+        changed = copy.deepcopy(config)
+        changed.update(values)
+        return changed
+
+    key = "model.config_overrides"
+    return blaming(build, overrides, {}, key, f"{key}={overrides}")
 
 
-def _hub_options(args: ModelArguments) -> dict[str, Any]:
-    cache_dir = Path(args.cache_dir) / "hub"
-    return dict(revision=args.revision or "main", token=args.token, cache_dir=cache_dir)
+def _directory(args: ModelArguments) -> Path:
+    """Return the directory of the initial weights, which are downloaded if necessary."""
+    name, cache_dir = args.model_name_or_path, Path(args.cache_dir)
+    models = find_checkpoints(name, args.revision, cache_dir, args.token)
+    if len(models) > 1:
+        raise UserError(f"there are {len(models)} models with this name")
+    return models[0].directory
+
+
+@contextlib.contextmanager
+def _naming_weights(args: ModelArguments) -> Iterator[None]:
+    """Turn every error in the block into a `UserError` that names the initial weights."""
+    key = f"model.model_name_or_path={args.model_name_or_path}"
+    with naming(key), loading("model.trust_remote_code"):
+        yield
+
+
+def _warn_of_challenge(config: PretrainedConfig) -> None:
+    """Log a warning if the challenge's pipeline would compute something else with the model."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    full = (parameters.get("full_attention") or parameters).get("rope_type", "default")
+    windows = (parameters.get("sliding_attention") or {}).get("rope_type", "default")
+    types = ROTARY_TYPES_IN_CHALLENGE[: 1 if "olmo" in config.model_type else None]
+    is_same = config.model_type in SAME_IN_CHALLENGE.read_text("utf-8").split()
+    if not is_same or full not in types or windows != "default":
+        logger.warning(
+            "warning: the challenge's pipeline, which pins transformers 4.51.3, cannot load or"
+            " does not reproduce %s",
+            f"rope_type={full}" if is_same else f"a {config.model_type}",
+        )
 
 
 def build_model(
@@ -112,33 +255,86 @@ def build_model(
     vocabulary and special tokens.
 
     Raises:
-        UserError: the vocabulary is too small, or the library cannot build the model.
+        UserError: the vocabulary is too small, the library cannot build the model, or the
+            stored weights are not those of the configuration.
     """
-    weights, overrides = args.model.model_name_or_path, args.model.config_overrides
-    if not weights and "vocab_size" not in (overrides or {}):
-        config.vocab_size = len(tokenizer)
-    if config.vocab_size < len(tokenizer):
-        raise UserError(
-            f"the model's vocabulary of {config.vocab_size:,} is too small for the tokenizer's"
-            f" {len(tokenizer):,} entries"
-        )
-    config.bos_token_id, config.eos_token_id = boundary_tokens(tokenizer)
-    config.pad_token_id = tokenizer.pad_token_id
-    config.use_cache = False
-    options: dict[str, Any] = dict(dtype=torch.float32)
-    if args.model.attn_implementation:
-        options["attn_implementation"] = args.model.attn_implementation
+    attention = args.model.attn_implementation
+    options = {"attn_implementation": attention} if attention else {}
+    _adopt_vocabulary(config, args.model, len(tokenizer), _special_tokens(tokenizer))
     set_seed(args.training.seed)
-    try:
-        if weights:
-            options |= {"config": config, **_hub_options(args.model)}
-            model = AutoModelForCausalLM.from_pretrained(weights, **options)
-        else:
-            model = AutoModelForCausalLM.from_config(config, **options)
-    except (ValueError, ImportError, OSError, TypeError, KeyError) as error:
-        raise UserError(
-            f"model: cannot build {config.model_type}: {first_line(error)}"
-        ) from error
+    if args.model.model_name_or_path:
+        where = (_directory(args.model), config, args.model.trust_remote_code)
+        with _naming_weights(args.model):
+            model = load_model(AutoModelForCausalLM, *where, **options)
+    else:
+        try:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, **options
+            )
+        except Exception as error:
+            raise UserError(
+                f"model: cannot build {config.model_type}: {first_line(error)}"
+            ) from error
     # Blocks have no padding. The library would look for some, and wait for the device.
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
     return model.to(args.training.device)
+
+
+def _adopt_vocabulary(
+    config: PretrainedConfig, args: ModelArguments, size: int, special: dict[str, Any]
+) -> None:
+    """Give the configuration the size of the tokenizer and its special tokens."""
+    is_given = args.model_name_or_path or "vocab_size" in (args.config_overrides or {})
+    if not is_given:
+        config.vocab_size = size
+    if config.vocab_size < size:
+        raise UserError(
+            f"the model's vocabulary of {config.vocab_size:,} is too small for the tokenizer's"
+            f" {size:,} entries"
+        )
+    for name, token in special.items():
+        setattr(config, name, token)
+    config.use_cache = False
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the ids of BOS, EOS and padding, by their names in a configuration."""
+    bos, eos = boundary_tokens(tokenizer)
+    padding = tokenizer.pad_token_id
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": padding}
+
+
+def save_config(model: PreTrainedModel, directory: Path) -> None:
+    """Add the keys to a saved `config.json` that transformers 4.51.3 reads.
+
+    The challenge's pipeline pins this version. It ignores newer names, and would use its own
+    defaults. For Gemma 2 it would use an attention that leaves out the cap on the scores.
+    """
+    file = directory / "config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    config = model.config
+    names = [name for name in config.attribute_map if "expert" in name]
+    old = {name: getattr(config, name) for name in names} | _old_rotary_keys(written)
+    if not model._supports_sdpa:
+        old["_attn_implementation"] = "eager"
+    write_atomically(file, {**written, **old}, indent=2)
+
+
+def _old_rotary_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rotary settings of a configuration under their names in transformers 4.51.3."""
+    parameters = config.get("rope_parameters") or {}
+    rotary = dict(parameters.get("full_attention") or parameters)
+    if "rope_theta" not in rotary:
+        return {}
+    keys = {"rope_theta": rotary.pop("rope_theta")}
+    if "partial_rotary_factor" in rotary:
+        keys["partial_rotary_factor"] = rotary.pop("partial_rotary_factor")
+    if config.get("model_type", "").startswith("gpt_neox"):
+        keys["rotary_emb_base"] = keys["rope_theta"]
+        keys["rotary_pct"] = keys["partial_rotary_factor"]
+    if parameters.get("sliding_attention"):
+        keys["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    rope_type = rotary.pop("rope_type", "default")
+    if rope_type != "default":
+        keys["rope_scaling"] = {**rotary, "rope_type": rope_type, "type": rope_type}
+    return keys

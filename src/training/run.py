@@ -1,23 +1,28 @@
 """The stages of a run, from its arguments to its final scores."""
 
 import contextlib
+import dataclasses
 import logging
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
-from src.arguments import Arguments, RunConfiguration
+from transformers.utils import logging as transformers_logging
+
+from src.arguments import Arguments, RunConfiguration, ScoringArguments
 from src.data.prepare import Corpora, find_corpora, load_data
 from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
+from src.foundation import shows_bars
 from src.hardware import keep_freed_memory
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
 from src.training.record.throughput import Clock, summary
 from src.training.record.wandb_logging import wandb_callbacks
-from src.training.setup import decide, plan_run, report
+from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
 from src.training.task_scores import TaskScores, metric_name
 from src.training.trainer import LanguageModelTrainer, Outcome
@@ -36,11 +41,13 @@ def train(configuration: RunConfiguration) -> Optional[float]:
         SystemExit: a signal stopped the run; the exit code is 128 + signal.
     """
     args, clock = configuration.args, Clock()
+    if not shows_bars():
+        transformers_logging.disable_progress_bar()  # for loading weights
     config = model_config(args)
     tasks = TaskScores.load(args)
-    metric = metric_name(args, tasks)
     sequences = sequences_per_step(args.training, args.data.block_size)
     corpora = find_corpora(args.data, args.model)
+    metric = metric_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
         if record.results is not None:
             return show_finished(record, args, tasks)
@@ -51,7 +58,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
                 )
             plan = plan_run(args, data, sequences)
             model = build_model(args, config, tokenizer)
-            with clock.phase("first batch"):
+            with clock.phase("first batch"), refusing(model):
                 setup = decide(args, configuration.reasons, plan, model, metric)
             report(setup, args, model)
             tasks.report(model, tokenizer)
@@ -108,22 +115,36 @@ def show_finished(
     Returns:
         The evaluation loss in nats per token, if there is one.
     """
-    results = record.results
-    logger.info("This run is finished; its results:\n\n%s", table(results))
-    names = [name for name in tasks.suite.score_names if f"eval_{name}" not in results]
+    results, evaluation = record.results, args.evaluation
+    logger.info(
+        "This run is finished: %s (training.overwrite_output_dir=true starts it anew)."
+        " Its results:\n\n%s",
+        *(record.directory, table(results)),
+    )
+    # Earlier versions joined the parts of a name by `_`.
+    known = {key.removeprefix("eval_").replace("/", "_") for key in results}
+    names = [n for n in tasks.suite.score_names if n.replace("/", "_") not in known]
     if names:
-        chosen = {"tasks": args.evaluation.tasks, "pairs": args.evaluation.pairs}
-        overrides = [
-            f"{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}"
-            for key, value in chosen.items()
-            if value
-        ]
+        overrides = [f"checkpoint={quoted(str(record.directory))}"]
+        if args.model.trust_remote_code:
+            overrides.append("trust_remote_code=true")
+        for field in dataclasses.fields(ScoringArguments):
+            if (value := getattr(evaluation, field.name)) != field.default:
+                overrides.append(f"{field.name}={quoted(value)}")
         logger.info(
-            "Scores of %s are missing. To add them:\n  %s",
-            ", ".join(of_whole_tasks(names)),
-            f"python -m src.run_eval checkpoint={record.directory} {shlex.join(overrides)}",
+            "Scores of %s are missing. To add them:\n  python -m src.run_eval %s",
+            *(", ".join(of_whole_tasks(names)), shlex.join(overrides)),
         )
     return results.get("eval_loss")
+
+
+def quoted(value: Any) -> str:
+    """Return a value of the command line, in quotes if Hydra needs them."""
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+", value):
+        return "'" + value.replace("'", "\\'") + "'"
+    return str(value)
 
 
 def exit_stopped(number: int, args: Arguments) -> NoReturn:

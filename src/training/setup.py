@@ -1,26 +1,32 @@
 """The decisions about a run, made before its Trainer exists."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from src.arguments import Arguments, TrainingArguments
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
-from src.foundation import first_line
+from src.evaluation.scoring.network import REFUSALS
+from src.foundation import UserError, counted, first_line
 from src.training.decision import Decision
 from src.training.optimization.schedule import averaging_steps, choose_schedule
 from src.training.step import forward, micro_batching
 from src.training.step.document_masking import add_mask, choose_document_masking
 from src.training.step.micro_batching import MicroBatching, shortened
 
+# Limits of what can be planned, far above every real run: a plan has a number for each
+# sequence, in memory.
+MAX_STEPS, MAX_SEQUENCES = 10_000_000, 1_000_000_000
 logger = logging.getLogger(__name__)
 
 
@@ -86,9 +92,21 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
     if not training.do_train:
         return None
     seed = training.seed if training.data_seed is None else training.data_seed
+    order = order_of(args.data, data.train, seed)
+    steps = training.max_steps
+    if steps < 0:
+        steps = training.num_train_epochs * max(1, len(order) / sequences)
+    drawn = max(steps * sequences, len(order))
+    if steps > MAX_STEPS or drawn > MAX_SEQUENCES or sequences > 100 * len(order) > 0:
+        raise UserError(
+            f"a run of {steps:,.0f} steps, with {sequences:,} blocks in each step and"
+            f" {len(order):,} in an epoch, is too large; it may have {MAX_STEPS:,} steps,"
+            f" {MAX_SEQUENCES:,} blocks in all, and steps of 100 epochs: see"
+            " training.max_steps, training.num_train_epochs, data.mix and the batch size"
+        )
     plan = Plan(
         data.train,
-        order_of(args.data, data.train, seed),
+        order,
         sequences,
         training.num_train_epochs,
         training.max_steps if training.max_steps > 0 else None,
@@ -96,7 +114,28 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
         args.data.block_size_schedule,
     )
     check_budget(args.data, plan)
+    in_steps = training.eval_strategy == "steps"
+    length = plan.num_steps if in_steps else plan.num_steps / plan.steps_per_epoch
+    if training.eval_strategy != "no" and training.eval_delay > length:
+        raise UserError(
+            f"training.eval_delay={training.eval_delay:g} leaves no evaluation in a run of"
+            f" {length:g} {'steps' if in_steps else 'epochs'}"
+        )
     return plan
+
+
+@contextlib.contextmanager
+def refusing(model: PreTrainedModel) -> Iterator[None]:
+    """Raise `UserError` for a model that cannot compute the first batch."""
+    try:
+        yield
+    except REFUSALS as error:
+        if should_reduce_batch_size(error):
+            raise
+        raise UserError(
+            f"model: {model.config.model_type} cannot compute a batch:"
+            f" {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def decide(
@@ -156,6 +195,7 @@ def decide(
 def _with_forward(setup: Setup, args: Arguments, model: PreTrainedModel) -> Setup:
     """Build the forward pass, and find the micro-batch size with it."""
     compiled, chunk = setup.compiled.value, setup.logit_chunk.value
+    logger.info("Trying a step%s …", ", compiled: this can take minutes" * compiled)
     masks = setup.masks_documents.value
     attention = forward.choose_attention(args, model, compiled, chunk, masks)
     smoothing = args.training.label_smoothing_factor
@@ -240,7 +280,7 @@ def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
     if plan is None:
         return
     step = [
-        f"{setup.micro_batching} on each of {training.world_size} device(s)",
+        f"{setup.micro_batching} on each of {counted(training.world_size, 'device')}",
         *(setup.precision, setup.compiled, setup.attention, setup.logit_chunk),
         setup.schedule,
     ]
@@ -252,10 +292,11 @@ def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
         step.append(f"weights averaged: {training.averaging} of {steps:,} steps")
     logger.info("Step: %s", "; ".join(map(str, step)))
     logger.info(
-        f"{len(plan.order):,} blocks of {plan.blocks.block_size} tokens,"
-        f" {plan.blocks_per_step} per step: {plan.words_seen(plan.num_steps):,} words in"
-        f" {plan.num_steps:,} steps; the last {plan.blocks.remainder} tokens do not fill a"
-        " block and are not trained on"
+        f"{counted(len(plan.order), 'block')} of {plan.blocks.block_size} tokens,"
+        f" {plan.blocks_per_step} per step:"
+        f" {counted(plan.words_seen(plan.num_steps), 'word')} in"
+        f" {counted(plan.num_steps, 'step')}; not trained on, because they do not fill a"
+        f" block: the last {counted(plan.blocks.remainder, 'token')}"
     )
     epochs_end = math.ceil(training.num_train_epochs * plan.steps_per_epoch)
     if training.max_words and plan.num_steps == epochs_end:

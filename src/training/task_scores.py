@@ -2,16 +2,18 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Optional
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.arguments import FIGURES, Arguments
+from src.arguments import FIGURES, Arguments, TrainingArguments, is_text_figure
 from src.evaluation.suite import Suite, scores
+from src.evaluation.tasks.aoa import MIN_POINTS
 from src.evaluation.tokenizer_checks import check_tokenizer
-from src.foundation import UserError
+from src.foundation import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,12 @@ class TaskScores:
 
     @classmethod
     def load(cls, args: Arguments) -> "TaskScores":
-        """Load the tasks on which the run is scored, and log the tasks that are left out."""
+        """Load the tasks on which the run is scored, and log the tasks that are left out.
+
+        Raises:
+            UserError: data are missing or cannot be used, or the user named a task that needs
+                more checkpoints than the run keeps.
+        """
         suite = Suite.load(args.evaluation)
         if suite.missing:
             missing = ", ".join(suite.missing)
@@ -41,6 +48,7 @@ class TaskScores:
             logger.info("To be scored after the run, by src.run_eval: %s", names)
         if not args.training.do_train:
             return cls(suite)
+        _check_checkpoints(suite, args.training)
         return cls(suite, args.evaluation.items_while_training)
 
     def report(
@@ -82,8 +90,8 @@ class TaskScores:
                 by_name = scores(results)
                 for result in results if all_items else ():
                     if result.too_long:
-                        number = len(result.too_long)
-                        logger.warning("%s: %d items are too long", result.task, number)
+                        number = counted(len(result.too_long), "item")
+                        logger.warning("%s: %s too long", result.task, number)
             except UserError as caught:
                 error = str(caught)
         by_name, error = broadcast_object_list([by_name, error])
@@ -92,24 +100,46 @@ class TaskScores:
         return {**by_name, "scoring_runtime": time.perf_counter() - start}
 
 
-def metric_name(args: Arguments, tasks: TaskScores) -> Optional[str]:
+def _check_checkpoints(suite: Suite, training: TrainingArguments) -> None:
+    """Refuse or warn of a task that needs more checkpoints than the run keeps."""
+    limit = 0 if training.save_strategy == "no" else training.save_total_limit
+    for task in suite.tasks:
+        if task.takes == "series" and limit is not None and limit < MIN_POINTS:
+            fault = (
+                f"{task.name} needs {MIN_POINTS} checkpoints of the run, which keeps {limit}:"
+                " training.save_total_limit=null keeps all that training.save_steps makes"
+            )
+            if task.is_named:
+                raise UserError(f"evaluation.tasks: {fault}")
+            logger.warning("warning: %s", fault)
+
+
+def metric_name(
+    args: Arguments, tasks: TaskScores, files: Sequence[str]
+) -> Optional[str]:
     """Return the name under which `training.metric_for_best_model` is logged.
 
-    For example, `blimp` is logged as `blimp_fast` if only that task is scored.
+    For example, `blimp` is logged as `blimp_fast` if only that task is scored. Names of
+    earlier versions, in which all parts were joined by `_`, are accepted.
+
+    Args:
+        files: names of the dev files.
 
     Raises:
         UserError: no evaluation during training has the score.
     """
     metric = args.training.metric_for_best_model
-    if not metric or metric.endswith(FIGURES):
+    if not metric:
         return metric
-    name = metric.removeprefix("eval_")
-    known = tasks.sample.score_names
-    for candidate in (name, f"{name}_fast"):
-        if candidate in known:
-            return candidate
+    of_files = [f"files/{f}/{figure}" for f in files for figure in FIGURES]
+    known = [*FIGURES, *of_files * (len(files) > 1), *tasks.sample.score_names]
+    earlier = {n.removeprefix("files/").replace("/", "_"): n for n in reversed(known)}
+    for name in (metric.removeprefix("eval_"), f"{metric.removeprefix('eval_')}_fast"):
+        name = name if name in known else earlier.get(name)
+        # Otherwise, `greater_is_better` would be that of another kind of metric.
+        if name and is_text_figure(name) == is_text_figure(metric):
+            return name
     raise UserError(
-        f"training.metric_for_best_model={metric} is neither a metric of the text"
-        f" ({', '.join(FIGURES)}, or <name of a dev file>_<one of them>) nor one of the"
-        f" scores during training: {', '.join(sorted(known)) or 'none'}"
+        f"training.metric_for_best_model={metric} is not measured during training; choose"
+        f" one of {', '.join(known)}"
     )

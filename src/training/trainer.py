@@ -7,7 +7,6 @@ about a run have been made in `setup.py`.
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
-from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,12 +34,14 @@ from src.data.order import Plan
 from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.foundation import UserError, write_atomically
+from src.foundation import UserError, shows_bars, write_atomically
 from src.training.callbacks import Console, ProgressBars, StopOnSignal
+from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
 from src.training.optimization.divergence import DivergenceCheck
 from src.training.optimization.optimizer import muon_with_adamw
 from src.training.record.checkpoints import newest_whole, prune, seal
+from src.training.record.run_record import TrainingStopped
 from src.training.record.throughput import Clock, peak_flops, rates
 from src.training.setup import Setup
 from src.training.step.document_masking import add_mask
@@ -124,10 +124,11 @@ class LanguageModelTrainer(Trainer):
             kind, num_steps = self.args.averaging, setup.plan.num_steps
             self.weight_average = WeightAverage(model, kind, steps, num_steps)
             self.add_callback(self.weight_average)
-        for callback in (self.stop, TrainerHooks(self), Console()):
+        for callback in (self.stop, TrainerHooks(self)):
             self.add_callback(callback)
-        if sys.stderr.isatty() and not self.args.disable_tqdm:  # no bars in a log file
-            self.add_callback(ProgressBars())
+        self.bars = ProgressBars()
+        if shows_bars() and not self.args.disable_tqdm:
+            self.add_callback(self.bars)
         for callback in callbacks:
             self.add_callback(callback)
 
@@ -141,6 +142,8 @@ class LanguageModelTrainer(Trainer):
         """
         with self.args.main_process_first():  # it renames damaged checkpoints
             checkpoint = newest_whole(self.run_dir)
+            if self.args.should_save:
+                prune(self.run_dir)  # what a killed process did not finish
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
         # Suppress warnings about tied weights and about options that are shares of the run.
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -171,27 +174,33 @@ class LanguageModelTrainer(Trainer):
             state.best_global_step = None  # the final model is the last one
             best = checkpoint
         self._load_from_checkpoint(str(best))
+        self.log({"total_flos": state.total_flos})  # in place of the lost summary
         return True
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
         """Train until the end or a signal. If memory runs out, record a smaller micro-batch."""
         try:
-            with self.clock.phase("training"), logging_redirect_tqdm():
+            with self.clock.phase("training"):
+                # The table at the end of the run shows the evaluations after training.
+                suites = self.tasks.sample, self.tasks.suite
+                self.add_callback(Console([suite.num_items for suite in suites]))
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
             smaller = self.setup.micro_batching.halved()
             if smaller is None:
-                raise UserError("out of memory") from error
+                raise TrainingStopped("out of memory") from error
             if self.is_world_process_zero():
                 smaller.save(self.run_dir, self.setup.compiled.value)
-            raise UserError(
+            raise TrainingStopped(
                 "out of memory: the same command continues with micro-batches of"
                 f" {smaller.sequences} sequences"
             ) from error
         finally:
             self.stop.restore()
+            self.remove_callback(Console)
+            self.bars.close()  # also after an error, whose message would follow the bar
 
     def _keep_average(self) -> bool:
         """Put the average into the model if it is the final model, and return whether it is.
@@ -206,9 +215,11 @@ class LanguageModelTrainer(Trainer):
             logger.info("%s is the final model", name)
             return True
         metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        last, rows = self.state.global_step, self.state.log_history
+        logged = [row[metric] for row in rows if row["step"] == last and metric in row]
         before = self.state.best_metric if args.load_best_model_at_end else None
-        if before is None:
-            before = self.evaluate()[metric]
+        if before is None:  # the last step, which has perhaps been evaluated
+            before = logged[-1] if logged else self.evaluate()[metric]
         average.swap()
         after = self.evaluate()[metric]
         is_better = after > before if args.greater_is_better else after < before
@@ -266,7 +277,12 @@ class LanguageModelTrainer(Trainer):
     # Logs
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Log with the words seen so far, and the rates since the last log."""
+        """Log with the words seen so far, and the rates since the last log.
+
+        A stopped run logs no summary, so that it logs the same rows as one that did not stop.
+        """
+        if self.stop.received is not None and "train_runtime" in logs:
+            return
         if self.plan is not None:
             if "loss" in logs:
                 self._refuse_diverged_loss(logs["loss"])
@@ -332,7 +348,7 @@ class LanguageModelTrainer(Trainer):
         """Raise `UserError` with a fault, and name the checkpoints that are on disk."""
         best = self.state.best_model_checkpoint
         has_best = best is not None and Path(best).is_dir()
-        raise UserError(
+        raise TrainingStopped(
             f"{fault}: training stops. The newest checkpoint:"
             f" {newest_whole(self.run_dir) or 'none yet'}"
             + (f"; the best by evaluation: {best}" if has_best else "")
@@ -401,9 +417,16 @@ class LanguageModelTrainer(Trainer):
         return is_new_best
 
     def _save(self, output_dir: Optional[str] = None, state_dict: Any = None) -> None:
+        if not self.run_dir.is_dir():
+            raise TrainingStopped(
+                f"{self.run_dir} was moved or deleted while the run was training. If you"
+                " move it back, the same command continues from its newest checkpoint"
+            )
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_tokenizer(self.tokenizer, Path(output_dir or self.args.output_dir))
+            directory = Path(output_dir or self.args.output_dir)
+            save_config(self.model, directory)
+            save_tokenizer(self.tokenizer, directory)
 
     # Evaluation
 

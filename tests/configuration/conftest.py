@@ -14,7 +14,7 @@ def refusal(composed):
         try:
             run_configuration(composed(*overrides))
         except (UserError, HydraException) as error:
-            return explain(error)
+            return explain(error, arguments=overrides)
         pytest.fail(f"{overrides} was not refused")
 
     return call

@@ -9,7 +9,7 @@ SAMPLE = ("+model=gpt2-tiny", "+dataset=sample")
         ("training.learning_rate=abc", ("training.learning_rate", "abc", "Float")),
         ("training.seed=null", ("training.seed", "null")),
         ("training.lr_scheduler_type=coseen", ("coseen", "linear, cosine")),
-        ("data.document_boundary=page", ("data.document_boundary", "page", "heading")),
+        ("data.document_boundary=''", ("data.document_boundary", "empty")),
         ("wandb.mode=on", ("wandb.mode", "auto, online, offline")),
         ("training.lerning_rate=1", ("lerning_rate", "training.learning_rate")),
         ("+training.lerning_rate=1", ("lerning_rate", "training.learning_rate")),
@@ -22,7 +22,8 @@ SAMPLE = ("+model=gpt2-tiny", "+dataset=sample")
         ("+training.evaluation_strategy=steps", ("training.eval_strategy",)),
         ("evaluation_strategy=steps", ("training.eval_strategy",)),
         ("+training.no_cuda=true", ("training.use_cpu",)),
-        ("model.config_overrides.rotary=1", ("+model.config_overrides.rotary=",)),
+        ("model.config_overrides.n_inner=1", ("+model.config_overrides.n_inner=",)),
+        ("model.config_overrides={n_layers: 3}", ("gpt2 has no n_layers", "`n_layer`")),
         ("data.block_size=1", ("data.block_size", "at least 2", "1")),
         ("data.max_eval_samples=0", ("data.max_eval_samples", "at least 1", "0")),
         (

@@ -75,8 +75,15 @@ def test_what_tasks_are_scored_counts_where_it_decides_the_best_model(composed):
     assert {"evaluation.pairs", "evaluation.data"} <= set(
         run_configuration(config).identity
     )
-    kept = composed(*SAMPLE, *best, "training.load_best_model_at_end=false")
-    assert "evaluation" not in kept.wandb.name
+    last = [*best, "training.load_best_model_at_end=false"]
+    assert "evaluation" not in composed(*SAMPLE, *last).wandb.name
+    # The score also decides whether the average of the weights is kept.
+    averaged = composed(*SAMPLE, *last, "training.averaging=tail")
+    assert "evaluation.items_while_training-9" in averaged.wandb.name
+    unseen = composed(
+        *SAMPLE, *last, "training.averaging=tail", "training.do_eval=false"
+    )
+    assert "evaluation" not in unseen.wandb.name
 
 
 def test_names_are_safe_for_paths_and_never_meet(composed):

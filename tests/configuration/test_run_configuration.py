@@ -36,6 +36,40 @@ def test_what_is_better_follows_from_the_metric(composed, metric, greater):
     assert run_configuration(config).args.training.greater_is_better is greater
 
 
+@pytest.mark.parametrize(
+    "overrides, strategy, steps",
+    [
+        ([], "steps", 0.1),
+        (["training.eval_steps=200"], "steps", 200),
+        (["training.eval_strategy=epoch"], "epoch", 0.1),
+        (["training.eval_steps=0.05", "training.save_steps=0.2"], "steps", 0.2),
+        (["training.eval_strategy=no"], "steps", 0.1),
+        (["training.do_eval=false"], "steps", 0.1),
+        (["training.eval_steps=null"], "steps", 20),
+    ],
+)
+def test_a_run_is_saved_when_it_is_evaluated(composed, overrides, strategy, steps):
+    training = run_configuration(composed(*SAMPLE, *overrides)).args.training
+    assert (training.save_strategy, training.save_steps) == (strategy, steps)
+
+
+def test_arguments_do_not_print_tokens(composed):
+    secret = ("model.token=hf_planted", "training.hub_token=hf_planted")
+    args = run_configuration(composed(*SAMPLE, *secret)).args
+    assert args.model.token == args.training.hub_token == "hf_planted"
+    assert "hf_planted" not in f"{args!r} {args.training} {args.training.to_dict()}"
+
+
+def test_a_file_may_set_an_option_that_has_no_effect(composed, monkeypatch):
+    from src.configuration import run_configuration as module
+
+    typed = ["training.averaging_steps=0.5"]
+    with pytest.raises(UserError, match="averaging_steps=0.5 has no effect"):
+        run_configuration(composed(*SAMPLE, *typed))
+    monkeypatch.setattr(module, "typed_overrides", lambda: [])  # as in a file
+    assert run_configuration(composed(*SAMPLE, *typed))
+
+
 def test_secrets_are_not_in_the_record(composed):
     config = composed(*SAMPLE, "model.token=hf_secret", "training.hub_token=hf_secret")
     assert "hf_secret" not in str(run_configuration(config).recorded)

@@ -1,20 +1,21 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 
-from src.data.cache import Cache, file_checksums
+from src.data.cache import WEEK, Cache, file_checksums
 from src.foundation import UserError, sha256
 from tests.data.text.test_corpus import write
 
 IDENTITY = ["what", {"determines": "the content"}]
 
 
-def load(directory: Path) -> Optional[Path]:
-    return directory if directory.is_dir() else None
+def load(directory: Path) -> Path:
+    return directory
 
 
 def get(cache_dir: Path, build: Any, overwrite: bool = False) -> Path:
@@ -43,7 +44,7 @@ def test_what_a_kill_left_is_no_hindrance(tmp_path: Path):
     entry.rename(entry.with_suffix(".tmp"))
     (entry.with_suffix(".tmp") / "half").write_text("x")
     get(tmp_path, lambda t: (t / "whole").write_text("y"))
-    assert [p.name for p in entry.iterdir()] == ["whole"]
+    assert sorted(p.name for p in entry.iterdir()) == ["manifest.json", "whole"]
     assert not entry.with_suffix(".tmp").exists()
 
 
@@ -55,16 +56,54 @@ def test_what_is_complete_is_not_built_again_unless_asked_to(tmp_path: Path):
     assert (entry / "f").read_text() == "third"
 
 
+def damage_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["f", "manifest.json"])
 @pytest.mark.parametrize(
-    "number, reason",
+    "damage", [damage_bit, Path.unlink, lambda f: f.write_text("")]
+)
+def test_a_damaged_entry_is_built_again(name, damage, tmp_path: Path, caplog):
+    def build(folder: Path) -> None:
+        (folder / "f").write_text("x")
+
+    entry = get(tmp_path, build)
+    whole = {path.name: path.read_bytes() for path in entry.iterdir()}
+    damage(entry / name)
+    assert get(tmp_path, build) == entry
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == whole
+    assert f"{entry} has no manifest or is damaged; it is built again" in caplog.text
+
+
+def test_an_entry_that_is_whole_is_read_once_a_week(tmp_path: Path):
+    entry = get(tmp_path, lambda folder: (folder / "f").write_text("x"))
+    for _ in range(2):  # the second call reads nothing, so it changes nothing
+        get(tmp_path, None)
+        index = (tmp_path / "checksums.json").read_text()
+    (row,) = json.loads(index)["files"].values()
+    assert row[-1] == sha256(entry / "f") and row[-2] == pytest.approx(
+        time.time(), abs=60
+    )
+    assert (tmp_path / "checksums.json").read_text() == index
+
+
+@pytest.mark.parametrize(
+    "error, reason",
     [
-        (errno.ENOSPC, "No space left on device"),
-        (errno.EROFS, "Read-only file system"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "File too large"),
+        # as `tokenizers` and NumPy raise it
+        (Exception("No space left on device (os error 28)"), "No space left on device"),
+        (OSError("25600 requested and 512 written"), "the disk may be full"),
     ],
 )
-def test_a_cache_that_cannot_be_written_is_named_by_its_key(number, reason, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named_by_its_key(error, reason, tmp_path):
     def fail(temporary: Path) -> None:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     message = (
         f"^model.cache_dir: {tmp_path}/a cannot be written: {reason}; make room or choose"
@@ -73,6 +112,14 @@ def test_a_cache_that_cannot_be_written_is_named_by_its_key(number, reason, tmp_
     with pytest.raises(UserError, match=message):
         get(tmp_path, fail)
     assert [p.suffix for p in (tmp_path / "a").iterdir()] == [".lock"]
+
+
+def test_a_bug_is_no_full_disk(tmp_path: Path):
+    def fail(temporary: Path) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        get(tmp_path, fail)
 
 
 def test_what_exists_is_loaded_without_writing(tmp_path: Path):
@@ -97,17 +144,50 @@ def test_a_changed_file_is_noticed(tmp_path: Path):
 
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path):
     path = write(tmp_path / "a.train", ["The dog.\n"])
-    before = file_checksums([path], tmp_path / "cache")
-    # Other text behind the same size and time: only a reader would notice.
+    reads: list[Path] = []
+
+    def read(file: Path) -> str:
+        reads.append(file)
+        return sha256(file)
+
+    def checksum(purpose: str = "") -> str:
+        return file_checksums([path], tmp_path / "cache", read, purpose)[path]
+
+    assert checksum() == checksum() == sha256(path)
+    assert len(reads) == 1
+    # Other text of the same size, with the old time set again: the kernel's time tells.
     stat = path.stat()
     path.write_text("The cat.\n")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert file_checksums([path], tmp_path / "cache") == before
+    assert checksum() == sha256(path)
+    # The same content in another file of this name.
+    copy = write(tmp_path / "copy", ["The cat.\n"])
+    copy.replace(path)
+    checksum()
+    assert len(reads) == 3
+    # The reader may check more than before.
+    checksum("text:title")
+    assert len(reads) == 4
+
+
+def test_a_file_is_read_again_after_a_week(tmp_path: Path, monkeypatch):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    cache_dir, now = tmp_path / "cache", time.time()
+    reads: list[float] = []
+
+    def read(file: Path) -> str:
+        reads.append(round(time.time() - now))
+        return sha256(file)
+
+    for later in (0, WEEK - 9, WEEK + 9, WEEK + 18):
+        monkeypatch.setattr(time, "time", lambda: now + later)
+        file_checksums([path], cache_dir, read)
+    assert reads == [0, WEEK + 9]
 
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b'{"a', b"[]", b"null", b"[1]", b"\xff\xfe", b'{"%s": [1]}', b'{"%s": 5}'],
+    [b"", b'{"a', b"[]", b"null", b"[1]", b"\xff\xfe", b'{"%s": [1]}', b'{"files": 5}'],
 )
 def test_a_damaged_index_is_made_anew(damage: bytes, tmp_path: Path):
     path = write(tmp_path / "a.train", ["The dog.\n"])
@@ -117,4 +197,14 @@ def test_a_damaged_index_is_made_anew(damage: bytes, tmp_path: Path):
     )
     assert file_checksums([path], tmp_path / "cache") == {path: sha256(path)}
     index = json.loads((tmp_path / "cache/checksums.json").read_text())
-    assert index[str(path.resolve())][2] == sha256(path)
+    assert index["files"][str(path.resolve())][-1] == sha256(path)
+
+
+def test_a_checksum_that_is_damaged_in_the_index_is_not_used(tmp_path: Path):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    file_checksums([path], tmp_path)
+    index = tmp_path / "checksums.json"
+    digest = sha256(path)
+    other = ("0" if digest[0] != "0" else "1") + digest[1:]
+    index.write_text(index.read_text().replace(digest, other))
+    assert file_checksums([path], tmp_path) == {path: digest}

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_a_second_call_downloads_nothing_and_says_what_it_keeps(
 
     assert result.returncode == 0, result.stderr
     assert hub.downloads() == []
-    assert "6 files complete and kept, 0 to fetch" in result.stdout
+    assert "files complete and kept: 6, to fetch: 0" in result.stdout
 
 
 def test_a_download_broken_in_the_middle_of_a_file_is_continued_by_the_next_call(
@@ -240,6 +241,38 @@ def test_a_download_broken_in_the_middle_of_a_file_is_continued_by_the_next_call
         assert ranges[0] == f"bytes={10 << 20}-"
         assert (folder / "childes.train").read_bytes() == content
         assert names(tmp_path / "data" / ".download") == []
+
+
+def test_a_full_disk_is_one_line_and_the_next_call_continues(
+    hub: Hub, texts: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A limit on the size of a file, as a quota or a file system has, stops the writing."""
+    small = len(texts["switchboard.train.txt"]) // 2
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (small, hard))
+    try:
+        result = download(hub.url, tmp_path, "10M")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"download: {tmp_path}/data cannot be written: File too large; the next call"
+        " continues"
+    )
+    assert "Traceback" not in result.stderr
+
+    assert download(hub.url, tmp_path, "10M").returncode == 0
+    assert len(names(tmp_path / "data" / "babylm_10M")) == 6
+
+
+def test_a_link_to_a_disk_that_is_missing_is_named(
+    hub: Hub, texts: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "data").symlink_to("/no/disk")
+    result = download(hub.url, tmp_path, "10M")
+    assert result.returncode == 1
+    assert f"{tmp_path}/data is a link to /no/disk, which does not" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("source", ["bnc_spoken", "switchboard"])

@@ -1,5 +1,6 @@
 """Preparation: from the data section of a configuration to blocks."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def test_validation_text_is_evaluated_file_by_file(corpus: Path, tmp_path: Path)
     assert data.train.remainder < 16
 
 
-def test_without_validation_text_the_end_of_every_file_is_held_out(corpus, tmp_path):
+def test_without_validation_text_the_end_of_every_file_is_held_out(
+    corpus, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
     data = prepare(tmp_path, train_file=f"{corpus}/*.train", block_size=16)
     assert data.validation_names == ["childes", "gutenberg"]
     assert data.validation.stream is data.train_stream
@@ -67,6 +71,11 @@ def test_without_validation_text_the_end_of_every_file_is_held_out(corpus, tmp_p
     assert words == 40
     assert data.validation.starts[-1] > data.train_stream.documents[-1]
     assert len(held_out) / len(data.train_stream) == pytest.approx(0.05, abs=0.005)
+    words = data.validation.words.sum()
+    assert (
+        "Without validation text, the last 5 % of each training file are held out:"
+        f" {words} words" in caplog.text
+    )
 
 
 def test_the_share_that_is_held_out_can_be_chosen(corpus: Path, tmp_path: Path):
@@ -102,8 +111,17 @@ def test_a_missing_tokenizer_is_refused_with_the_key_that_names_it(key, names, s
     model = ModelArguments(cache_dir=str(small / "cache"), model_name_or_path="/no")
     data = DataTrainingArguments(train_file=f"{small}/*.train")
     corpora = find_corpora(data, model)
-    with pytest.raises(UserError, match=f"^{key}: /no has no tokenizer: "):
+    with pytest.raises(UserError, match=f"^{key}: there is no folder or file /no, "):
         load_data(corpora, TokenizerArguments(**names), data, model)
+
+
+def test_a_cache_that_is_a_link_to_nothing_is_refused_before_other_work(small: Path):
+    (small / "cache").symlink_to("/no/cache")
+    with pytest.raises(UserError) as error:
+        prepare(small, train_file=f"{small}/*.train", block_size=4)
+    assert str(error.value) == (
+        f"model.cache_dir: {small}/cache is a link to /no/cache, which does not exist"
+    )
 
 
 def test_the_splits_of_a_hub_dataset_are_text(tmp_path: Path):
@@ -123,7 +141,7 @@ def test_the_splits_of_a_hub_dataset_are_text(tmp_path: Path):
     [
         ({}, "data.dataset_name: .*/dogs has no split `train`"),
         ({"name": "/no/dogs"}, "data.dataset_name: /no/dogs: "),
-        ({"split": "train"}, "data.text_column: .*/dogs .train. has no column 'text'"),
+        ({"split": "train"}, "data.dataset_name: .*/dogs .train. has no column 'text'"),
     ],
 )
 def test_a_hub_dataset_that_cannot_be_used_is_refused(options, message, tmp_path):
@@ -131,7 +149,12 @@ def test_a_hub_dataset_that_cannot_be_used_is_refused(options, message, tmp_path
     split = options.get("split", "validation")
     (tmp_path / f"dogs/{split}.jsonl").write_text('{"words": "A dog sees."}\n')
     with pytest.raises(UserError, match=f"^{message}"):
-        prepare(tmp_path, dataset_name=options.get("name", str(tmp_path / "dogs")))
+        find_corpora(
+            DataTrainingArguments(
+                dataset_name=options.get("name", str(tmp_path / "dogs"))
+            ),
+            ModelArguments(cache_dir=str(tmp_path / "cache")),
+        )
 
 
 def test_text_shorter_than_a_block_is_refused_with_its_length(small: Path):

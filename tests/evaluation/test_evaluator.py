@@ -21,6 +21,8 @@ from src.foundation import UserError
 class Size(Task):
     """The sum of the widths of the models that are asked; width 4 is refused."""
 
+    error = UserError("too narrow")
+
     num_items = 1
 
     def prepare(self, scorer):
@@ -28,7 +30,7 @@ class Size(Task):
 
     def ask(self, scorer, prepared):
         if scorer.model.config.n_embd == 4:
-            raise UserError("too narrow")
+            raise self.error
         return scorer.model.config.n_embd
 
     def result(self, answers):
@@ -106,6 +108,39 @@ def test_what_fails_stops_nothing(models, caplog):
         "m8, sizes": "left out, since m4 could not be scored",
     }
     assert caplog.text.count("failed; the reason is given at the end") == 3
+
+
+class Bug(Size):
+    """A task on which models of width 4 raise an error that nobody foresaw."""
+
+    error = ZeroDivisionError("division by zero\nadvice")
+
+
+def test_an_unforeseen_error_of_one_model_does_not_end_the_others(models):
+    evaluator = Evaluator(Suite([task(Bug, "bug")]), models, Path("results"))
+    evaluator.run()
+    assert scores(evaluator) == {"m8": {"bug": 8}, "m4": {}, "m16": {"bug": 16}}
+    assert evaluator.failures == {"m4, bug": "ZeroDivisionError: division by zero"}
+
+
+def test_results_that_cannot_be_written_are_refused_before_scoring(models, monkeypatch):
+    Path("results").write_text("")
+    monkeypatch.setattr(module, "load", None)  # no model is loaded
+    evaluator = Evaluator(Suite([task(Size, "size")]), models[:1], Path("results"))
+    evaluator.run()
+    fault = "results_dir: cannot write to results: Not a directory"
+    assert evaluator.failures == {"m8": fault}
+
+
+def test_a_damaged_result_is_scored_again(models):
+    suite = Suite([task(Size, "size")])
+    Evaluator(suite, models[:1], Path("results")).run()
+    (file,) = Path("results").rglob("scores.json")
+    file.write_text(file.read_text().replace('"score": 8.0', '"score": 9.0'))
+    evaluator = Evaluator(suite, models[:1], Path("results"))
+    assert scores(evaluator) == {"m8": {}}
+    evaluator.run()
+    assert scores(evaluator) == {"m8": {"size": 8}}
 
 
 def test_a_result_is_written_when_all_its_answers_are_there(models, monkeypatch):

@@ -24,13 +24,22 @@ def test_two_files_are_summarized_each_and_together():
     expected = {
         "loss": 9 / 8, "perplexity": e ** (9 / 8), "accuracy": 4 / 8,
         "bits_per_byte": 9 / 16 * bit, "word_perplexity": e ** (9 / 4),
-        "a_loss": 6 / 6, "a_perplexity": e, "a_accuracy": 2 / 6,
-        "a_bits_per_byte": 6 / 12 * bit, "a_word_perplexity": e**2,
-        "b_loss": 3 / 2, "b_perplexity": e**1.5, "b_accuracy": 2 / 2,
-        "b_bits_per_byte": 3 / 4 * bit, "b_word_perplexity": e**3,
+        "files/a/loss": 6 / 6, "files/a/perplexity": e, "files/a/accuracy": 2 / 6,
+        "files/a/bits_per_byte": 6 / 12 * bit, "files/a/word_perplexity": e**2,
+        "files/b/loss": 3 / 2, "files/b/perplexity": e**1.5, "files/b/accuracy": 2 / 2,
+        "files/b/bits_per_byte": 3 / 4 * bit, "files/b/word_perplexity": e**3,
     }  # fmt: skip
     found = summarize(STATISTICS, WORDS, BYTES, FILES, ["a", "b"])
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_file_may_be_called_as_a_metric_is():
+    overall = summarize(STATISTICS, WORDS, BYTES, FILES * 0, ["a"])
+    names = ["word", "loss"]
+    found = summarize(STATISTICS, WORDS, BYTES, FILES, names)
+    assert found["word_perplexity"] == overall["word_perplexity"]
+    assert found["loss"] == overall["loss"] != found["files/loss/loss"]
+    assert found["files/word/perplexity"] == pytest.approx(math.e)
 
 
 def test_a_single_file_is_not_repeated_behind_its_name():
@@ -42,7 +51,7 @@ def test_a_single_file_is_not_repeated_behind_its_name():
 
 def test_a_file_without_a_block_is_left_out():
     found = summarize(STATISTICS, WORDS, BYTES, FILES, ["a", "b", "c"])
-    assert "b_loss" in found and "c_loss" not in found
+    assert "files/b/loss" in found and "files/c/loss" not in found
 
 
 def test_sums_of_many_blocks_are_exact():

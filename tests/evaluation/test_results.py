@@ -7,7 +7,7 @@ import math
 import pytest
 
 from src.evaluation.results import Result, ResultKey, ResultsFolder
-from src.evaluation.table import PUBLISHED, overall, table
+from src.evaluation.table import PUBLISHED, overall, overview, table
 from src.foundation import UserError
 
 KEY = ResultKey("exp/seed-42_lr-0.001", "chck_1M", "c0ffee", "causal", seed=42)
@@ -48,10 +48,14 @@ def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
     assert record["model"] == {
         "name": KEY.model, "revision": "chck_1M", "checksum": "c0ffee", "seed": 42
     }  # fmt: skip
-    assert record["scores"]["causal"]["blimp"] == entry == {
+    assert record["scores"]["causal"]["blimp"] == entry
+    assert len(entry.pop("checksum")) == 64
+    folder = "zero_shot/causal/blimp/blimp_filtered/"
+    assert entry.pop("files") == [folder + name for name in FILES]
+    assert entry == {
         "score": 75.0, "protocol": 2026, "items": 3, "ties": 1, "too_long": ["x_0"],
-        "seconds": 1.5, "seed": None, "dtype": "float32", "data_checksum": "d",
-        "subscores": {"UID": {"x": 75.0}}, "choices_changed": None,
+        "seconds": 1.5, "seed": None, "dtype": "float32", "positions": None,
+        "data_checksum": "d", "subscores": {"UID": {"x": 75.0}}, "choices_changed": None,
     }  # fmt: skip
 
 
@@ -135,10 +139,94 @@ def test_choices_that_the_precision_changes_are_counted(tmp_path):
         ((2026, False, 42), ""),
         ((2025, False), "2025"),
         ((2025, True, 1), "2025_bf16_seed-1"),
+        ((2026, False, 42, True), "exact_positions"),
+        ((2026, False, None, True), ""),  # only fine-tuning pads texts on the left
+        ((2025, False, 42, True), "2025"),  # whose positions are exact anyway
     ],
 )
 def test_other_rules_have_folders_of_their_own(tmp_path, rules, name):
     assert ResultsFolder(tmp_path, *rules).path == tmp_path / name
+
+
+def test_fine_tuning_of_a_version_with_exact_positions_is_not_the_protocols(tmp_path):
+    folder = ResultsFolder(tmp_path, seed=42)
+    folder.write(KEY, result(seed=42))
+    record = folder.read(KEY)
+    of_task = record["scores"]["causal"]["blimp"]
+    for name in ("checksum", "files", "positions"):
+        del of_task[name]
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    assert folder.find(KEY, "blimp", "d") is None
+
+
+def official(tmp_path, name):
+    folder = (tmp_path / RECORD).parent / "zero_shot/causal/blimp/blimp_filtered"
+    return folder / name
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, "", "TEMPERATURE: 2.00\n"])
+def test_a_score_whose_files_are_damaged_is_not_used(tmp_path, caplog, name, content):
+    folder = ResultsFolder(tmp_path)
+    folder.write(KEY, result("reading"))
+    folder.write(KEY, result())
+    if content is None:
+        official(tmp_path, name).unlink()
+    else:
+        official(tmp_path, name).write_text(content)
+    assert folder.find(KEY, "blimp", "d") is None
+    assert "the score of blimp or its files have changed since" in caplog.text
+    assert folder.find(KEY, "reading", "d")["score"] == 75
+    folder.write(KEY, result())
+    assert folder.find(KEY, "blimp", "d")["score"] == 75
+
+
+def test_no_flipped_bit_of_the_record_shows_another_figure(tmp_path):
+    folder, file = ResultsFolder(tmp_path), tmp_path / RECORD
+    entry = folder.write(KEY, result(subscores={"UID": {"x": 75.0}}))
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        file.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+        )
+        try:
+            found = folder.find(KEY, "blimp", "d")
+        except UserError:
+            continue
+        names = [name for name in entry if name != "checksum"]
+        assert found is None or all(found[name] == entry[name] for name in names)
+
+
+def test_scores_of_a_version_without_checksums_are_kept(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.write(KEY, result())
+    record = folder.read(KEY)
+    of_task = record["scores"]["causal"]["blimp"]
+    for name in ("checksum", "files", "positions"):
+        del of_task[name]
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    assert folder.find(KEY, "blimp", "d")["score"] == 75
+
+
+def a_file(path):
+    path.write_text("")
+
+
+def a_dangling_link(path):
+    path.symlink_to("gone")
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [(a_file, "Not a directory"), (a_dangling_link, "a link without a target")],
+)
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, make, reason):
+    make(tmp_path / "results")
+    folder = ResultsFolder(tmp_path / "results")
+    with pytest.raises(UserError, match=f"cannot write to .*/results: {reason}"):
+        folder.check_writable(KEY)
+    ResultsFolder(tmp_path / "other").check_writable(KEY)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_the_precision_changed_is_said():
@@ -190,15 +278,25 @@ def entry(score, **more):
 
 def test_the_table_has_published_scores_beside_ours():
     lines = table({"blimp_fast": entry(66.666), "own": entry(None)}).split("\n")
-    assert lines[0].split()[:4] == ["task", "score", "items", "time"]
-    assert lines[1].split()[:5] == ["blimp_fast", "66.67", "1,000", "2.5", "s"]
-    assert "65.20" in lines[1] and "80.50" in lines[1]
-    assert lines[2].split() == ["own", "1,000", "2.5", "s"]
+    assert lines[0].split()[:2] == ["GPT-2", "GPT-BERT"]  # two lines, for 80 columns
+    assert lines[1].split()[:6] == ["task", "score", "items", "time", "10M", "10M"]
+    assert lines[2].split()[:5] == ["blimp_fast", "66.67", "1,000", "2.5", "s"]
+    assert "65.20" in lines[2] and "80.50" in lines[2]
+    assert lines[3].split() == ["own", "1,000", "2.5", "s"]
     told = (
         "Published (of the full sets, not the fast ones): GPT-2 10M: baselines of the"
     )
     assert lines[-1].startswith(told)
     assert "\nPublished: GPT-2 10M" in table({"blimp": entry(66.666)})
+
+
+def test_columns_without_a_value_are_left_out():
+    lines = table({"pairs_mine": entry(75.0)}).split("\n")
+    assert lines[0].split() == ["task", "score", "items", "time"]
+    assert "Published" not in lines[-1]
+    lines = overview({"a": {"pairs_mine": entry(75.0)}, "b": {}}).split("\n")
+    assert [line.split()[0] for line in lines[:3]] == ["pairs_mine", "a", "b"]
+    assert not any("GPT-BERT" in line for line in lines)
 
 
 def test_phenomena_are_shown_on_request():

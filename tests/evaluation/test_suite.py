@@ -219,21 +219,33 @@ def test_scores_are_flat_shares_and_own_pairs_are_called_pairs():
     blimp, wug = result("blimp", 71.0, a=71.0), result("wug_adj", math.nan)
     own = result("pairs_mine", 75.0, "pairs/mine", a=100.0, b=50.0)
     assert scores([blimp, wug, own]) == {
-        "blimp": 0.71, "pairs_a": 1.0, "pairs_b": 0.5, "pairs": 0.75
+        "blimp": 0.71, "pairs/a": 1.0, "pairs/b": 0.5, "pairs": 0.75
     }  # fmt: skip
     other = result("pairs_other", 50.0, "pairs/other", a=50.0)
     assert scores([own, other]) == {
-        "pairs_mine_a": 1.0, "pairs_mine_b": 0.5, "pairs_mine": 0.75,
-        "pairs_other_a": 0.5, "pairs_other": 0.5,
+        "pairs/mine/a": 1.0, "pairs/mine/b": 0.5, "pairs/mine": 0.75,
+        "pairs/other/a": 0.5, "pairs/other": 0.5,
     }  # fmt: skip
-    names = ["blimp", "blimp_fast", "pairs", "pairs_a", "loss", "childes_accuracy"]
-    assert [is_score(name) for name in names] == [True] * 4 + [False] * 2
+    names = ["blimp", "blimp_fast", "pairs", "pairs/a", "pairs_a"]
+    assert all(is_score(name) for name in names)
+    others = ["loss", "files/childes/accuracy", "files/pairs/loss", "files/blimp/loss"]
+    assert not any(is_score(name) for name in others)
+
+
+def test_parts_and_folders_of_any_name_keep_their_own_scores():
+    a = result("pairs_a", 75.0, "pairs/a", b_c=100.0, pairs=50.0)
+    b = result("pairs_a_b", 50.0, "pairs/a_b", c=50.0, blimp=50.0)
+    assert scores([a]) == {"pairs/b_c": 1.0, "pairs/pairs": 0.5, "pairs": 0.75}
+    assert scores([a, b]) == {
+        "pairs/a/b_c": 1.0, "pairs/a/pairs": 0.5, "pairs/a_b/c": 0.5,
+        "pairs/a_b/blimp": 0.5, "pairs/a": 0.75, "pairs/a_b": 0.5,
+    }  # fmt: skip
 
 
 def test_scores_of_whole_tasks_are_told_from_those_of_their_parts():
-    assert of_whole_tasks(["loss", "pairs_a", "pairs", "blimp"]) == ["pairs", "blimp"]
-    several = ["pairs_mine_a", "pairs_mine", "pairs_other", "pairs_other_a"]
-    assert of_whole_tasks(several) == ["pairs_mine", "pairs_other"]
+    assert of_whole_tasks(["loss", "pairs/a", "pairs", "blimp"]) == ["pairs", "blimp"]
+    several = ["pairs/mine/a", "pairs/mine", "pairs/other", "pairs/other/a"]
+    assert of_whole_tasks(several) == ["pairs/mine", "pairs/other"]
 
 
 def test_the_suite_knows_what_its_scores_will_be_called(data, model, tokenizer):
@@ -245,7 +257,7 @@ def test_the_suite_knows_what_its_scores_will_be_called(data, model, tokenizer):
         for asked in (suite, suite.sample(1), suite.sample(0)):
             found = scores(asked.score(model, tokenizer))
             assert list(found) == asked.score_names
-    assert {"blimp_fast", "pairs_mine_mine", "pairs_yours"} < set(suite.score_names)
+    assert {"blimp_fast", "pairs/mine/mine", "pairs/yours"} < set(suite.score_names)
 
 
 def test_own_pairs_may_be_called_as_a_task_is(data, model, tokenizer):

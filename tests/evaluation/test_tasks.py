@@ -195,6 +195,13 @@ def test_global_piqa_compares_means_over_tokens_and_has_its_own_label(tmp_path):
     assert result.score == 100
     pred = result.files["predictions.json"]["e7"]["predictions"][0]
     assert pred == {"id": "e7_0", "pred": " pull hard"}
+    more = {
+        **row,
+        "solution2": None,
+        "solution3": None,
+    }  # as tables of JSON fill up rows
+    folder = write(tmp_path / "more" / "global_piqa_nonparallel", "eng_latn", more)
+    assert read("global_piqa_nonparallel", folder).items == task.items
 
 
 def test_wug_is_the_rank_correlation_with_people(tmp_path):

@@ -1,7 +1,8 @@
 """Warnings about tokenizers, each with the scores that suffer and the remedy."""
 
 import pytest
-from tokenizers import pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from src.data.packing.tokenizer import train
 from src.evaluation.tokenizer_checks import check_tokenizer
@@ -59,3 +60,9 @@ def test_a_masked_model_may_do_without_bos_and_end_in_a_special_token():
 
 def test_traps_add_up():
     assert len(check_tokenizer(tokenizer("$A </s>", prefix_space=False))) == 3
+
+
+def test_two_words_may_be_a_single_token():
+    backend = Tokenizer(models.WordLevel({"The dog": 0, "?": 1}, unk_token="?"))
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    assert "no BOS" in check_tokenizer(made)[0]

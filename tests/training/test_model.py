@@ -1,9 +1,11 @@
 """The network: what can be asked for, what is refused, what comes out."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
 
 from src.arguments import (
     Arguments,
@@ -13,7 +15,8 @@ from src.arguments import (
 )
 from src.data.packing.tokenizer import save, train
 from src.foundation import UserError
-from src.training.model import architecture, build_model, model_config
+from src.training.model import architecture, build_model, model_config, save_config
+from tests.evaluation.test_models import own, tokenizer  # noqa: F401
 
 LETTERS = train(["a"], 259)  # 256 bytes, padding, BOS, EOS
 WORDS = train(["the dog the dog the dog"], 262)
@@ -192,3 +195,118 @@ def test_saved_weights_of_a_smaller_vocabulary_than_the_tokenizer_are_refused(sa
 def test_weights_that_are_not_there_are_refused(tmp_path):
     message = refusal(ModelArguments(model_name_or_path=str(tmp_path / "gone")))
     assert message.startswith("model.model_name_or_path=") and "gone" in message
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        ({"n_layer": 3}, "GPT2LMHeadModel has no weights for transformer.h.1."),
+        ({"vocab_size": 300}, "wte.weight is [259, 16]"),
+        ({"n_positions": 64}, "wpe.weight is [32, 16]"),
+        ({"tie_word_embeddings": False}, "GPT2LMHeadModel has no weights for lm_head"),
+    ],
+)
+def test_weights_that_do_not_fit_the_overrides_are_refused(saved, overrides, told):
+    args = ModelArguments(model_name_or_path=saved[1], config_overrides=overrides)
+    message = refusal(args)
+    assert message.startswith(f"model.model_name_or_path={saved[1]}: its weights do")
+    assert told in message
+
+
+def test_a_revision_is_for_names_of_the_hub(saved):
+    args = ModelArguments(model_name_or_path=saved[1], revision="chck_1M")
+    assert f"revision=chck_1M is for hub names, not for {saved[1]}" in refusal(args)
+
+
+@pytest.mark.parametrize("name", ["exp/nope", "owner/nope"])
+def test_a_model_that_does_not_exist_is_refused_by_its_name(name):
+    message = refusal(ModelArguments(model_name_or_path=name))
+    told = "does not exist" if name.startswith("exp") else "neither a local path nor"
+    assert message.startswith(f"model.model_name_or_path={name}: {name} ")
+    assert told in message
+
+
+def saved_config(tmp_path, model_type, **overrides):
+    """The `config.json` of a saved model."""
+    args = ModelArguments(model_type=model_type, config_overrides=overrides)
+    model = AutoModelForCausalLM.from_config(architecture(args))
+    model.save_pretrained(tmp_path)
+    save_config(model, tmp_path)
+    ids = torch.arange(3, 33)[None]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+    return json.loads((tmp_path / "config.json").read_text())
+
+
+def test_rotary_settings_are_saved_under_their_old_names_too(tmp_path):
+    """transformers 4.51.3 ignores `rope_parameters`."""
+    config = saved_config(
+        tmp_path / "llama", "llama", **SMALL["llama"],
+        rope_parameters={"rope_theta": 100.0, "rope_type": "linear", "factor": 2.0},
+    )  # fmt: skip
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100.0
+    scaling = {"rope_type": "linear", "type": "linear", "factor": 2.0}
+    assert config["rope_scaling"] == scaling
+    small = dict(SMALL["llama"], vocab_size=300, pad_token_id=0)
+    of_gemma = dict(small, head_dim=8, num_key_value_heads=2)
+    parameters = {"rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    for model_type in ("phi", "gpt_neox"):
+        config = saved_config(
+            tmp_path / model_type, model_type, **small, rope_parameters=parameters
+        )
+        assert (config["rope_theta"], config["partial_rotary_factor"]) == (100.0, 0.5)
+        assert "rope_scaling" not in config
+    assert (config["rotary_emb_base"], config["rotary_pct"]) == (100.0, 0.5)
+    config = saved_config(
+        tmp_path / "gemma3", "gemma3_text", **of_gemma,
+        rope_parameters={
+            "full_attention": {"rope_theta": 100.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 50.0, "rope_type": "default"},
+        },
+    )  # fmt: skip
+    assert (config["rope_theta"], config["rope_local_base_freq"]) == (100.0, 50.0)
+    assert "rope_theta" not in saved_config(tmp_path / "gpt2", "gpt2", **SMALL["gpt2"])
+
+
+def test_attention_that_must_be_written_out_is_saved_as_such(tmp_path):
+    of_gemma = dict(head_dim=8, num_key_value_heads=2, pad_token_id=0)
+    small = {**SMALL["llama"], "vocab_size": 300, **of_gemma}
+    config = saved_config(tmp_path / "gemma2", "gemma2", **small)
+    if not Gemma2ForCausalLM._supports_sdpa:  # transformers 5.20 supports it
+        assert config["_attn_implementation"] == "eager"
+    config = saved_config(tmp_path / "llama", "llama", **SMALL["llama"])
+    assert "_attn_implementation" not in config
+
+
+@pytest.mark.parametrize(
+    "model_type, overrides, told",
+    [
+        ("llama", {}, None),
+        ("gpt2", {}, None),
+        ("apertus", {}, "does not reproduce a apertus"),
+        ("phi3", {"rope_type": "longrope"}, "does not reproduce rope_type=longrope"),
+    ],
+)
+def test_models_that_the_challenges_library_does_not_reproduce_are_told(
+    model_type, overrides, told, caplog
+):
+    if overrides:
+        factors = dict(short_factor=[1.0] * 4, long_factor=[2.0] * 4)
+        overrides = {"rope_parameters": {**overrides, **factors, "rope_theta": 1e4}}
+    small = dict(SMALL.get(model_type, SMALL["llama"]), pad_token_id=0)
+    config_for(
+        ModelArguments(model_type=model_type, config_overrides={**small, **overrides}),
+        16,
+    )
+    assert (told or "") in caplog.text and bool(caplog.text) == bool(told)
+
+
+def test_code_of_its_own_is_trained_only_if_it_is_trusted(own):  # noqa: F811
+    args = ModelArguments(model_name_or_path=str(own))
+    told = (
+        "it comes with Python code, which runs only with model.trust_remote_code=true"
+    )
+    assert refusal(args).endswith(told)
+    model = built(replace(args, trust_remote_code=True))
+    assert type(model).__name__ == "OwnForCausalLM"
+    assert torch.equal(model.scales[:3, 0], torch.tensor([1.0, 2.0, 3.0]))

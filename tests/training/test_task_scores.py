@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.arguments import ScoringArguments
 from src.data.packing.tokenizer import load
 from src.evaluation.suite import Suite
+from src.evaluation.tasks.aoa import AGES
 from src.foundation import UserError
 from src.training.task_scores import TaskScores, metric_name
 from tests.test_run_clm import history, only_run
@@ -71,14 +73,17 @@ def test_scoring_changes_neither_the_losses_nor_the_weights(
     weights = [load_file(run / "model.safetensors") for run in (without, with_scores)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     rows = [
-        [{k: v for k, v in row.items() if "pairs" not in k} for row in history(run)]
+        [
+            {k: v for k, v in row.items() if "pairs" not in k and "scoring" not in k}
+            for row in history(run)
+        ]
         for run in (without, with_scores)
     ]
     assert rows[0] == rows[1]
     found = [row for row in history(with_scores) if "eval_pairs" in row]
     assert [row["step"] for row in found] == [4, 8, 12]
     # Six of twenty while training, three a set; all of them at the end.
-    for share in (row["eval_pairs_dogs"] for row in found):
+    for share in (row["eval_pairs/dogs"] for row in found):
         assert share == pytest.approx(round(share * 3) / 3)
     results = json.loads((with_scores / "results.json").read_text())
     assert results["eval_pairs"] == pytest.approx(
@@ -98,8 +103,10 @@ def test_a_score_can_pick_the_best_model(tiny, run_clm, pairs, caplog):
     results = json.loads((only_run() / "results.json").read_text())
     assert results["eval_pairs"] == best
     first = next(row["step"] for row in rows if row["eval_pairs"] == best)
-    told = f"The final model is the best one, that of step {first}:" in caplog.messages
-    assert told == (first != 40) and "samples of the tasks" not in caplog.text
+    told = f"Evaluating on the dev text and all 20 items; the model is that of step {first},"
+    assert (told in caplog.text) == (
+        first != 40
+    ) and "samples of the tasks" not in caplog.text
     state = json.loads(
         max(
             only_run().glob("checkpoint-*/trainer_state.json"),
@@ -124,32 +131,48 @@ def test_without_tasks_there_is_nothing_to_score():
     assert scores.score(None, None, all_items=True) == {}
 
 
-def resolve_metric(name, suite, num_items):
+def resolve_metric(name, suite, num_items, files=("a",)):
     """What `training.metric_for_best_model=name` is called in the logs."""
     args = SimpleNamespace(training=SimpleNamespace(metric_for_best_model=name))
-    return metric_name(args, TaskScores(suite, num_items))
+    return metric_name(args, TaskScores(suite, num_items), files)
 
 
 def test_the_metric_is_named_as_it_is_logged(suite, pairs):
     assert resolve_metric("eval_pairs", suite, None) == "pairs"
-    assert resolve_metric("pairs_dogs", suite, None) == "pairs_dogs"
+    assert resolve_metric("pairs/dogs", suite, None) == "pairs/dogs"
     fast = Suite([replace(suite.tasks[0], name="blimp_fast")])
     assert resolve_metric("blimp", fast, 5) == "blimp_fast"
-    with pytest.raises(
-        UserError, match="=ewok is neither .*: pairs, pairs_cats, pairs"
-    ):
+    with pytest.raises(UserError, match="=ewok is not measured .*, pairs/cats, pairs"):
         resolve_metric("ewok", suite, None)
-    with pytest.raises(UserError, match="nor one of the scores .*: none"):
+    with pytest.raises(UserError, match="pairs is not measured .* word_perplexity$"):
         resolve_metric("eval_pairs", suite, 0)
-    with pytest.raises(UserError, match="pairs_dogs is neither"):
-        resolve_metric("pairs_dogs", suite, 1)  # of the first set alone
+    with pytest.raises(UserError, match="pairs/dogs is not measured"):
+        resolve_metric("pairs/dogs", suite, 1)  # of the first set alone
     other = pairs.with_name("other")
     shutil.copytree(pairs, other)
     both = Suite.load(ScoringArguments(pairs=[str(pairs), str(other)]))
-    assert resolve_metric("pairs_other", both, None) == "pairs_other"
-    assert resolve_metric("eval_pairs_other_cats", both, 6) == "pairs_other_cats"
-    with pytest.raises(UserError, match="eval_pairs is neither"):
+    assert resolve_metric("pairs/other", both, None) == "pairs/other"
+    assert resolve_metric("eval_pairs/other/cats", both, 6) == "pairs/other/cats"
+    with pytest.raises(UserError, match="eval_pairs is not measured"):
         resolve_metric("eval_pairs", both, None)
+
+
+def test_the_metric_may_be_that_of_one_dev_file(suite):
+    files = ["childes", "word", "pairs"]
+    for name in ("loss", "files/childes/loss", "files/pairs/loss"):
+        assert resolve_metric(f"eval_{name}", suite, None, files) == name
+    with pytest.raises(UserError, match="childes/loss is not measured"):
+        resolve_metric("files/childes/loss", suite, None, ["childes"])  # as eval_loss
+    with pytest.raises(UserError, match="tales/loss is not measured"):
+        resolve_metric("files/tales/loss", suite, None, files)
+
+
+def test_a_metrics_name_of_an_earlier_version_is_accepted(suite):
+    files = ["childes", "word"]
+    assert resolve_metric("eval_pairs_dogs", suite, None) == "pairs/dogs"
+    assert resolve_metric("childes_loss", suite, None, files) == "files/childes/loss"
+    # The overall figure has this name, not the perplexity of the file `word`.
+    assert resolve_metric("word_perplexity", suite, None, files) == "word_perplexity"
 
 
 def test_a_best_score_that_is_not_defined_is_told(tiny, run_clm, tmp_path):
@@ -187,10 +210,10 @@ def test_several_folders_are_shown_each(tiny, run_clm, pairs, caplog):
     folders = f"evaluation.pairs=[{pairs},{pairs.with_name('other')}]"
     assert run_clm(*tiny, folders) == 0
     lines = [row for row in caplog.text.split("\n") if "eval loss" in row]
-    assert all("eval pairs_agreement " in line for line in lines) and lines
-    assert not any("pairs_other_" in line for line in lines)
+    assert all("eval pairs/agreement " in line for line in lines) and lines
+    assert not any("pairs/other/" in line for line in lines)
     card = (only_run() / "README.md").read_text()
-    assert "| pairs_other | " in card and "pairs_other_cats" not in card
+    assert "| pairs/other | " in card and "pairs/other/cats" not in card
 
 
 def test_a_tokenizer_that_spoils_scores_is_told_before(tiny, run_clm, pairs, caplog):
@@ -213,8 +236,51 @@ def test_a_finished_run_says_which_scores_it_has_not(tiny, run_clm, pairs, caplo
     assert "Scores of pairs are missing. To add them:" in caplog.text
     command = f"src.run_eval checkpoint={only_run()} pairs={pairs}"
     assert command in caplog.text
+    assert f"This run is finished: {only_run()} (training.overwrite" in caplog.text
+    caplog.clear()
+    rules = ["evaluation.backend=causal", "evaluation.protocol=2025"]
+    pairs.rename(pairs.with_name("my pairs"))
+    pairs = f"evaluation.pairs='{pairs.with_name('my pairs')}'"
+    assert run_clm(*tiny, pairs, "evaluation.bf16=true", *rules) == 0
+    (line,) = [line for line in caplog.text.split("\n") if "src.run_eval" in line]
+    _, *overrides = shlex.split(line.partition("src.run_eval ")[2])
+    assert overrides == [
+        pairs.removeprefix("evaluation."), "protocol=2025", "backend=causal", "bf16=True"
+    ]  # fmt: skip
     caplog.clear()
     assert run_clm(*tiny) == 0 and "are missing" not in caplog.text
+
+
+def test_age_of_acquisition_needs_checkpoints_that_are_kept(
+    tiny, run_clm, aoa_data, caplog
+):
+    asked = [*tiny, f"evaluation.data={aoa_data}"]
+    message = run_clm(*asked, "evaluation.tasks=[aoa]")
+    assert (
+        "evaluation.tasks: aoa needs 3 checkpoints of the run, which keeps 2" in message
+    )
+    assert "training.save_total_limit=null" in message and not list(
+        Path("exp").glob("*/*")
+    )
+    assert run_clm(*asked, "evaluation.tasks=full") == 0
+    assert "warning: aoa needs 3 checkpoints" in caplog.text
+    caplog.clear()
+    everything = ["training.save_total_limit=null", "wandb.tag=all"]
+    assert run_clm(*asked, "evaluation.tasks=[aoa]", *everything) == 0
+    assert "warning: aoa" not in caplog.text
+
+
+@pytest.fixture
+def aoa_data(tmp_path):
+    """A folder of evaluation data with age of acquisition alone."""
+    folder = tmp_path / "data" / "full_eval" / "aoa"
+    folder.mkdir(parents=True)
+    contexts = {"dog": [{"context": "A dog"}]}
+    (folder / "cdi_childes.json").write_text(json.dumps(contexts))
+    ages = [str(age) for age in AGES]
+    lines = [["word", *ages], ["dog", *["0.5"] * len(ages)]]
+    (folder / "cdi_human.csv").write_text("\n".join(map(",".join, lines)))
+    return folder.parent.parent
 
 
 @pytest.fixture
@@ -260,7 +326,7 @@ def test_all_processes_have_the_scores_or_the_error_of_the_first(
     in_two_processes(score_twice, only_run().absolute(), pairs, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
-    assert set(found[0]) == {"pairs", "pairs_dogs", "pairs_cats", "error"}
+    assert set(found[0]) == {"pairs", "pairs/dogs", "pairs/cats", "error"}
     assert "the model gives NaN" in found[0]["error"]
     assert "(pairs_agreement)" in found[0]["error"]
 

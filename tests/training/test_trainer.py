@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from src.arguments import (
+    FIGURES,
     Arguments,
     DataTrainingArguments,
     ModelArguments,
@@ -228,7 +229,7 @@ def test_an_evaluation_is_what_one_computes_by_hand(trainer_of):
     totals.append([sum(column) for column in zip(*totals)])
     sizes.append([sum(column) for column in zip(*sizes)])
     for prefix, (nll, hits, targets), (num_bytes, words) in zip(
-        ("eval_first_", "eval_second_", "eval_"), totals, sizes
+        ("eval_files/first/", "eval_files/second/", "eval_"), totals, sizes
     ):
         expected = {
             "loss": nll / targets,
@@ -668,3 +669,21 @@ def test_the_console_has_rates_in_full_and_of_a_huge_perplexity_the_size(caplog)
     assert step.endswith("loss 2.5  tokens/s 1,234,568")
     assert "eval perplexity 1.07e+13  " in evaluation
     assert evaluation.endswith("eval word_perplexity 54,321")
+
+
+def test_a_narrow_terminal_gets_fewer_figures_and_the_number_of_items(caplog):
+    caplog.set_level("INFO")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=6, max_steps=60)
+    values = dict(zip(FIGURES, (5.888, 360.7, 0.0674, 2.008, 1681.0)), pairs=0.5313)
+    logs = {"words": 9761, **{f"eval_{name}": value for name, value in values.items()}}
+    Console((100, 490)).on_log(None, state, None, logs)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "step 6/60  9,761 words  eval loss 5.888  eval perplexity 360.7  eval accuracy 0.0674"
+        "  eval bits_per_byte 2.008  eval word_perplexity 1681  eval pairs 53.13"
+        "  (100 of 490 items)"
+    )
+    short = (
+        "step 6/60  eval loss 5.888  accuracy 0.0674  pairs 53.13  (100 of 490 items)"
+    )
+    assert record.short.replace("\N{NO-BREAK SPACE}", " ") == short

@@ -1,12 +1,16 @@
 """The encoding of text as token ids, with the byte where each token ends.
 
-This is the hot part of packing. Each line is tokenized by itself, as in the example scripts
-of `transformers`, so the ids do not depend on where a text is cut. A byte-level BPE with
-GPT-2's pattern is run by `tiktoken`, which gives the same ids as `tokenizers` in a third of the
-time.
+This is the hot part of packing. The ids are those that the tokenizer gives for whole documents.
+A long document is encoded in windows, which overlap: each holds a piece of the document and some
+text before and after it. `seams` shows whether neighbouring windows agree where they meet.
+
+A byte-level BPE with GPT-2's pattern is run by `tiktoken`, which gives the same ids as
+`tokenizers` in a third of the time.
 """
 
 import json
+import logging
+import os
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -16,130 +20,187 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from src.data.text.documents import LINE
+from src.data.text.documents import CONTEXT
 
-# The pattern of GPT-2 (Radford et al. 2019), applied to each line by itself.
+logger = logging.getLogger(__name__)
+
+# The pattern of GPT-2 (Radford et al. 2019).
 PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
-    r"|[^\S\n]*+\n|[^\S\n]+(?!\S)|[^\S\n]+"
+    r"|\s++$|\s+(?!\S)|\s"
 )
+# An equivalent pattern for text without the white space in NOT_SIMPLE. It has no look-ahead,
+# which would take a fifth of the time, and it splits each line by itself.
+SIMPLE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n| "
+BLANKS = "".join(chr(c) for c in range(0x3001) if chr(c).isspace() and c != ord("\n"))
+NOT_SIMPLE = ["  ", " \n", *BLANKS.replace(" ", "")]
 
-# An equivalent pattern for text whose only white space is line ends and single spaces. It has no
-# look-ahead, which would take a fifth of the time.
-SIMPLE_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+| ?\n| "
-NOT_SIMPLE = ["  "] + [
-    chr(code)
-    for code in range(0x3001)
-    if chr(code).isspace() and chr(code) not in " \n"
-]
-
-
-# A line that encoding and decoding change, as {"text": …, "decoded": …}.
+# A place where encoding and decoding change the text, as {"text": …, "decoded": …}.
 Loss = dict[str, str]
 
 
 class Encoded(NamedTuple):
-    """The tokens of a text."""
+    """The tokens of consecutive documents."""
 
     ids: np.ndarray  # [n]
-    ends: np.ndarray  # [n] the byte of the text where each token ends
-    loss: Optional[Loss]  # the first one in the text
+    ends: np.ndarray  # [n] the byte of the joined documents where each token ends
+    starts: np.ndarray  # [num_documents] the index of the first token of each document
+    offsets: np.ndarray  # [num_documents] the byte where each document starts
+    loss: Optional[Loss] = None  # the first one in the documents
+    # The ids and ends [2, n] of the tokens around the start and the end of the documents, with
+    # ends relative to it; None where the text does not go on.
+    seams: tuple[Optional[np.ndarray], Optional[np.ndarray]] = (None, None)
 
 
 class Encoder:
-    """An encoder of text alone.
+    """An encoder of documents.
 
     It adds no special tokens, and treats those in the text (such as `</s>`) as plain text. It
-    puts no space before the text, does not truncate and does not pad.
+    does not truncate and does not pad.
 
     Args:
         description: The tokenizer as `plain_json` describes it.
+        fast: Use `tiktoken` and the lengths of entries where they fit the tokenizer.
     """
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, fast: bool = True):
         self.backend = tokenizers.Tokenizer.from_str(description)
         self.backend.encode_special_tokens = True
         self.max_id = max(self.backend.get_vocab().values())
         parts = json.loads(description)
-        self._lengths = byte_lengths(self.backend, parts)
-        self._tiktoken = self._simple = None
-        ranks = tiktoken_ranks(self.backend, parts)
-        if self._lengths is not None and ranks is not None:
-            self._tiktoken = as_tiktoken(ranks, PATTERN)
-            self._simple = as_tiktoken(ranks, SIMPLE_PATTERN)
-
-    def encode(self, texts: list[str]) -> Encoded:
-        """Return the tokens of all texts in order. `ends` are offsets in the joined texts."""
-        if self._tiktoken is not None:
-            arrays = [self._encode_with_tiktoken(text) for text in texts]
-            ids = np.concatenate([np.zeros(0, np.uint32), *arrays])
-            return Encoded(ids, np.cumsum(self._lengths[ids]), None)
-        lines = [line for text in texts for line in LINE.findall(text)]
+        self._lengths = byte_lengths(self.backend, parts) if fast else None
+        ranks = None
         if self._lengths is not None:
-            encodings = self.backend.encode_batch_fast(lines, add_special_tokens=False)
-            ids = np.array([id for e in encodings for id in e.ids], np.int64)
+            ranks = tiktoken_ranks(self.backend, parts)
+        self._tiktoken = ranks and as_tiktoken(ranks, PATTERN)
+        self._simple = ranks and as_tiktoken(ranks, SIMPLE_PATTERN)
+        # GPT-2 itself has an entry of two line ends, which are then not split.
+        self._joins_lines = any(b"\n" in entry[:-1] for entry in ranks or ())
+        self._not_simple = NOT_SIMPLE + ["\n\n", "\n "] * self._joins_lines
+
+    def encode(
+        self, documents: list[str], before: str = "", after: str = ""
+    ) -> Encoded:
+        """Return the tokens of documents.
+
+        Args:
+            documents: Whole documents, except perhaps the first and the last.
+            before: The text before, if the first document begins earlier.
+            after: The text after, if the last document goes on.
+        """
+        windows = list(documents) or [""]
+        windows[0] = before + windows[0]
+        windows[-1] += after
+        sizes = [len(window.encode()) for window in windows]
+        edges = np.cumsum([0, *sizes])  # of the windows, in bytes of all
+        ids, ends, starts, loss = self._encode_windows(windows, edges)
+        shift, last = len(before.encode()), edges[-1] - len(after.encode())
+        seams = (
+            _around(ids, ends, shift) if before else None,
+            _around(ids, ends, last) if after else None,
+        )
+        # A token belongs to the piece with its last byte.
+        first = np.searchsorted(ends, shift, side="right") if before else 0
+        stop = np.searchsorted(ends, last, side="right") if after else len(ids)
+        starts = np.maximum(starts - first, 0)[: len(documents)]
+        offsets = np.maximum(edges - shift, 0)[: len(documents)]
+        ids, ends = ids[first:stop], ends[first:stop] - shift
+        return Encoded(ids, ends, starts, offsets, loss, seams)
+
+    def checked(self, documents: list[str]) -> "Encoder":
+        """Return this encoder if it agrees with `tokenizers` on documents, else a slow one."""
+        whole = self.backend.encode_batch(documents, add_special_tokens=False)
+        ids = [id for encoding in whole for id in encoding.ids]
+        if self.encode(documents).ids.tolist() == ids:
+            return self
+        logger.warning("tiktoken gives other ids here; `tokenizers` packs the text")
+        return Encoder(self.backend.to_str(), fast=False)
+
+    def _encode_windows(
+        self, windows: list[str], edges: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Optional[Loss]]:
+        """Return the ids and ends of all tokens, the first token of each window, and a loss."""
+        if self._lengths is not None:
+            ids = self._encode_without_offsets(windows)
             ends = np.cumsum(self._lengths[ids])
-            num_bytes = sum(len(line.encode()) for line in lines)
-            if len(ids) and ends[-1] == num_bytes:
-                return Encoded(ids, ends, None)
+            if ends[-1:].sum() == edges[-1]:
+                return ids, ends, np.searchsorted(ends, edges, side="right"), None
             # Otherwise the vocabulary lacks some bytes, and a part of the text has no tokens.
-        return self._encode_by_offsets(lines)
+        encodings = self.backend.encode_batch(windows, add_special_tokens=False)
+        ends, losses = zip(*map(self._ends_and_loss, windows, encodings))
+        ids = np.array([id for encoding in encodings for id in encoding.ids], np.int64)
+        ends = np.concatenate([end + edge for end, edge in zip(ends, edges)])
+        starts = np.cumsum([0, *map(len, encodings)])
+        return ids, ends, starts, next(filter(None, losses), None)
 
-    def _encode_with_tiktoken(self, text: str) -> np.ndarray:
-        simple = not any(space in text for space in NOT_SIMPLE)
-        encoding = self._simple if simple else self._tiktoken
-        return encoding.encode_to_numpy(text, disallowed_special=frozenset())
+    def _encode_without_offsets(self, windows: list[str]) -> np.ndarray:
+        """Return the ids of all windows [n], of a byte-level tokenizer."""
+        if self._tiktoken is None:
+            encodings = self.backend.encode_batch_fast(
+                windows, add_special_tokens=False
+            )
+            return np.array([id for e in encodings for id in e.ids], np.int64)
+        text = "".join(windows)
+        is_simple = not any(space in text for space in self._not_simple)
+        encoding = self._simple if is_simple else self._tiktoken
+        # The tokens of a line depend on the next line only if white space ends the line.
+        independent = (w[-1:] == "\n" and w[-2:-1] not in BLANKS for w in windows[:-1])
+        if not self._joins_lines and all(independent):
+            windows = [text]  # one call is faster than many
+        return np.concatenate(
+            [
+                encoding.encode_to_numpy(window, disallowed_special=frozenset())
+                for window in windows
+            ]
+        )
 
-    def _encode_by_offsets(self, lines: list[str]) -> Encoded:
-        """Return the tokens of lines with any tokenizer. This is slow.
+    def _ends_and_loss(
+        self, text: str, encoding: tokenizers.Encoding
+    ) -> tuple[np.ndarray, Optional[Loss]]:
+        """Return the ends of a text's tokens and a loss, with any tokenizer. This is slow.
 
-        The ends come from the tokenizer's offsets of characters, and every line is decoded to
+        The ends come from the tokenizer's offsets of characters, and the text is decoded to
         find a loss.
         """
-        encodings = self.backend.encode_batch(lines, add_special_tokens=False)
-        ids, ends, before = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-        loss = None
-        for line, encoding in zip(lines, encodings):
-            offsets = np.concatenate([[0], np.cumsum([len(c.encode()) for c in line])])
-            last = np.array([end for _, end in encoding.offsets], np.int64)
-            # A token ends where its last character ends.
-            ends.append(before + offsets[np.maximum.accumulate(last)])
-            ids.append(np.array(encoding.ids, np.int64))
-            before += offsets[-1]
-            if loss is None:
-                decoded = self.backend.decode(encoding.ids, skip_special_tokens=False)
-                loss = dict(text=line, decoded=decoded) if decoded != line else None
-        return Encoded(np.concatenate(ids), np.concatenate(ends), loss)
+        offsets = np.cumsum([0, *(len(character.encode()) for character in text)])
+        last = np.array([end for _, end in encoding.offsets], np.int64)
+        decoded = self.backend.decode(encoding.ids, skip_special_tokens=False)
+        # A token ends where its last character ends.
+        return offsets[np.maximum.accumulate(last)], _difference(text, decoded)
+
+
+def _around(ids: np.ndarray, ends: np.ndarray, seam: int) -> np.ndarray:
+    """Return the ids and ends [2, n] of the tokens around a seam. Ends are relative to it."""
+    near = np.abs(ends - seam) <= CONTEXT // 2
+    return np.stack([ids[near].astype(np.int64), ends[near] - seam])
+
+
+def _difference(text: str, decoded: str) -> Optional[Loss]:
+    """Return the surroundings of the first place where two texts differ; None if there is none.
+
+    A tokenizer may put one space before a text, and decoding may take one away.
+    """
+    if decoded in (text, f" {text}") or text == f" {decoded}":
+        return None
+    start = max(0, len(os.path.commonprefix([text, decoded])) - 30)
+    return dict(text=text[start : start + 60], decoded=decoded[start : start + 60])
 
 
 def plain_json(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the JSON of a `tokenizers` tokenizer that only turns text into ids and back.
 
-    It has no special tokens around a text, no space before it, no truncation and no padding.
-    Without dropout, the same text always gets the same tokens.
+    It has no special tokens around a text, no truncation and no padding. Without dropout, the
+    same text always gets the same tokens. A byte-level tokenizer, such as our own, puts no space
+    before a text; any other one does as it always does.
     """
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     description.update(truncation=None, padding=None, post_processor=None)
     if "dropout" in description["model"]:
         description["model"]["dropout"] = None
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        serialized = json.dumps(description[part])
-        description[part] = json.loads(serialized, object_hook=_without_added_space)
+    splitting = description["pre_tokenizer"] or {}
+    if splitting.get("type") == "ByteLevel":
+        splitting["add_prefix_space"] = False
     return json.dumps(description)
-
-
-def _without_added_space(component: dict[str, Any]) -> Optional[dict[str, Any]]:
-    """Return a component that adds no space before a text; None if it has no other use."""
-    # The normalizer `Prepend` adds the space. The decoder `Strip` removes it again; the
-    # normalizer of that name has no `content`.
-    kind = component.get("type")
-    if kind == "Prepend" or (kind == "Strip" and "content" in component):
-        return None
-    off = {"add_prefix_space": False, "prepend_scheme": "never"}
-    component |= {key: off[key] for key in off if key in component}
-    for parts in {"normalizers", "decoders"} & set(component):
-        component[parts] = [part for part in component[parts] if part is not None]
-    return component
 
 
 def as_tiktoken(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:

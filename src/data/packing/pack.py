@@ -4,7 +4,8 @@ import functools
 import hashlib
 import logging
 import os
-from collections import deque
+import re
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator, Optional
@@ -18,11 +19,16 @@ from src.data.packing.encoding import Encoder, Loss, plain_json
 from src.data.packing.stream import VERSION, PackedPiece, Stream, StreamWriter
 from src.data.packing.tokenizer import boundary_tokens
 from src.data.text.corpus import Source, reading_bar
-from src.data.text.documents import Piece
+from src.data.text.documents import Piece, with_context
 from src.data.text.words import word_starts
 from src.foundation import UserError
 
 logger = logging.getLogger(__name__)
+
+# How special tokens of language models are usually written.
+SPECIAL_TOKEN = (
+    r"<\|\w+\|>|</s>|<(?:s|pad|unk|bos|eos|mask)>|\[(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]"
+)
 
 
 class Packer:
@@ -49,6 +55,8 @@ class Packer:
         self.bos_eos = boundary_tokens(tokenizer)
         self.document_boundary, self.cache, self.lossy = document_boundary, cache, lossy
         self.num_workers = num_workers or num_cores()
+        special = [*map(re.escape, tokenizer.all_special_tokens), SPECIAL_TOKEN]
+        self.special_token = re.compile("|".join(special))
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -101,6 +109,7 @@ class Packer:
         boundary = source.boundary(self.document_boundary)
         before = dict(writer.totals)
         num_separators, num_empty_texts, loss = 0, 0, None
+        special_tokens: Counter[str] = Counter()
         for packed in self._packed_pieces(source, boundary):
             loss = loss or packed.loss
             if loss and not self.lossy:
@@ -108,6 +117,7 @@ class Packer:
             writer.append(packed)
             num_separators += packed.num_separators
             num_empty_texts += packed.num_empty_texts
+            special_tokens.update(packed.special_tokens)
             bar.update(packed.num_bytes)
         writer.end_document()
         sizes = {name: writer.totals[name] - before[name] for name in before}
@@ -122,19 +132,46 @@ class Packer:
             "separators": num_separators,
             "empty_texts": num_empty_texts,
             "loss": loss,
+            "special_tokens": special_tokens,
         }
 
     def _packed_pieces(self, source: Source, boundary: str) -> Iterator[PackedPiece]:
-        """Yield all pieces in order. Threads pack them."""
-        waiting: deque[Future] = deque()
+        """Yield all pieces in order. Pieces whose tokens do not meet are packed as one."""
+        last, size = None, 0
+        for piece, packed in self._in_threads(with_context(source.pieces(boundary))):
+            if last is not None and (last[1] is None or not _fit(last[1], packed)):
+                piece, packed = last[0].joined(piece), None
+                # Each attempt is twice as long, so that all take linear time.
+                if not piece.after or len(piece.text) >= 2 * size:
+                    packed = self._pack(piece, self.encoder)
+            elif last is not None:
+                yield last[1]
+            size = size if packed is None else len(piece.text)
+            last = piece, packed
+        if last is not None:
+            yield last[1]
+
+    def _in_threads(
+        self, pieces: Iterator[Piece]
+    ) -> Iterator[tuple[Piece, PackedPiece]]:
+        """Yield each piece and its tokens. Threads pack them."""
+        waiting: deque[tuple[Piece, Future]] = deque()
         with ThreadPoolExecutor(self.num_workers) as pool:
-            for piece in source.pieces(boundary):
-                waiting.append(pool.submit(pack_piece, piece, self.encoder))
+            encoder = None
+            for piece in pieces:
+                encoder = encoder or self.encoder.checked(piece.split())
+                waiting.append((piece, pool.submit(self._pack, piece, encoder)))
                 # Two pieces per thread: no thread waits, and the memory stays bounded.
                 if len(waiting) > 2 * self.num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                    piece, future = waiting.popleft()
+                    yield piece, future.result()
+            for piece, future in waiting:
+                yield piece, future.result()
+
+    def _pack(self, piece: Piece, encoder: Encoder) -> PackedPiece:
+        """Pack a piece and count the special tokens that are written in it."""
+        counts = Counter(self.special_token.findall(piece.text))
+        return pack_piece(piece, encoder)._replace(special_tokens=counts)
 
     def _warn(self, row: dict[str, Any]) -> None:
         """Log warnings for lost or skipped text of a source, and for missing boundaries."""
@@ -144,10 +181,16 @@ class Packer:
                 f"tokenizer.lossy=true: in {name} {_change(row['loss'])}; scores per byte"
                 " and per word ignore what is lost"
             )
-        if boundary in ("blank_line", "heading") and not row["separators"]:
+        if boundary not in ("auto", "line", "file") and not row["separators"]:
             unit = "it" if row["boundary"] == "file" else "every row"
             logger.warning(
                 f"data.document_boundary={boundary}: {name} has none; {unit} is one document"
+            )
+        for token, count in row["special_tokens"].items():
+            logger.warning(
+                f"{name}: the special token {token} is written {count:,} times in the text;"
+                " it is packed as characters and counted as a word. If it separates"
+                f" documents, set \"data.document_boundary='{token}'\""
             )
         if skipped := row["empty_texts"]:
             logger.warning(f"{name}: {skipped:,} rows without text were skipped")
@@ -162,29 +205,27 @@ def num_cores() -> int:
 
 def pack_piece(piece: Piece, encoder: Encoder) -> PackedPiece:
     """Encode a piece and count the words and bytes before the end of each token."""
-    ids, ends, loss = encoder.encode(piece.texts)
-    text = piece.text
-    starts = _byte_offsets(text, piece.documents)
-    data = text.encode()
+    encoded = encoder.encode(piece.split(), piece.before, piece.after)
+    # The first of these documents may be the rest of one that begins in another piece.
+    rest = len(encoded.starts) - len(piece.documents)
+    tokens, starts = encoded.starts[rest:], encoded.offsets[rest:]
+    data, ends = piece.text.encode(), encoded.ends
     words = np.zeros(
         len(data) + 1, np.int64
     )  # number of words that begin before a byte
     np.cumsum(word_starts(data, piece.continues_word, starts), out=words[1:])
-    documents = np.stack(
-        [np.searchsorted(ends, starts, side="right"), words[starts], starts], axis=1
-    )
-    documents[starts == 0, 0] = 0  # even if the first token stands for no byte
+    documents = np.stack([tokens, words[starts], starts], axis=1)
     sizes = int(words[-1]), len(data), piece.num_separators, piece.num_empty_texts
-    return PackedPiece(ids, words[ends], ends, documents, *sizes, loss)
+    results = encoded.loss, encoded.seams
+    return PackedPiece(encoded.ids, words[ends], ends, documents, *sizes, *results)
 
 
-def _byte_offsets(text: str, offsets: list[int]) -> np.ndarray:
-    """Convert ascending offsets [n] in characters to offsets in the text's UTF-8."""
-    if text.isascii():
-        return np.array(offsets, np.int64)
-    edges = zip([0, *offsets], offsets)
-    widths = [len(text[start:end].encode()) for start, end in edges]
-    return np.cumsum(np.array(widths, np.int64))
+def _fit(piece: PackedPiece, following: PackedPiece) -> bool:
+    """Return whether two pieces have the same tokens around the place where they meet."""
+    end, start = piece.seams[1], following.seams[0]
+    if end is None or start is None:
+        return True
+    return end.size > 0 and np.array_equal(end, start)
 
 
 def _loss_error(name: str, loss: Loss) -> UserError:
@@ -195,6 +236,5 @@ def _loss_error(name: str, loss: Loss) -> UserError:
 
 
 def _change(loss: Loss) -> str:
-    """Return `'text' becomes 'decoded text'`, each cut to 60 characters."""
-    short = [text if len(text) <= 60 else text[:60] + "…" for text in loss.values()]
-    return " becomes ".join(map(repr, short))
+    """Return `'text' becomes 'decoded text'`."""
+    return " becomes ".join(map(repr, loss.values()))

@@ -15,14 +15,14 @@ the size of the corpus. All numbers are little-endian.
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional, Sequence
+from typing import Any, BinaryIO, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from src.data.packing.encoding import Loss
 from src.foundation import write_atomically
 
-VERSION = 3  # of the packing; with another value all text is packed again
+VERSION = 4  # of the packing; with another value all text is packed again
 
 
 class Stream:
@@ -41,24 +41,18 @@ class Stream:
         self.documents = self._array("documents", "<u8")
 
     @classmethod
-    def open(cls, directory: Path, names: Sequence[str] = ()) -> Optional["Stream"]:
-        """Return the stream, or None if a file is missing or has the wrong size.
+    def open(cls, directory: Path, names: Sequence[str] = ()) -> "Stream":
+        """Return the stream in a folder.
 
         Args:
             names: The names of the sources, for the column `name` of `files`. They are not
                 stored, because the same text may have another name in the next run.
         """
-        try:
-            info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
-            sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
-            if any(sizes.get(name) != size for name, size in info["sizes"].items()):
-                return None
-            if names:
-                rows = zip(names, info["files"])
-                info["files"] = [{"name": name, **row} for name, row in rows]
-            return cls(directory, info)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
+        if names:
+            rows = zip(names, info["files"])
+            info["files"] = [{"name": name, **row} for name, row in rows]
+        return cls(directory, info)
 
     def _array(self, name: str, dtype: str) -> np.ndarray:
         return np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode="r")
@@ -109,6 +103,8 @@ class PackedPiece(NamedTuple):
     num_separators: int = 0
     num_empty_texts: int = 0
     loss: Optional[Loss] = None
+    seams: tuple[Optional[np.ndarray], Optional[np.ndarray]] = (None, None)
+    special_tokens: Mapping[str, int] = {}  # how often each is written in the text
 
 
 class StreamWriter:

@@ -6,31 +6,39 @@ challenge's pipeline expects. Packing does not use this: it adds BOS and EOS aro
 itself, and no spaces.
 """
 
-import contextlib
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 import tokenizers
+from huggingface_hub import snapshot_download
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.data.cache import Cache
 from src.data.text.corpus import Source, reading_bar
-from src.data.text.documents import LINE
-from src.foundation import UserError, first_line
+from src.data.text.documents import BOUNDARIES, LINE
+from src.foundation import UserError, fault_in_loading, first_line
 
 logger = logging.getLogger(__name__)
 
-FILES = ("tokenizer.json", "tokenizer_config.json")
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+# The special tokens of a tokenizer.json, which does not say their roles. First names win.
+USUAL_NAMES = {
+    "bos": ("<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>"),
+    "eos": ("</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]"),
+    "unk": ("<unk>", "[UNK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("<mask>", "[MASK]"),
+}
 VERSION = 2  # of the training; with another value every tokenizer is trained again
 
 
 def train(
-    texts: Iterable[str] | Iterable[list[str]], vocab_size: int, progress: bool = False
+    texts: Iterable[str] | Iterable[list[str]], vocab_size: int
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE of at most `vocab_size` entries.
 
@@ -45,7 +53,7 @@ def train(
         special_tokens=[PAD, BOS, EOS],
         # Sorted, because the ids follow the order of the alphabet.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=progress and sys.stderr.isatty(),
+        show_progress=False,  # its bars would overwrite ours
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -62,24 +70,40 @@ def load(
     revision: Optional[str] = None,
     token: Optional[str] = None,
     cache_dir: Optional[Path] = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Return a pretrained tokenizer from a directory or the hub.
+    """Return a pretrained tokenizer from a directory, a tokenizer.json or the hub.
 
     Raises:
-        UserError: It is missing or damaged, or has no fast implementation or no EOS token.
+        UserError: It is missing or damaged, or has no fast implementation or no EOS token, or
+            it needs Python code that is not trusted.
     """
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        path = _download(name_or_path, revision, token, cache_dir)
+    file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision or "main", token=token, cache_dir=cache_dir
-        )
+        backend = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else None
+        if path.is_dir():
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code
+            )
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     except Exception as error:
         # `tokenizers` raises a plain `Exception` for a damaged file.
-        expected = (OSError, ValueError, KeyError, ImportError)
+        expected = (OSError, ValueError, KeyError, TypeError, ImportError)
         if not isinstance(error, expected) and type(error) is not Exception:
             raise
+        fault = fault_in_loading(error, "model.trust_remote_code")
+        is_own_code = trust_remote_code or "trust_remote_code" in fault
+        if not (file.is_file() or is_own_code):
+            fault = "there is no tokenizer.json"
         raise UserError(
-            f"{name_or_path} has no tokenizer: {first_line(error)}"
+            f"{name_or_path}: cannot read the tokenizer: {fault}"
         ) from error
+    if backend is not None and boundary_tokens(tokenizer)[1] is None:
+        tokenizer.add_special_tokens(_special_tokens(backend))
     if not tokenizer.is_fast:
         raise UserError(f"{name_or_path}: the tokenizer must be a fast one")
     if boundary_tokens(tokenizer)[1] is None:
@@ -87,41 +111,71 @@ def load(
     return tokenizer
 
 
+def _download(
+    name: str, revision: Optional[str], token: Optional[str], cache_dir: Optional[Path]
+) -> Path:
+    """Return the folder of a tokenizer of the hub. Offline, this fails at once."""
+    try:
+        patterns = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.py"]
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or "main",
+                token=token,
+                cache_dir=cache_dir,
+                allow_patterns=patterns,
+            )
+        )
+    except (OSError, ValueError) as error:  # the hub's errors are subclasses of these
+        raise UserError(
+            f"there is no folder or file {name}, and it cannot be fetched from the hub:"
+            f" {first_line(error)}"
+        ) from error
+
+
+def _special_tokens(backend: tokenizers.Tokenizer) -> dict[str, str]:
+    """Return the special tokens that a vocabulary has under their usual names, by their role."""
+    vocabulary = backend.get_vocab()
+    return {
+        f"{role}_token": name
+        for role, names in USUAL_NAMES.items()
+        for name in reversed(names)
+        if name in vocabulary
+    }
+
+
 def load_or_train(
-    sources: list[Source], vocab_size: int, cache: Cache
+    sources: list[Source], vocab_size: int, cache: Cache, boundary: str = "file"
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of `vocab_size` entries trained on `sources`, cached."""
+    """Return the tokenizer of `vocab_size` entries trained on `sources`, cached.
+
+    If the document boundary is a string, it is no text to learn from.
+    """
+    separator = [] if boundary in BOUNDARIES else [boundary]
 
     def build(directory: Path) -> None:
         logger.info("Training a tokenizer of up to %s entries …", f"{vocab_size:,}")
-        lines = _lines(sources, cache.progress)
-        tokenizer = train(lines, vocab_size, cache.progress)
+        lines = _lines(sources, *(separator or ["file"]), cache.progress)
+        tokenizer = train(lines, vocab_size)
         logger.info("The tokenizer has %s entries", f"{len(tokenizer):,}")
         save(tokenizer, directory)
 
-    identity = [VERSION, vocab_size, [source.identity for source in sources]]
-    return cache.get("tokenizers", identity, _load_cached, build)
+    texts = [source.identity for source in sources]
+    identity = [VERSION, vocab_size, texts, *separator]
+    return cache.get("tokenizers", identity, lambda path: load(str(path)), build)
 
 
-def _load_cached(directory: Path) -> Optional[PreTrainedTokenizerBase]:
-    """Return the tokenizer of a folder of the cache; None if it is missing or damaged."""
-    # Without its file, transformers would look for the tokenizer on the hub.
-    if not all((directory / name).is_file() for name in FILES):
-        return None
-    with contextlib.suppress(UserError):
-        return load(str(directory))
-
-
-def _lines(sources: list[Source], progress: bool) -> Iterator[list[str]]:
+def _lines(sources: list[Source], boundary: str, progress: bool) -> Iterator[list[str]]:
     """Yield lists of lines.
 
-    Since packing tokenizes line by line, no token may be learnt across lines.
+    No token is learnt across lines, so that packing can tokenize most texts line by line.
     """
-    with reading_bar("Training the tokenizer: reading", sources, progress) as bar:
+    with reading_bar("Counting words for the tokenizer", sources, progress) as bar:
         for source in sources:
-            for piece in source.pieces("file"):
+            for piece in source.pieces(boundary):
                 yield [line for text in piece.texts for line in LINE.findall(text)]
                 bar.update(len(piece.text.encode()))
+    logger.info("The text is read; learning the merges …")
 
 
 def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

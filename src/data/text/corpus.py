@@ -1,5 +1,6 @@
 """Text of every supported kind: text files, tables and datasets of the hub."""
 
+import csv
 import functools
 import glob
 import gzip
@@ -7,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import reprlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from tqdm.auto import tqdm
 
 from src.arguments import DataTrainingArguments
 from src.data.cache import file_checksums
-from src.data.text.documents import Piece, cut, find_boundary, read_parts
-from src.foundation import UserError
+from src.data.text.documents import BOUNDARIES, Piece, cut, find_boundary, read_parts
+from src.foundation import UserError, sha256, shows_bars
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
 # Endings of tables, and the builders of `datasets` that read them.
@@ -63,16 +65,27 @@ class Source:
         return cut(self.texts(), boundary)
 
 
+def check_boundary(boundary: str, sources: list[Source]) -> None:
+    """Raise `UserError` if `data.document_boundary` is a separator that no source has."""
+    if boundary not in BOUNDARIES and not any(
+        piece.num_separators for source in sources for piece in source.pieces(boundary)
+    ):
+        raise UserError(
+            f"data.document_boundary={boundary!r} must be {', '.join(BOUNDARIES)} or a"
+            " string that separates documents; this string occurs in no file"
+        )
+
+
 def reading_bar(title: str, sources: list[Source], show: bool) -> tqdm:
     """Return a progress bar over the bytes of some sources.
 
     Args:
         title: The text before the bar.
         sources: The sources that will be read.
-        show: Show the bar if the output is a terminal.
+        show: Show the bar if all output goes to a terminal. It vanishes when it is closed.
     """
     size = sum(source.size for source in sources)
-    disable = None if show else True  # None: disabled unless the output is a terminal
+    disable = not (show and shows_bars())
     return tqdm(desc=title, total=size, unit="B", unit_scale=True, disable=disable)
 
 
@@ -86,22 +99,39 @@ def find_files(patterns: Any) -> list[Path]:
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
     files: dict[Path, Path] = {}
     for pattern in map(os.path.expanduser, map(str, patterns)):
-        matches = sorted(glob.glob(pattern, recursive=True))
+        matches = sorted(glob.glob(_escape_folder(pattern), recursive=True))
         if os.path.exists(pattern):  # even if its name looks like a glob
             matches = [pattern]
         if not matches:
-            advice = (
-                " ./download_data.sh fetches the challenge's text; for smaller parts of it,"
-                ' see "Use a recipe" in the README.'
-            )
             raise UserError(
                 f"no file matches {pattern!r} (looked in {Path.cwd()})."
-                + advice * ("babylm_data" in pattern)
+                + _advice(pattern)
             )
         for path in map(Path, matches):
             _check_file(path)
             files.setdefault(path.resolve(), path)
     return list(files.values())
+
+
+def _escape_folder(pattern: str) -> str:
+    """Escape the existing folder at the start of a glob; its name may look like a glob."""
+    folder = next(filter(os.path.isdir, Path(pattern).parents), Path())
+    return os.path.join(glob.escape(str(folder)), os.path.relpath(pattern, folder))
+
+
+def _advice(pattern: str) -> str:
+    """Return how to get missing files of the challenge, after a space."""
+    if subset := re.search(r"(.*babylm_)(dev_)?(\d+)k(?=/)", pattern):
+        folder, dev, words = subset.groups()
+        whole = folder + ("dev" if dev else "10M")
+        return (
+            f" Make them of {whole}, which ./download_data.sh fetches, with: python -m"
+            f" tests.benchmarks.subset {whole} {subset[0]} --words {words}000"
+        )
+    return (
+        " ./download_data.sh fetches the challenge's text; for smaller parts of it, see"
+        ' "Use a recipe" in the README.'
+    ) * ("babylm_data" in pattern)
 
 
 def _check_file(path: Path) -> None:
@@ -110,10 +140,12 @@ def _check_file(path: Path) -> None:
     if not path.name.endswith((*TEXT_SUFFIXES, *TABLE_BUILDERS)):
         kinds = " ".join([*TEXT_SUFFIXES, *TABLE_BUILDERS])
         raise UserError(f"{path} must end in one of {kinds}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} cannot be read: Permission denied")
-    if not path.stat().st_size:
-        raise UserError(f"{path} is empty")
+    try:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty")
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_corpus(
@@ -121,27 +153,33 @@ def read_corpus(
 ) -> list[Source]:
     """Return the sources that `patterns` name (see `find_files`), with their checksums.
 
-    The text itself is read later, piece by piece.
+    New files are read once, so that errors in their text are found before other work.
     """
     paths = find_files(patterns)
-    checksums = file_checksums(paths, cache_dir)
-    sources = []
-    for name, path in zip(_names(paths), paths):
-        if path.name.endswith(TEXT_SUFFIXES):
-            texts = functools.partial(_read_text, path)
-            reading = "gzip" if path.suffix == ".gz" else "text"
-        else:
-            texts = functools.partial(_read_table, path, text_column)
+    names = dict(zip(paths, _names(paths)))
+
+    def source(path: Path, checksum: str) -> Source:
+        size, reading = path.stat().st_size, "gzip" if path.suffix == ".gz" else "text"
+        texts = functools.partial(_read_text, path, checksum)
+        if not path.name.endswith(TEXT_SUFFIXES):
             reading = f"{TABLE_BUILDERS[path.suffix]}:{text_column}"
-        size = path.stat().st_size
-        sources.append(Source(name, checksums[path], size, texts, str(path), reading))
-    return sources
+            texts = functools.partial(_read_whole_table, path, checksum, text_column)
+        return Source(names[path], checksum, size, texts, str(path), reading)
+
+    def read(path: Path) -> str:
+        checked = source(path, sha256(path))
+        if not any([part.strip() for text in checked.texts() for part in text]):
+            raise UserError(f"{path} has no text")
+        return checked.checksum
+
+    checksums = file_checksums(paths, cache_dir, read, f"text:{text_column}")
+    return [source(path, checksum) for path, checksum in checksums.items()]
 
 
 def _names(paths: list[Path]) -> list[str]:
     """Return the file names without endings, with their folders if two would be equal."""
     ending = r"(\.(train|dev|test))?\.(txt\.gz|[a-z]+)$"
-    stems = [re.sub(ending, "", path.name) for path in paths]
+    stems = [re.sub(ending, "", path.name) or path.name for path in paths]
     longer = [f"{p.resolve().parent.name}-{stem}" for p, stem in zip(paths, stems)]
     for names in (stems, longer):
         if len(set(names)) == len(paths):
@@ -149,17 +187,51 @@ def _names(paths: list[Path]) -> list[str]:
     return list(map(str, paths))
 
 
-def _read_text(path: Path) -> Iterator[Iterator[str]]:
+class _HashedFile(io.FileIO):
+    """A file that is read from start to end, and the SHA-256 of what was read so far."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.digest = hashlib.sha256()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return the number of bytes that were read."""
+        size = super().readinto(buffer)
+        self.digest.update(memoryview(buffer)[:size])
+        return size
+
+
+def _refuse_change(path: Path, checksum: str, present: str) -> None:
+    """Raise `UserError` if a file that was read has another checksum than at the start.
+
+    Otherwise the new text would be cached under the checksum of the old one.
+    """
+    if present != checksum:
+        raise UserError(
+            f"{path} has changed since the start of this command; start again"
+        )
+
+
+def _read_text(path: Path, checksum: str) -> Iterator[Iterator[str]]:
     """Yield the one text of a file. Line ends become `\\n`, and a BOM is dropped."""
-    yield _read_text_parts(path)
+    yield _read_text_parts(path, checksum)
 
 
-def _read_text_parts(path: Path) -> Iterator[str]:
+def _read_text_parts(path: Path, checksum: str) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         try:
-            with opener(path, "rt", encoding="utf-8-sig") as file:
-                yield from read_parts(file)
+            raw = _HashedFile(path)
+            with io.BufferedReader(raw, 1 << 20) as buffered:
+                binary = gzip.open(buffered) if path.suffix == ".gz" else buffered
+                file = io.TextIOWrapper(binary, encoding="utf-8-sig")
+                for part in read_parts(file):
+                    if 3 * part.count("\0") > len(part):
+                        raise UserError(
+                            f"{path} has many NUL bytes: is it UTF-16 or binary?"
+                        )
+                    yield part
+                _refuse_change(path, checksum, raw.digest.hexdigest())
         except UnicodeDecodeError:
             # The error has an offset within a buffer. Decode the whole file, to raise an error
             # with the offset within the file.
@@ -169,44 +241,79 @@ def _read_text_parts(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         offset, value = error.start, error.object[error.start]
         encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
+        advice = f"`iconv -f {encoding} -t utf-8` may convert it"
+        if encoding == "latin1" and b"\0" in error.object:
+            advice = "it seems to be binary"
         raise UserError(
             f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
-            f" `iconv -f {encoding} -t utf-8` may convert it"
+            f" {advice}"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_whole_table(
+    path: Path, checksum: str, column: str
+) -> Iterator[Iterator[str]]:
+    yield from _read_table(path, column)
+    _refuse_change(path, checksum, sha256(path))
 
 
 def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
     import datasets
 
     builder = TABLE_BUILDERS[path.suffix]
-    options: dict[str, Any] = {}
-    if builder == "csv":  # keep texts such as `NA` and `007` unchanged
-        options = dict(na_filter=False, converters={column: str})
     try:
-        rows = datasets.load_dataset(
-            builder,
-            data_files=[glob.escape(str(path))],
-            split="train",
-            streaming=True,
-            **options,
-        )
+        if builder == "csv":
+            rows = _csv_rows(path)
+        else:
+            files = [glob.escape(str(path))]
+            rows = datasets.load_dataset(
+                builder, data_files=files, split="train", streaming=True
+            )
         yield from _row_texts(rows, column, str(path))
-    except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        csv.Error,
+        datasets.exceptions.DatasetsError,
+    ) as error:
         reason = error.__cause__ or error
         raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
 
 
+def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file. Each must have as many fields as the header."""
+    csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}: the row that ends in line {reader.line_num} has not as many"
+                    f" fields as the header ({', '.join(reader.fieldnames)}): {row}; a text"
+                    " with a comma must be in quotes"
+                )
+            yield row
+
+
 def _row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
     """Yield the text of every row, as an iterator over parts; empty for one without words."""
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if column not in row:
             raise UserError(
-                f"data.text_column: {where} has no column {column!r}; it has"
+                f"{where} has no column {column!r} (data.text_column); it has"
                 f" {', '.join(row)}"
             )
-        text = "" if row[column] is None else str(row[column])
+        text = "" if row[column] is None else row[column]
+        if not isinstance(text, str):
+            raise UserError(
+                f"{where}, row {number}: {column!r} (data.text_column) holds no text but"
+                f" {type(text).__name__}: {reprlib.repr(text)}"
+            )
         has_words = text and not text.isspace()
         yield read_parts(io.StringIO(text, newline=None)) if has_words else iter(())
 
@@ -227,7 +334,8 @@ def read_hub(
         )
         builder.download_and_prepare()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{data.dataset_name}: {error}") from error
+        reason = error.__cause__ or error
+        raise UserError(f"{data.dataset_name}: {reason}") from error
 
     def source(split: str) -> Source:
         identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"

@@ -7,7 +7,6 @@ babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to Jul
 
 import contextlib
 import copy
-import functools
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal, Optional
@@ -29,13 +28,24 @@ class Classifier(nn.Module):
     Args:
         last: whether the head reads the last token (of texts padded on the left) or the
             first one.
+        exact_positions: whether the tokens of a text are numbered from its first token. If
+            not, the model numbers them as it does by itself. Models with absolute positions,
+            such as GPT-2, then number them from the padding, as in the pipelines.
+
+    Attributes:
+        depends_on_padding: whether the padding on the left of a text changes its logits.
 
     Raises:
         UserError: the model is an encoder-decoder.
     """
 
     def __init__(
-        self, model: PreTrainedModel, num_labels: int, dropout: float, last: bool
+        self,
+        model: PreTrainedModel,
+        num_labels: int,
+        dropout: float,
+        last: bool,
+        exact_positions: bool = False,
     ) -> None:
         super().__init__()
         if model.config.is_encoder_decoder:
@@ -54,7 +64,15 @@ class Classifier(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(size, num_labels),
         )
-        self.gives_positions = last and self._needs_positions()
+        exact = self._exact_ways() if last else [False]
+        self.gives_positions = exact_positions and exact == [True]
+        self.depends_on_padding = not (self.gives_positions or False in exact)
+        if exact_positions and self.depends_on_padding:
+            LOGGER.warning(
+                "%s gives other states to a text if it is padded on the left: scores depend"
+                " on the other texts of a batch",
+                type(self.backbone).__name__,
+            )
 
     def forward(
         self,
@@ -95,12 +113,12 @@ class Classifier(nn.Module):
         return self._states(token, token).shape[-1]
 
     @torch.no_grad()
-    def _needs_positions(self) -> bool:
-        """Return whether texts that are padded on the left need `position_ids`.
+    def _exact_ways(self) -> list[bool]:
+        """Return with which `gives_positions` padding on the left changes no state of a text.
 
         This is tested on the model itself, not looked up by its name. With rotary positions,
         or positions that are counted from the mask, the states are right without
-        `position_ids`.
+        `position_ids`. With absolute ones they need them. The list may have both, or be empty.
         """
         vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
         length = min(8, max(2, (num_positions(self.backbone) or 8))) // 2
@@ -117,19 +135,14 @@ class Classifier(nn.Module):
                 if torch.allclose(padded, alone, atol=1e-3, rtol=1e-3):
                     exact.append(gives_positions)
         self.backbone.train()
-        if exact:
-            return exact[0]
-        LOGGER.warning(
-            "%s gives other states to a text if it is padded on the left: scores depend on"
-            " the other texts of a batch",
-            type(self.backbone).__name__,
-        )
-        return False
+        return exact
 
 
 @dataclass(frozen=True)
 class Collate:
     """A collator of rows into padded ids and mask [B, T], and labels [B].
+
+    T is the length of the longest text, or the largest `width` of a row if that is larger.
 
     Args:
         side: the side on which texts are padded.
@@ -139,12 +152,15 @@ class Collate:
     side: Literal["left", "right"]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = [torch.tensor(row["input_ids"]) for row in rows]
-        pad = functools.partial(
-            nn.utils.rnn.pad_sequence, batch_first=True, padding_side=self.side
-        )
+        texts = [row["input_ids"] for row in rows]
+        width = max([*map(len, texts), *(row.get("width", 0) for row in rows)])
+
+        def padded(values: list[int], fill: int) -> list[int]:
+            missing = [fill] * (width - len(values))
+            return missing + values if self.side == "left" else values + missing
+
         return {
-            "input_ids": pad(texts, padding_value=self.pad_id),
-            "attention_mask": pad([torch.ones_like(text) for text in texts]),
+            "input_ids": torch.tensor([padded(text, self.pad_id) for text in texts]),
+            "attention_mask": torch.tensor([padded([1] * len(t), 0) for t in texts]),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }

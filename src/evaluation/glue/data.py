@@ -115,12 +115,17 @@ class FineTuned:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Task):
-    """A task that trains a copy of the model. An answer is `FineTuned`."""
+    """A task that trains a copy of the model. An answer is `FineTuned`.
+
+    Attributes:
+        exact_positions: whether the tokens of a padded text are numbered from its first one.
+    """
 
     train: list[Example]
     valid: list[Example]
     recipe: Recipe
     num_labels: int
+    exact_positions: bool = False
     takes: ClassVar = "training"
     mean: ClassVar = Mean("glue", tuple(FORMATS))
 

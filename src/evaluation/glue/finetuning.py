@@ -7,9 +7,13 @@ babylm-org/babylm-eval (script of May to July 2026). The head reads:
 * protocol 2025: the first token, with texts padded on the right. For a causal model, we read the
   last token in 2025, too, since the first token sees only itself.
 
-Two things differ from the pipelines. Here padding changes no hidden state (`classifier.py`). On a
-GPU that is fast at bfloat16, matrix products are in bfloat16 unless `bf16=false`; in the pipelines
-everything is float32.
+As in the pipeline of 2026, no `position_ids` are given. So in models with absolute positions,
+such as GPT-2, the tokens of a text are numbered from the padding of its batch, and the batches
+are padded as there: each of the training, and each 64 texts of the validation file. With
+`exact_positions`, and in 2025, when the pipeline padded on the right, padding changes nothing.
+
+One thing differs from the pipelines. On a GPU that is fast at bfloat16, matrix products are in
+bfloat16 unless `bf16=false`; in the pipelines everything is float32.
 """
 
 import contextlib
@@ -21,7 +25,7 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler, Subset
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
@@ -37,7 +41,7 @@ from src.evaluation.scoring.scorer import Scorer
 from src.foundation import UserError
 
 LOGGER = logging.getLogger(__name__)
-EVAL_BATCH_SIZE = 64
+EVAL_BATCH_SIZE = 64  # of the pipelines
 
 
 def finetune(
@@ -62,12 +66,15 @@ def finetune(
     last = scorer.backend == "causal" or task.protocol == 2026
     with _random_state_kept(), tempfile.TemporaryDirectory() as scratch:
         set_seed(task.seed)
-        dropout = recipe.classifier_dropout
+        exact = task.exact_positions or task.protocol == 2025
+        model = Classifier(
+            scorer.model, task.num_labels, recipe.classifier_dropout, last, exact
+        )
         trainer = FineTuner(
             task,
             train,
             valid,
-            model=Classifier(scorer.model, task.num_labels, dropout, last),
+            model=model,
             args=_arguments(task, train, valid, scorer.batch_tokens, scratch),
             data_collator=Collate(
                 _pad_id(scorer.tokenizer), "left" if last else "right"
@@ -97,11 +104,15 @@ class FineTuner(Trainer):
     def __init__(
         self, task: FineTuning, train: Encoded, valid: Encoded, **options: Any
     ) -> None:
-        lengths = [-len(row["input_ids"]) for row in valid.rows]
-        self.by_length = np.argsort(lengths, kind="stable")  # little padding
+        train_rows, valid_rows = Rows(train.rows), Rows(valid.rows)
+        lengths = valid_rows.lengths
+        if options["model"].depends_on_padding:
+            self.valid_order = np.arange(len(lengths))  # the batches of the pipelines
+        else:
+            self.valid_order = np.argsort(-lengths, kind="stable")  # little padding
         super().__init__(
-            train_dataset=train.rows,
-            eval_dataset=Subset(valid.rows, self.by_length.tolist()),
+            train_dataset=train_rows,
+            eval_dataset=valid_rows,
             compute_metrics=self._record_epoch,
             **options,
         )
@@ -111,9 +122,11 @@ class FineTuner(Trainer):
         self.predictions: list[np.ndarray] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return WholeBatches(
-            len(self.train_dataset), self.task.recipe.batch_size, self.args.seed
-        )
+        size, seed = self.task.recipe.batch_size, self.args.seed
+        return WholeBatches(self.train_dataset.lengths, size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> list[tuple[int, int]]:
+        return with_widths(self.valid_order, eval_dataset.lengths, EVAL_BATCH_SIZE)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, _ in model.named_parameters()]
@@ -121,7 +134,7 @@ class FineTuner(Trainer):
     def _record_epoch(self, prediction: EvalPrediction) -> dict[str, float]:
         recipe, epoch = self.task.recipe, len(self.metrics) + 1
         logits = np.empty_like(prediction.predictions)
-        logits[self.by_length] = prediction.predictions
+        logits[self.valid_order] = prediction.predictions
         if not np.isfinite(logits).all():
             raise UserError(f"NaN after epoch {epoch} of fine-tuning")
         self.predictions.append(logits.argmax(-1))
@@ -135,19 +148,52 @@ class FineTuner(Trainer):
         return metrics
 
 
-class WholeBatches(Sampler):
-    """A sampler that shuffles N rows in each epoch and leaves out the incomplete batch."""
+class Rows(Dataset):
+    """A dataset whose keys are an index, and the width to which the row's batch is padded."""
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
-        self.num_rows, self.size = num_rows, num_rows - num_rows % batch_size
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.lengths = rows, np.array(
+            [len(row["input_ids"]) for row in rows]
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return {**self.rows[key[0]], "width": key[1]}
+
+
+def with_widths(
+    order: np.ndarray, lengths: np.ndarray, size: int
+) -> list[tuple[int, int]]:
+    """Return (index, width of its batch) for the rows of `order`, in batches of `size`.
+
+    Args:
+        order: indices of rows [N].
+        lengths: tokens of each row.
+    """
+    batches = (order[start : start + size] for start in range(0, len(order), size))
+    return [(int(i), int(lengths[rows].max())) for rows in batches for i in rows]
+
+
+class WholeBatches(Sampler):
+    """A sampler that shuffles N rows in each epoch and leaves out the incomplete batch.
+
+    Args:
+        lengths: tokens of each row [N].
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.size = len(lengths) - len(lengths) % batch_size
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return self.size
 
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.num_rows, generator=self.generator)
-        yield from order[: self.size].tolist()
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = torch.randperm(len(self.lengths), generator=self.generator).numpy()
+        yield from with_widths(order[: self.size], self.lengths, self.batch_size)
 
 
 def _arguments(
@@ -157,14 +203,13 @@ def _arguments(
     recipe = task.recipe
     longest = max(len(row["input_ids"]) for row in train.rows + valid.rows)
     allowed = max(1, batch_tokens // longest)
-    sizes = range(1, min(allowed, recipe.batch_size) + 1)
-    rows = max(size for size in sizes if recipe.batch_size % size == 0)
+    rows = _micro_batch(recipe.batch_size, allowed)
     num_steps = len(train.rows) // recipe.batch_size * recipe.num_epochs
     has_gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=rows,
-        per_device_eval_batch_size=min(EVAL_BATCH_SIZE, allowed),
+        per_device_eval_batch_size=_micro_batch(EVAL_BATCH_SIZE, allowed),
         gradient_accumulation_steps=recipe.batch_size // rows,
         num_train_epochs=recipe.num_epochs,
         learning_rate=recipe.learning_rate,
@@ -188,6 +233,12 @@ def _arguments(
         raise UserError("fine-tuning runs in one process, not under torchrun")
     args._n_gpu = min(1, args.n_gpu)  # several GPUs would make larger batches
     return args
+
+
+def _micro_batch(batch_size: int, allowed: int) -> int:
+    """Return the largest divisor of the batch size that is at most `allowed`."""
+    sizes = range(1, min(allowed, batch_size) + 1)
+    return max(size for size in sizes if batch_size % size == 0)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -38,7 +38,7 @@ from src.evaluation.scoring.prefix_tree import Query
 from src.evaluation.scoring.scorer import Item, Scorer
 from src.evaluation.tasks.rows import existing, read_table
 from src.evaluation.tasks.task import Answer, Protocol, Task
-from src.foundation import UserError, checksum_of_files
+from src.foundation import UserError, checksum_of_files, first_line
 
 LOGGER = logging.getLogger(__name__)
 AGES = np.arange(16, 31)  # months
@@ -94,9 +94,12 @@ class AgeOfAcquisition(Task):
                 for number, row in enumerate(rows)
                 if len(word) > 1
             ]
+            if wrong := [c for _, c, _ in pairs if not isinstance(c, str)]:
+                raise TypeError(f"{wrong[0]!r} is no text")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             expected = 'must map words to lists of {"context": …}'
-            raise UserError(f"{contexts_file} {expected}: {error!r}") from error
+            fault = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{contexts_file} {expected}: {fault}") from error
         if not pairs:
             raise UserError(f"{contexts_file} has no word in a context")
         table = read_table(human_file, ["word"], [str(age) for age in AGES])
@@ -248,7 +251,10 @@ def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
         raise UserError(f"the number of words seen is unknown for {names}")
     if len(steps) < MIN_POINTS:
         fault = f"{given[0].model} has {len(steps)}"
-        raise UserError(f"it needs {MIN_POINTS} checkpoints of a run, {fault}")
+        raise UserError(
+            f"it needs {MIN_POINTS} checkpoints of a run, {fault}: a run that is trained with"
+            " training.save_total_limit=null keeps all"
+        )
     steps.sort(key=lambda step: step.words_seen)
     return (final or steps)[0 if final else -1], steps
 

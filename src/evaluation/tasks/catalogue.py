@@ -20,6 +20,7 @@ from src.foundation import UserError, naming
 
 FULL, FAST, BOTH = ("full",), ("fast",), ("full", "fast")
 OWN_PAIRS = "pairs"  # beginning of the names of the user's own tasks
+DOWNLOAD = "`./download_data.sh eval` fetches the data, or says where they are"
 # The order of tasks by `Task.takes`: slow ones come last.
 ORDER = ("model", "series", "training")
 
@@ -108,6 +109,7 @@ def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]
             fields = {"name": name, "is_named": wanted[name], **common}
             if source.kind is FineTuning:
                 fields |= {"bf16": args.bf16, "seed": seed}
+                fields["exact_positions"] = args.exact_positions
             folder = source.official or source.folder
             tasks.append(source.kind.load(directory, folder=folder, **fields))
     with naming(args.key("pairs")):
@@ -159,17 +161,28 @@ def find_data(
     """
     folders, missing = {}, []
     for name, is_named in wanted.items():
-        source = TASKS[name]
-        roots = [data_dir / f"{set_name}_eval" for set_name in source.sets]
-        if copies := [*filter(None, (find_folder(r, source.folder) for r in roots))]:
-            folders[name] = copies[0]
-        elif is_named:
-            raise UserError(f"{name} needs the folder {source.folder} in {roots[0]}")
-        else:
-            missing.append(name)
+        if folder := _find(TASKS[name], data_dir):
+            folders[name] = folder
+            continue
+        missing.append(name)
+        if is_named:
+            source = TASKS[name]
+            root = data_dir / f"{source.sets[0]}_eval"
+            present = [other for other, s in TASKS.items() if _find(s, data_dir)]
+            raise UserError(
+                f"{name} needs the folder {source.folder} in {root}; {DOWNLOAD}. Tasks with"
+                f" data: {', '.join(present) or 'none'}"
+            )
     if wanted and not folders:
-        raise UserError(f"no data of any task in {data_dir}")
+        raise UserError(f"no data of any task in {data_dir}; {DOWNLOAD}")
     return folders, missing
+
+
+def _find(source: Source, data_dir: Path) -> Path | None:
+    """Return the folder of a task's data, or None."""
+    roots = (data_dir / f"{name}_eval" for name in source.sets)
+    copies = (find_folder(root, source.folder) for root in roots)
+    return next(filter(None, copies), None)
 
 
 def load_pairs_folders(folders: Sequence[str], **common: Any) -> list[Task]:

@@ -67,7 +67,7 @@ def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
 def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
     """Read two to four solutions. Every row is a separate part, named by its `example_id`."""
     prompt, keys = row["prompt"], [f"solution{number}" for number in range(4)]
-    answers = tuple(f" {row[key]}" for key in keys if key in row)
+    answers = tuple(f" {row[k]}" for k in keys if row.get(k) is not None)
     if not 0 <= row["label"] < len(answers):
         raise UserError(
             f"label must be one of the {len(answers)} solutions, got {row['label']}"

@@ -1,5 +1,6 @@
 """Readers of a task's files: folders, JSON lines, tables. Errors name the file and the line."""
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -79,11 +80,15 @@ def read_table(
     import pandas as pd
 
     try:
-        table = pd.read_csv(
-            existing(file), index_col=False, dtype=dict.fromkeys(texts, str)
-        )
-    except ValueError as error:
+        with existing(file).open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+        table = pd.read_csv(file, index_col=False, dtype=dict.fromkeys(texts, str))
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{file}: {first_line(error)}") from error
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):  # pandas would fill the row up, or cut it
+            lengths = f"{len(row)} fields, but the header {len(rows[0])}"
+            raise UserError(f"{file}, row {number} below the header has {lengths}")
     if lacking := {*texts, *numbers} - set(table.columns):
         raise UserError(f"{file} lacks the columns {sorted(lacking)}")
     if table.empty:

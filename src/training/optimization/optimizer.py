@@ -6,14 +6,23 @@ training") makes its updates as large as AdamW's. So both share one learning rat
 Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does.
 """
 
-from typing import Any
+import tempfile
+from dataclasses import MISSING, fields, replace
+from typing import Any, Optional
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import is_liger_kernel_available
 
 from src.arguments import TrainingArguments
-from src.foundation import UserError
+from src.foundation import UserError, blaming, first_line
+from src.training.optimization.schedule import choose_schedule
+
+# A number of steps that is longer than every warm-up and cooldown that an option admits.
+MANY_STEPS = 10**9
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -91,18 +100,94 @@ def matrices_inside(
     return inside, {n: p for n, p in named.items() if n not in inside}
 
 
-def check_optimizer(training: TrainingArguments, config: PretrainedConfig) -> None:
+def check_optimizer(
+    training: TrainingArguments, model: Optional[PreTrainedModel]
+) -> None:
+    """Raise `UserError` for training options that the libraries refuse.
+
+    Args:
+        model: the model, perhaps without memory for its weights; None: one that cannot be
+            built without memory.
+    """
+    if not training.deepspeed:  # its plugin can be made only once
+        defaults = {
+            f.name: f.default
+            for f in fields(training)
+            if f.init and f.default is not MISSING and f.name != "output_dir"
+        }
+
+        def build(values: dict[str, Any]) -> None:
+            _try_training(replace(training, **values), model)
+
+        values = {name: getattr(training, name) for name in defaults}
+        blaming(build, values, defaults, "training", "training")
+    if training.optimizer == "muon" and model is not None:
+        _check_muon(model)
+
+
+def _try_training(
+    training: TrainingArguments, model: Optional[PreTrainedModel]
+) -> None:
+    """Build a Trainer, its optimizer and its schedule for one small matrix.
+
+    Many options can be judged only by the libraries, such as `optim_args` or `report_to`.
+    Otherwise they would be judged after the data has been prepared.
+    """
+    if training.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("the package liger-kernel is not installed")
+    if kwargs := training.gradient_checkpointing_kwargs:
+        try:
+            checkpoint(torch.sin, torch.ones(1, requires_grad=True), **kwargs)
+        except (TypeError, ValueError) as error:
+            key = "training.gradient_checkpointing_kwargs"
+            raise UserError(f"{key}={kwargs}: {first_line(error)}") from error
+    recomputes = model is None or model.supports_gradient_checkpointing
+    if training.gradient_checkpointing and not recomputes:
+        raise UserError(
+            f"training.gradient_checkpointing=true: {model.config.model_type} has none"
+        )
+    if training.push_to_hub:
+        HfApi(token=training.hub_token).whoami()
+    for names in (training.debug, training.label_names, training.include_for_metrics):
+        list(names or ())
+    with tempfile.TemporaryDirectory() as directory:
+        schedule = choose_schedule(training, MANY_STEPS).value
+        small = replace(
+            training,
+            output_dir=directory,
+            push_to_hub=False,
+            label_smoothing_factor=0.0,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=1,
+            lr_scheduler_kwargs=schedule,
+        )
+        trainer = Trainer(
+            nn.Linear(2, 2), small, train_dataset=[None], eval_dataset=[None]
+        )
+        trainer.get_train_dataloader()
+        optimizer_of = Trainer.get_optimizer_cls_and_kwargs
+        chosen = optimizer_of(small, model)
+        if small.optim_args and chosen == optimizer_of(
+            replace(small, optim_args=None), model
+        ):
+            raise ValueError(f"{small.optim.value} has no such arguments")
+        if small.optim_target_modules:  # they name layers of the model
+            return
+        trainer.create_optimizer_and_scheduler(MANY_STEPS)
+        for rate in getattr(trainer.lr_scheduler, "lr_lambdas", ()):
+            for step in (0, 1, MANY_STEPS // 2, MANY_STEPS - 1):
+                if not rate(step) >= 0:
+                    raise ValueError(f"at step {step:,}, the rate would be negative")
+
+
+def _check_muon(model: PreTrainedModel) -> None:
     """Raise `UserError` if torch has no Muon, or Muon does not fit the architecture."""
-    if training.optimizer != "muon":
-        return
     key = "training.optimizer=muon"
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"{key} needs torch 2.9 or newer, got {torch.__version__}")
-    with torch.device("meta"):  # shapes without weights
-        model = AutoModelForCausalLM.from_config(config)
     for name, parameter in matrices_inside(model)[0].items():
         if parameter.ndim != 2:
             raise UserError(
-                f"{key} is for matrices, but {name} of {config.model_type} has"
+                f"{key} is for matrices, but {name} of {model.config.model_type} has"
                 f" {parameter.ndim} dimensions, {list(parameter.shape)}: use adamw"
             )

@@ -4,7 +4,7 @@ import math
 from typing import Any, Optional
 
 from src.arguments import TrainingArguments
-from src.foundation import UserError
+from src.foundation import UserError, counted
 from src.training.decision import Decision
 
 COOLDOWN = "warmup_stable_decay"
@@ -18,6 +18,8 @@ def num_steps_of(value: float, num_steps: int) -> int:
 def averaging_steps(training: TrainingArguments, num_steps: int) -> Optional[int]:
     """Return the span of the averaged weights in steps; None: no average.
 
+    The average of one step is that step's weights, so it is no average.
+
     Raises:
         UserError: the span is longer than the run.
     """
@@ -25,7 +27,7 @@ def averaging_steps(training: TrainingArguments, num_steps: int) -> Optional[int
         return None
     steps = num_steps_of(training.averaging_steps, num_steps)
     _check_length(training, ["averaging_steps"], steps, num_steps)
-    return steps
+    return steps if steps > 1 else None
 
 
 def choose_schedule(
@@ -39,9 +41,10 @@ def choose_schedule(
     warmup = training.get_warmup_steps(num_steps)
     _check_length(training, ["warmup_steps"], warmup, num_steps)
     kwargs = dict(training.lr_scheduler_kwargs or {})
-    reason = f"{warmup:,} steps of warm-up"
+    reason = f"{counted(warmup, 'step')} of warm-up"
     if training.lr_scheduler_type == COOLDOWN:
         cooldown = num_steps_of(training.cooldown_steps, num_steps)
+        cooldown = kwargs.get("num_decay_steps", cooldown)
         if num_steps > 1:
             keys = ["warmup_steps", "cooldown_steps"]
             _check_length(training, keys, warmup + cooldown, num_steps)

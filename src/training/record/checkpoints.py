@@ -13,11 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
-from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import sort_checkpoints
 
-from src.foundation import apply_umask, sha256, write_atomically
+from src.foundation import MANIFEST, apply_umask, fault_by_manifest, write_manifest
 
-MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
 
 
@@ -28,28 +27,16 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def seal(checkpoint: Path) -> None:
     """Write the manifest of a checkpoint, which marks it as complete."""
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
-    for file in files:
-        apply_umask(file)
-    sums = {
-        str(p.relative_to(checkpoint)): sha256(p) for p in files if p.name != MANIFEST
-    }
-    write_atomically(checkpoint / MANIFEST, sums)
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            apply_umask(file)
+    write_manifest(checkpoint)
 
 
 def fault(checkpoint: Path) -> Optional[str]:
     """Return the fault of a checkpoint in words; None if it is complete."""
-    try:
-        sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "was not finished"
-    except ValueError:
-        return f"is damaged ({MANIFEST})"
-    for name, checksum in sums.items():
-        file = checkpoint / name
-        if not file.is_file() or sha256(file) != checksum:
-            return f"is damaged ({name})"
-    return None
+    is_finished = (checkpoint / MANIFEST).is_file()
+    return fault_by_manifest(checkpoint) if is_finished else "was not finished"
 
 
 def newest_whole(run_dir: Path) -> Optional[Path]:
@@ -82,14 +69,31 @@ def _accept(checkpoint: Path) -> bool:
     return False
 
 
-def prune(run_dir: Path, limit: Optional[int], best: Optional[str]) -> None:
-    """Delete unfinished checkpoints, and the oldest ones until `limit` are left.
+def prune(
+    run_dir: Path, limit: Optional[int] = None, best: Optional[str] = None
+) -> None:
+    """Delete unfinished checkpoints, and the oldest ones until `limit` are left; None: all.
 
     The newest checkpoint and the `best` one stay. Call this only after the newest one has been
     sealed, since a checkpoint that is being written counts as unfinished.
     """
+    for leftover in run_dir.glob(".deleted-*"):  # of a kill during a deletion
+        shutil.rmtree(leftover)
+    best_dir = run_dir / Path(best).name if best else None
+    complete = []
     for checkpoint in checkpoints(run_dir):
-        if not (checkpoint / MANIFEST).is_file():
-            shutil.rmtree(checkpoint)
-    best_dir = str(run_dir / Path(best).name) if best else None
-    rotate_checkpoints(str(run_dir), limit, best_dir)
+        if (checkpoint / MANIFEST).is_file():
+            complete.append(checkpoint)
+        else:
+            _delete(checkpoint)
+    kept = {*complete[:1], best_dir} & {*complete}
+    others = [checkpoint for checkpoint in complete if checkpoint not in kept]
+    for checkpoint in others[max(0, limit - len(kept)) :] if limit else []:
+        _delete(checkpoint)
+
+
+def _delete(checkpoint: Path) -> None:
+    """Delete a checkpoint. A kill in between leaves no half of one under its name."""
+    deleted = checkpoint.with_name(f".deleted-{checkpoint.name}")
+    checkpoint.rename(deleted)
+    shutil.rmtree(deleted)

@@ -10,6 +10,7 @@ settings are compared with those in `run.json`.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -17,7 +18,9 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -26,14 +29,25 @@ import yaml
 from filelock import FileLock, Timeout
 
 from src.arguments import RunConfiguration
-from src.foundation import UserError, write_atomically
+from src.foundation import UserError, sha256, write_atomically
+from src.training.record.checkpoints import MANIFEST
 
 LIBRARIES = (
     "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb evaluate"
     " numpy safetensors huggingface_hub"
 ).split()
 
+REMEDY = "If you delete it, the same command writes it again"
+# What a start writes before it trains.
+BEFORE_TRAINING = "config.yaml wandb_run_id.txt wandb step_layout.json".split()
+# Files that desktops and network file systems leave in directories.
+LITTER = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
+
 logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(UserError):
+    """An error that ends the training of a run, whose directory is kept."""
 
 
 class RunRecord:
@@ -48,8 +62,17 @@ class RunRecord:
 
     @property
     def results(self) -> Optional[dict[str, Any]]:
-        """The final scores; None for a run that is not finished."""
-        return self._read("results.json")
+        """The final scores; None for a run that is not finished.
+
+        Raises:
+            UserError: they are not as they were written, by the checksum in `manifest.json`.
+        """
+        results = self._read("results.json")
+        checksum = (self._read(MANIFEST) or {}).get("results.json")
+        file = self.directory / "results.json"
+        if results is not None and checksum not in (None, sha256(file)):
+            raise UserError(f"{file} is not as {MANIFEST} says. {REMEDY}")
+        return results
 
     @property
     def command(self) -> str:
@@ -69,6 +92,9 @@ class RunRecord:
             identity: the settings that change the result, with the checksums of the text
                 under `data`.
 
+        If the first start of a run is refused, its files are removed, and a run that it moved
+        aside is moved back.
+
         Raises:
             UserError: another process works on the run, or the directory holds files but no
                 run, or a run with other settings that has saved a checkpoint or results.
@@ -76,49 +102,76 @@ class RunRecord:
         if not self.main_process:
             yield
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
-        try:
-            acquired = lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{self.directory}: another process is working on this run"
-            ) from error
-        with acquired:  # released once: a lock counts how often it is acquired
+        with locked(self.directory):
             identity = json.loads(json.dumps(identity))  # as it is read from `run.json`
-            if self._make_room(configuration, identity):
-                self._write(configuration, identity)
-            log = logging.FileHandler(self.directory / "train.log", encoding="utf-8")
-            log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logging.getLogger().addHandler(log)
+            self.directory.mkdir(exist_ok=True)
+            is_new, moved_to = self._make_room(configuration, identity)
+            before = set(self.directory.iterdir())
             try:
-                yield
-            finally:
-                logging.getLogger().removeHandler(log)
-                log.close()
+                if is_new:
+                    self._write(configuration, identity)
+                with self._train_log():
+                    yield
+            except UserError as error:
+                if is_new and not isinstance(error, TrainingStopped):
+                    self._take_away(before, moved_to)
+                raise
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the final scores, which mark the run as finished."""
         if self.main_process:
-            write_atomically(self.directory / "results.json", results)
+            text = json.dumps(results, indent=1, ensure_ascii=False)
+            checksum = hashlib.sha256(text.encode()).hexdigest()
+            sums = {**(self._read(MANIFEST) or {}), "results.json": checksum}
+            write_atomically(self.directory / MANIFEST, sums)
+            write_atomically(self.directory / "results.json", text)
+
+    @contextlib.contextmanager
+    def _train_log(self) -> Iterator[None]:
+        """Write the messages of the block to `train.log`, too."""
+        log = TrainLog(self.directory / "train.log", encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(log)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+
+    def _take_away(self, before: set[Path], moved_to: Optional[Path]) -> None:
+        """Remove all files but those from `before`, and move the earlier run back."""
+        if any(self.directory.glob("checkpoint-*")) or self.results is not None:
+            return
+        for path in set(self.directory.iterdir()) - before:
+            remove(path)
+        if moved_to is not None:
+            with contextlib.suppress(OSError):  # other files have come in
+                self.directory.rmdir()
+                moved_to.rename(self.directory)
+                logger.info("%s was moved back to %s", moved_to, self.directory)
 
     def _make_room(
         self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> bool:
-        """Refuse or move aside another run. Return False if the same run continues."""
-        self._refuse_other_files()
-        is_empty = not any(self.directory.iterdir())
-        if configuration.args.training.overwrite_output_dir and not is_empty:
-            self._move_aside()
-            return True
+    ) -> tuple[bool, Optional[Path]]:
+        """Refuse or move aside another run.
+
+        Returns:
+            Whether a new run begins, and the place to which another run was moved.
+        """
+        if not (self.directory / "run.json").exists():
+            self._refuse_other_files()
+            return True, None
+        if configuration.args.training.overwrite_output_dir:
+            return True, self._move_aside()
         recorded = self._read("run.json")
-        if recorded is None:
-            return True
+        if not {"command", "identity"} <= {*recorded}:
+            file = self.directory / "run.json"
+            raise UserError(f"{file} is damaged: it lacks its command or its identity")
         # If a record was written before an option existed, the option had its default.
         known = {k: v for k, v in configuration.defaults.items() if k in identity}
         changes = differences({**known, **recorded["identity"]}, identity)
         if not changes:
-            return False
+            return False, None
         if any(self.directory.glob("checkpoint-*")) or self.results is not None:
             raise UserError(
                 f"{self.directory} holds another run; the differences:\n  "
@@ -127,8 +180,8 @@ class RunRecord:
                 " it), or start anew with training.overwrite_output_dir=true (the old run is"
                 " moved aside)."
             )
-        (self.directory / "wandb_run_id.txt").unlink(missing_ok=True)
-        return True
+        remove(self.directory / "wandb_run_id.txt")
+        return True, None
 
     def _write(
         self, configuration: RunConfiguration, identity: Mapping[str, Any]
@@ -154,20 +207,24 @@ class RunRecord:
     def _refuse_other_files(self) -> None:
         """Raise `UserError` for a directory that holds files but no run.
 
-        Such a directory may not be written to or moved aside.
+        Such a directory may not be written to. The files of a start that was killed before it
+        wrote `run.json`, those of Hydra and litter do not count.
         """
-        if (self.directory / "run.json").exists():
-            return
-        names = [path.name for path in self.directory.iterdir()]
-        others = [n for n in names if n != "config.yaml" and not n.endswith(".tmp")]
+        ignored = (*BEFORE_TRAINING, "*.log", ".*.tmp", *LITTER)
+        others = [
+            path.name
+            for path in self.directory.iterdir()
+            if not any(path.match(pattern) for pattern in ignored)
+            and not (path / "overrides.yaml").is_file()  # hydra.output_subdir
+        ]
         if others:
             raise UserError(
-                f"training.output_dir={self.directory} is not a run, but holds"
-                f" {', '.join(sorted(others)[:5])}: choose another directory"
+                f"training.output_dir={self.directory} is not a run (it has no run.json),"
+                f" but holds {', '.join(sorted(others)[:5])}: choose another directory"
             )
 
-    def _move_aside(self) -> None:
-        """Move the run to the first free name in `../.old/`."""
+    def _move_aside(self) -> Path:
+        """Move the run to the first free name in `../.old/`, and return its new path."""
         old = self.directory.parent / ".old"
         old.mkdir(exist_ok=True)
         names = (old / f"{self.directory.name}-{n}" for n in itertools.count(1))
@@ -175,6 +232,7 @@ class RunRecord:
         self.directory.rename(target)
         self.directory.mkdir()
         logger.info("The existing run was moved to %s", target)
+        return target
 
     def _read(self, name: str) -> Any:
         file = self.directory / name
@@ -182,8 +240,58 @@ class RunRecord:
             return json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+        except (ValueError, OSError) as error:
+            remedy = "" if name == "run.json" else f". {REMEDY}"
+            raise UserError(f"{file} is damaged: {error}{remedy}") from error
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run's directory within the block.
+
+    Only the holder of the lock, a file beside the directory, creates or removes it. So a start
+    that is refused because another one works on the run does not remove the other's directory.
+    If the directory is empty after the block, it is removed.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.parent / f".{directory.name}.lock")
+    try:
+        acquired = lock.acquire(timeout=1)
+    except Timeout as error:
+        raise UserError(
+            f"{directory}: another process is working on this run"
+        ) from error
+    try:
+        with acquired:  # released once: a lock counts how often it is acquired
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # not empty: it holds a run
+                    directory.rmdir()
+                if not directory.exists():
+                    Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it holds other runs
+            directory.parent.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class TrainLog(logging.FileHandler):
+    """Handler that gives up, with one warning, if its file cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        logger.warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
 
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import shlex
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,11 @@ logger = logging.getLogger(__name__)
 class WandbLogging(TrainerCallback):
     """Callback that sends the Trainer's logs to a W&B run.
 
+    The W&B step of a log is its position in the Trainer's history, which checkpoints contain.
+    So a continued run first sends the logs that W&B lacks: an offline one all of them, since
+    W&B cannot continue an offline file, and an online one those that were lost in a kill. It
+    sends no log twice.
+
     Args:
         run: an open W&B run.
         has_words: use the words seen as the horizontal axis, not the steps.
@@ -30,17 +37,20 @@ class WandbLogging(TrainerCallback):
 
     def __init__(self, run: Any, has_words: bool = True):
         self.run = run
+        self.num_sent = run.starting_step
         axis = "words" if has_words else "train/global_step"
         run.define_metric("words")
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric=axis, step_sync=True)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        row = {"train/global_step": state.global_step}
-        if "words" in logs:
-            row["words"] = logs["words"]
-        logs = {key: value for key, value in logs.items() if key != "words"}
-        self.run.log({**rewrite_logs(logs), **row})
+    def on_log(self, args, state, control, **kwargs):
+        for position in range(self.num_sent, len(state.log_history)):
+            logs = dict(state.log_history[position])
+            self.num_sent = position + 1
+            row = {"train/global_step": logs.pop("step")}
+            if "words" in logs:
+                row["words"] = logs.pop("words")
+            self.run.log({**rewrite_logs(logs), **row}, step=position, commit=True)
 
 
 @contextlib.contextmanager
@@ -74,8 +84,9 @@ def wandb_callbacks(
         logger.info("W&B cannot be reached (%s): logging offline", reason)
         run = _init(wandb, mode, configuration, record.directory)
     if mode == "offline":
-        folder = Path(run.dir).parent
-        logger.info("W&B is offline; to upload the run later: wandb sync %s", folder)
+        folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
+        command = shlex.join(["wandb", "sync", *map(str, folders)])
+        logger.info("W&B is offline; to upload the run later: %s", command)
     exit_code = 1
     try:
         yield [WandbLogging(run, configuration.args.training.do_train)]
@@ -105,18 +116,27 @@ def _mode(args: WandbArguments, wandb: Any) -> str:
 def _init(wandb: Any, mode: str, configuration: RunConfiguration, run_dir: Path) -> Any:
     """Start the W&B run, with the id that was drawn when it first started."""
     args = configuration.args.wandb
-    id_file = run_dir / "wandb_run_id.txt"
-    if not id_file.is_file():
-        write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
     return wandb.init(
         project=args.project,
         entity=args.entity,
         group=args.group,
         name=args.name,
-        id=id_file.read_text(encoding="utf-8").strip(),
+        id=_run_id(run_dir / "wandb_run_id.txt"),
         resume="allow" if mode == "online" else None,
         dir=str(run_dir),
         config=configuration.recorded,
         mode=mode,
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=mode != "online"),
     )
+
+
+def _run_id(file: Path) -> str:
+    """Return the id in a file. If there is none, or it is damaged, draw one and write it."""
+    with contextlib.suppress(FileNotFoundError):
+        run_id = file.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch("[0-9a-f]{8}", run_id):
+            return run_id
+        logger.warning("%s is damaged: the run gets a new id at W&B", file)
+    run_id = uuid.uuid4().hex[:8]
+    write_atomically(file, run_id + "\n")
+    return run_id

@@ -125,6 +125,7 @@ def choose_logit_chunk(
         "the fused loss's gradients would underflow in float16": training.fp16,
         "training.logit_chunk=0": training.logit_chunk == 0,
         "the fused loss does not fit the architecture": not _has_plain_head(model),
+        "the model adds a loss for its experts": balancing_coefficient(model),
     }
     reason = next((reason for reason, applies in obstacles.items() if applies), "")
     if reason:
@@ -136,11 +137,23 @@ def choose_logit_chunk(
     return Decision(chunk, f"logits of {chunk} tokens at a time")
 
 
+def balancing_coefficient(model: PreTrainedModel) -> float:
+    """Return the factor of the load-balancing loss of a mixture of experts; 0: it has none.
+
+    The library's models add this loss if their configuration has `output_router_logits`.
+    """
+    values = model.config.to_dict()
+    if not values.get("output_router_logits"):
+        return 0.0
+    return next((x for k, x in values.items() if k.endswith("aux_loss_coef")), 0.0)
+
+
 def _has_plain_head(model: PreTrainedModel) -> bool:
     """Return whether the logits are the last hidden states times one matrix."""
     head = model.get_output_embeddings()
     with evaluating(model):
-        is_plain = isinstance(head, nn.Linear) and head.bias is None
+        # The exact type, since a subclass may scale the logits, as Dory's does.
+        is_plain = type(head) is nn.Linear and head.bias is None
         return is_plain and Network(model).head_is_all
 
 
@@ -208,7 +221,8 @@ def build_forward(
     """Build the `forward` of a model in training.
 
     In training mode and with `labels` [B, T] (the next tokens), it returns the loss in nats,
-    summed over the labels that are not `IGNORE_INDEX`. Otherwise it calls the model's own.
+    summed over the labels that are not `IGNORE_INDEX`. For a mixture of experts it also has the
+    load-balancing loss, once for each of these labels. Otherwise it calls the model's own.
 
     Args:
         attention: the value of `choose_attention`.
@@ -217,7 +231,7 @@ def build_forward(
     """
     original, head = model.forward, model.get_output_embeddings()
     run = original if logit_chunk is None else model.base_model
-    of_chunk = loss_of_chunk
+    of_chunk, coefficient = loss_of_chunk, balancing_coefficient(model)
     if compiled:
         run, of_chunk = (torch.compile(f, dynamic=False) for f in (run, of_chunk))
 
@@ -235,6 +249,9 @@ def build_forward(
                 reduction="sum",
                 label_smoothing=label_smoothing,
             )
+            if coefficient and output.aux_loss is not None:
+                num_labels = (labels != IGNORE_INDEX).sum()
+                loss = loss + coefficient * output.aux_loss * num_labels
         else:
             hidden = output.last_hidden_state.flatten(0, 1)
             labels = labels.flatten()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
 import threading
 import time
@@ -38,6 +39,7 @@ from tests.data.packing.test_encoding import (
     sentence_piece,
     word_piece,
 )
+from tests.data.test_cache import damage_bit
 from tests.data.text import test_corpus
 
 # Letters of one to four bytes, white space of every kind, special tokens as text.
@@ -106,11 +108,11 @@ def test_a_stream_is_bos_text_eos_for_every_document(tmp_path: Path):
     assert stream.files == [
         dict(
             name="first", boundary="blank_line", start=0, end=10, documents=2,
-            words=2, bytes=6, separators=1, empty_texts=0, loss=None,
+            words=2, bytes=6, separators=1, empty_texts=0, loss=None, special_tokens={},
         ),
         dict(
             name="second", boundary="file", start=10, end=16, documents=1, words=2,
-            bytes=4, separators=0, empty_texts=0, loss=None,
+            bytes=4, separators=0, empty_texts=0, loss=None, special_tokens={},
         ),
     ]  # fmt: skip
     assert stream.num_words(1, 8) == 2
@@ -225,11 +227,11 @@ def test_more_than_65536_entries_are_four_bytes_each(tmp_path: Path):
         assert stream.tokens.tolist() == [0, 1, last, 0]
 
 
-@pytest.mark.parametrize("text", ["\ufeff", " \n\n\t"])
-def test_a_file_without_a_word_is_refused(text: str, tmp_path: Path):
-    sources = write(tmp_path, a="The dog.\n", b=text)
-    with pytest.raises(UserError, match=r"b\.train has no text"):
-        pack(sources, byte_level(), "file", tmp_path)
+def test_a_dataset_without_a_word_is_refused(tmp_path: Path):
+    (source,) = write(tmp_path, a="The dog.\n")
+    empty = replace(source, texts=lambda: iter([iter([" \n\n\t"])]))
+    with pytest.raises(UserError, match=r"a\.train has no text"):
+        pack([empty], byte_level(), "file", tmp_path)
 
 
 # Where the text is cut
@@ -339,6 +341,30 @@ def test_a_boundary_that_is_not_found_is_warned_of(
         assert "childes has none" not in caplog.text
 
 
+def test_special_tokens_in_the_text_are_warned_of_and_may_separate_documents(
+    tmp_path: Path, caplog
+):
+    story = "The dog.\n<|endoftext|>\n"
+    sources = write(tmp_path, a=story * 3, b="A [cat] <3 </s>")
+    for _ in range(2):  # also when it comes from the cache
+        caplog.clear()
+        pack(sources, byte_level(), "auto", tmp_path)
+        assert (
+            "a: the special token <|endoftext|> is written 3 times in the text; it is"
+            " packed as characters and counted as a word. If it separates documents, set"
+            " \"data.document_boundary='<|endoftext|>'\""
+        ) in caplog.text
+        assert "b: the special token </s> is written 1 times" in caplog.text
+        assert caplog.text.count("special token") == 2
+    caplog.clear()
+    stream = pack(sources[:1], byte_level(), "<|endoftext|>", tmp_path)
+    (row,) = stream.files
+    assert "special token" not in caplog.text
+    assert (row["documents"], row["words"], row["bytes"]) == (3, 6, 27)
+    assert row["boundary"] == "<|endoftext|>"
+    assert text_of(stream, byte_level(), row) == "The dog.\n" * 3
+
+
 # Loss
 
 
@@ -362,7 +388,8 @@ def test_a_loss_in_the_first_piece_is_a_loss(tmp_path: Path):
 def test_a_loss_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(documents, "PIECE_LENGTH", 500)
     text = "\n".join(sentences(300, 0)) + "\nan éa é\né\n"
-    with pytest.raises(UserError, match="of b: 'an éa é\\\\n' becomes 'an a \\\\n'"):
+    message = r"of b: '.*\\nan éa é\\né\\n' becomes '.*\\nan a \\n\\n'"
+    with pytest.raises(UserError, match=message):
         sources = write(tmp_path, a="The dog.\n", b=text)
         pack(sources, incomplete_byte_level(), "file", tmp_path)
 
@@ -452,6 +479,13 @@ DAMAGES = {
     "half a table of contents": lambda at: (at / "stream.json").write_text('{"ver'),
     "another table of contents": lambda at: (at / "stream.json").write_text("[]"),
     "no folder": shutil.rmtree,
+    **{
+        f"another bit in {name}": lambda at, name=name: damage_bit(at / name)
+        for name in (
+            *("tokens.bin", "words.bin", "bytes.bin", "documents.bin"),
+            *("stream.json", "manifest.json"),
+        )
+    },
 }
 
 
@@ -464,6 +498,19 @@ def test_a_damaged_cache_is_built_anew(damage: str, corpus: Path, tmp_path: Path
     again = pack(sources, tokenizer, "auto", tmp_path)
     assert again.directory == stream.directory
     assert contents(again) == whole
+
+
+@pytest.mark.parametrize("ending", [".train", ".txt.gz", ".jsonl"])
+def test_text_that_changes_before_its_packing_is_not_cached(ending, tmp_path: Path):
+    """Neither as the text that it was, nor as the text that it is when it changes back."""
+    path = test_corpus.write(tmp_path / f"a{ending}", ["The dog.\n"])
+    old, tokenizer = test_corpus.read(path), byte_level()
+    test_corpus.write(path, ["The cat.\n"])
+    with pytest.raises(UserError, match=f"{path} has changed since the start"):
+        pack([old], tokenizer, "file", tmp_path)
+    test_corpus.write(path, ["The dog.\n"])
+    stream = pack([test_corpus.read(path)], tokenizer, "file", tmp_path)
+    assert "dog" in text_of(stream, tokenizer, stream.files[0])
 
 
 def test_what_a_killed_run_left_is_no_stream(corpus: Path, tmp_path: Path):
@@ -527,7 +574,10 @@ def test_the_number_of_workers_makes_no_difference(tmp_path: Path, monkeypatch):
         for n in (1, 2, 5)
     ]
     assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 5
+    assert sorted(found[0]) == sorted(
+        [f"{name}.bin" for name in ("tokens", "words", "bytes", "documents")]
+        + ["manifest.json", "stream.json"]
+    )
 
 
 def unread(sources: list[Source]) -> list[Source]:
@@ -568,9 +618,12 @@ def test_a_touched_file_is_not_packed_again_and_a_changed_byte_is(corpus, tmp_pa
 
 
 def pack_elsewhere(
-    folder: Path, tokenizer: Path, log: Path, waits: float, user: int
+    folder: Path, tokenizer: Path, log: Path, waits: float, user: int, limit: int
 ) -> None:
-    """Pack in another process and note in `log` what happens."""
+    """Pack in another process, which may not write files of more than `limit` bytes.
+
+    It notes in `log` what happens.
+    """
     from src.data.packing.tokenizer import load
 
     def note(text: str) -> None:
@@ -589,6 +642,7 @@ def pack_elsewhere(
     loaded = load(str(tokenizer))
     if user:
         os.setuid(user)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         sources = [replace(s, texts=slowly(s)) for s in read(folder)]
         note(str(len(pack(sources, loaded, "file", folder / "cache"))))
@@ -603,8 +657,8 @@ def elsewhere(processes, corpus: Path, tmp_path: Path):
     log.touch()
     save(byte_level(), tmp_path / "tokenizer")
 
-    def start(waits: float = 0, user: int = 0):
-        arguments = (corpus, tmp_path / "tokenizer", log, waits, user)
+    def start(waits: float = 0, user: int = 0, limit: int = resource.RLIM_INFINITY):
+        arguments = (corpus, tmp_path / "tokenizer", log, waits, user, limit)
         process = processes.Process(target=pack_elsewhere, args=arguments)
         process.start()
         return process
@@ -635,6 +689,23 @@ def test_after_a_kill_the_next_run_starts_clean(elsewhere, corpus: Path):
         (corpus / "childes.train").read_text()
     )
     assert [path for path in packed.iterdir() if path.is_dir()] == [stream.directory]
+
+
+def test_a_disk_that_is_full_at_any_time_spoils_nothing(elsewhere, corpus: Path):
+    """A limit on the size of a file, as a quota or a file system has, stops the writing."""
+    start, log = elsewhere
+    stream = pack(read(corpus), byte_level(), "file", corpus / "whole")
+    whole, packed = contents(stream), corpus / "cache" / "packed"
+    for limit in (1000, 5000, stream.size_on_disk // 3):
+        log.write_text("")
+        start(limit=limit).join(60)
+        assert log.read_text().splitlines()[-1] == (
+            f"model.cache_dir: {packed} cannot be written: File too large; make room or"
+            " choose another directory with model.cache_dir="
+        )
+        assert not list(packed.glob("*.tmp")) and not list(packed.glob("*/*"))
+    start().join(60)
+    assert contents(pack(read(corpus), byte_level(), "file", corpus / "cache")) == whole
 
 
 def test_a_read_only_cache_is_used_if_it_is_complete(elsewhere, corpus: Path):
@@ -672,7 +743,7 @@ def test_the_packed_bytes_are_those_of_this_version(tmp_path: Path):
     digest = hashlib.sha256()
     for name in ("tokens", "words", "bytes", "documents"):
         digest.update((stream.directory / f"{name}.bin").read_bytes())
-    assert (VERSION, digest.hexdigest()[:12]) == (3, "949696f8d4d5")
+    assert (VERSION, digest.hexdigest()[:12]) == (4, "949696f8d4d5")
 
 
 def test_a_stream_is_handed_to_another_process_without_its_arrays(tmp_path: Path):

@@ -156,9 +156,61 @@ def test_a_saved_tokenizer_has_nothing_in_it_that_transformers_4_cannot_read(
     assert again["additional_special_tokens"] == ["<x>"]
 
 
-def test_the_message_for_a_folder_without_a_tokenizer_names_it(tmp_path: Path):
-    with pytest.raises(UserError, match=f"^{tmp_path} has no tokenizer: "):
-        load(str(tmp_path))
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (None, "there is no tokenizer.json"),
+        (b"", "EOF while parsing a value at line 1 column 0"),
+        (b'{"version": "1.0"', "EOF while parsing an object at line 1 column 17"),
+        (b"\xff", "stream did not contain valid UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_a_tokenizer_that_is_missing_or_damaged_is_one_line(
+    name: str, content: bytes | None, reason: str, tmp_path: Path
+):
+    file = tmp_path / "folder" / "tokenizer.json"
+    file.parent.mkdir()
+    if content is not None:
+        file.write_bytes(content)
+    elif name:
+        pytest.skip("a file that does not exist")
+    with pytest.raises(UserError) as error:
+        load(str(file.parent / name))
+    message = f"{file.parent / name}: cannot read the tokenizer: {reason}"
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["gpt2", "my/tokenizer.json", "/no/such/folder"])
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(name: str, tmp_path):
+    with pytest.raises(UserError) as error:
+        load(name, cache_dir=tmp_path)
+    assert str(error.value).startswith(
+        f"there is no folder or file {name}, and it cannot be fetched from the hub: "
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_may_be_one_json_file_or_a_folder_with_nothing_else(
+    trained, tmp_path: Path
+):
+    file = tmp_path / "tokenizer.json"
+    trained.backend_tokenizer.save(str(file))
+    for path in (file, tmp_path):
+        loaded = load(str(path))
+        assert boundary_tokens(loaded) == (1, 2)
+        assert (loaded.pad_token, len(loaded)) == ("<pad>", len(trained))
+        assert loaded("The dog")["input_ids"] == trained("The dog")["input_ids"]
+        assert plain_json(loaded) == plain_json(trained)
+
+
+def test_the_roles_of_special_tokens_are_known_by_their_usual_names(tmp_path: Path):
+    vocabulary = {"<|endoftext|>": 0, "[CLS]": 1, "[SEP]": 2, "a": 3}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    backend.save(str(tmp_path / "my.json"))
+    loaded = load(str(tmp_path / "my.json"))
+    assert (loaded.eos_token, loaded.bos_token) == ("<|endoftext|>", None)
+    assert boundary_tokens(loaded) == (1, 0)
 
 
 def test_a_tokenizer_without_a_token_between_documents_is_refused(tmp_path: Path):
@@ -199,6 +251,16 @@ def test_another_text_or_another_size_is_another_tokenizer(sources, tmp_path: Pa
     assert len(list(cache.glob("tokenizers/*/tokenizer.json"))) == 4
 
 
+def test_a_string_between_documents_is_not_learnt(tmp_path: Path):
+    (tmp_path / "a.train").write_text("The dog.###" * 200)
+    sources = read_corpus(f"{tmp_path}/*.train", tmp_path)
+    learnt = {
+        boundary: load_or_train(sources, 300, Cache(tmp_path), boundary).get_vocab()
+        for boundary in ("auto", "###")
+    }
+    assert "##" in learnt["auto"] and "##" not in learnt["###"]
+
+
 def test_a_cached_tokenizer_without_its_file_is_trained_anew(sources, tmp_path: Path):
     load_or_train(sources, 300, Cache(tmp_path / "cache"))
     (file,) = (tmp_path / "cache").glob("tokenizers/*/tokenizer.json")
@@ -217,3 +279,17 @@ def test_the_cache_may_be_a_symlink(sources, tmp_path: Path):
     assert files
     load_or_train(sources, 300, Cache(tmp_path / "link"))
     assert cached_files(tmp_path / "scratch") == files
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_run_unasked(tmp_path):
+    (tmp_path / "own.py").write_text("raise ValueError('theirs')\n")
+    config = {"auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as raised:
+        load(str(tmp_path))
+    assert str(raised.value) == (
+        f"{tmp_path}: cannot read the tokenizer: it comes with Python code, which runs"
+        " only with model.trust_remote_code=true"
+    )
+    with pytest.raises(UserError, match="theirs"):
+        load(str(tmp_path), trust_remote_code=True)

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path):
     assert text_of(read(folder / "x[1].jsonl")) == "The dog."
 
 
+@pytest.mark.parametrize("name", ["x[1]", "[a-z]", "ü ö", "it's", "a*b", "a,b=c"])
+def test_a_glob_may_be_in_a_folder_of_any_name(name: str, folder: Path, monkeypatch):
+    (folder / name).mkdir()
+    for file in ("b.train", "a.train", "[c].train"):
+        write(folder / name / file, ["The dog.\n"])
+    monkeypatch.chdir(folder)
+    for start in ("", f"{folder}/", "~/", "./"):
+        found = find_files([f"{start}{name}/?.train", f"{start}{name}/[[]c].train"])
+        assert [path.name for path in found] == ["a.train", "b.train", "[c].train"]
+    assert len(find_files(f"{folder}/**/[[]c].train")) == 1
+
+
 @pytest.mark.parametrize("pattern", ["none.train", "none*.train"])
 def test_the_message_for_a_missing_file_names_the_folder_that_was_searched(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +126,27 @@ def test_the_message_for_a_missing_challenge_corpus_says_how_to_get_it(tmp_path:
         UserError, match=r"\./download_data\.sh fetches .* smaller parts"
     ):
         find_files("babylm_data/train_10M/*.train")
+
+
+@pytest.mark.parametrize(
+    "pattern, command",
+    [
+        (
+            "babylm_data/babylm_300k/*.train",
+            "babylm_data/babylm_10M babylm_data/babylm_300k --words 300000",
+        ),
+        (
+            "/x/babylm_data/babylm_dev_60k/*.dev",
+            "/x/babylm_data/babylm_dev /x/babylm_data/babylm_dev_60k --words 60000",
+        ),
+    ],
+)
+def test_the_message_for_a_missing_part_of_a_corpus_has_the_command_that_makes_it(
+    pattern: str, command: str
+):
+    with pytest.raises(UserError) as error:
+        find_files(pattern)
+    assert str(error.value).endswith(f"python -m tests.benchmarks.subset {command}")
 
 
 def test_a_folder_is_refused_with_what_to_write_instead(tmp_path: Path):
@@ -132,6 +166,13 @@ def test_an_empty_file_is_refused(tmp_path: Path):
     (tmp_path / "a.train").touch()
     with pytest.raises(UserError, match="^/.*a.train is empty"):
         find_files(f"{tmp_path}/*")
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path):
+    (tmp_path / "a.train").symlink_to("/no/text")
+    for pattern in ("*", "?.train"):
+        with pytest.raises(UserError, match="a.train cannot be read: No such file"):
+            find_files(f"{tmp_path}/{pattern}")
 
 
 def find_as_nobody(pattern: str, messages: Any) -> None:
@@ -169,7 +210,7 @@ def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_pa
     paths = ["x/childes.train", "x/wiki.txt.gz", "y/childes.train", "y/wiki.dev.csv"]
     for path in paths:
         (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text("The dog.\n")
+        write(tmp_path / path, ["The dog.\n"])
 
     def named(*patterns: str) -> list[str]:
         patterns = [f"{tmp_path}/{pattern}" for pattern in patterns]
@@ -179,6 +220,9 @@ def test_names_are_the_stems_and_with_the_folder_where_those_are_the_same(tmp_pa
     assert named("x/*") == ["childes", "wiki"]
     assert named("x/c*", "y/*.csv") == ["childes", "wiki"]
     assert named("x/c*", "y/c*") == ["x-childes", "y-childes"]
+    assert named("x/wiki*", "x/c*") == ["wiki", "childes"]
+    (tmp_path / "x/.dev").write_text("The dog.\n")
+    assert named("x/.dev") == [".dev"]
     (tmp_path / "x/childes.txt").write_text("Another.\n")
     assert named("x/childes.*") == [
         f"{tmp_path}/x/childes.train",
@@ -229,7 +273,7 @@ def test_the_message_for_a_missing_column_lists_the_columns(
     path = write(tmp_path / f"a{ending}", ["The dog."], column="content")
     message = refused(path)
     assert message == (
-        f"data.text_column: {path} has no column 'text'; it has id, content"
+        f"{path} has no column 'text' (data.text_column); it has id, content"
     )
     assert text_of(read(path, column="content")) == "The dog."
 
@@ -239,6 +283,64 @@ def test_the_message_for_a_broken_table_names_the_file(ending: str, tmp_path: Pa
     path = tmp_path / f"a{ending}"
     path.write_bytes(b'{"text": "The dog\xff"\n"')
     assert refused(path).startswith(f"{path} cannot be read as ")
+
+
+@pytest.mark.parametrize(
+    "content, line, found",
+    [
+        ("text\nA dog.\nWell , it is a good day .\n", 3, "it is a good day ."),
+        ("id,text\n1,A dog.\n2\n", 3, "'text': None"),
+        ('id,text\n1,"A\ndog."\n2,A cat, a dog.\n', 4, "[' a dog.']"),
+    ],
+)
+def test_a_csv_row_with_more_or_fewer_fields_than_the_header_is_refused(
+    content: str, line: int, found: str, tmp_path: Path
+):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    message = refused(path)
+    assert message.startswith(f"{path}: the row that ends in line {line} has not as")
+    assert found in message
+
+
+@pytest.mark.parametrize("text", ['"Hello" she said', '"A dog.'])
+def test_quotes_that_do_not_enclose_a_field_are_refused(text: str, tmp_path: Path):
+    """A reader that forgives them drops the quotes, or all rows that follow."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"text\n{text}\nA cat.\n")
+    assert refused(path).startswith(f"{path} cannot be read as csv: ")
+
+
+def test_a_field_of_a_csv_may_be_long(tmp_path: Path):
+    path = write(tmp_path / "a.csv", ["dog " * 100_000])
+    assert text_of(read(path)) == "dog " * 100_000
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "value, kind",
+    [
+        (7, "int: 7"),
+        (0.5, "float: 0.5"),
+        (True, "bool: True"),
+        ([{"role": "user", "content": "A dog."}], "list: [{'content'"),
+        ({"en": "A dog."}, "dict: {'en': 'A dog.'}"),
+        (["A dog.", "A cat."], "list: ['A dog.', 'A cat.']"),
+    ],
+)
+def test_a_column_that_holds_no_text_is_refused(ending, value, kind, tmp_path: Path):
+    path = write(tmp_path / f"a{ending}", [None, value])
+    message = refused(path)
+    assert message.startswith(f"{path}, row 2: 'text' (data.text_column) holds no text")
+    assert kind in message or ("role" in str(value) and "list: [{" in message)
+
+
+def test_bytes_and_structs_in_a_parquet_file_are_refused(tmp_path: Path):
+    path = write(tmp_path / "a.parquet", [b"A dog."])
+    message = refused(path)
+    assert (
+        "row 1: 'text' (data.text_column) holds no text but bytes: b'A dog.'" in message
+    )
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_no_text(tmp_path: Path):
@@ -257,6 +359,54 @@ def test_nul_bytes_are_text(tmp_path: Path):
     path = tmp_path / "a.train"
     path.write_bytes(b"The\x00 dog\x00\n\x00")
     assert text_of(read(path)) == "The\0 dog\0\n\0"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_without_a_mark_is_no_text_of_nul_bytes(encoding: str, tmp_path: Path):
+    """The bytes of English are valid UTF-8, with a NUL before or after each letter."""
+    path = tmp_path / "a.train"
+    path.write_bytes(
+        "\n".join(["The dog."] * 99).encode(encoding).lstrip(b"\xff\xfe\0")
+    )
+    assert refused(path) == f"{path} has many NUL bytes: is it UTF-16 or binary?"
+
+
+def test_a_binary_file_is_not_to_be_converted(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.txt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.train", "The dog.\n" * 9)
+    assert refused(tmp_path / "a.txt").endswith("; it seems to be binary")
+
+
+@pytest.mark.parametrize("name", ["a.train", "a.txt.gz", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("text", [" \n\n\t", ""])
+def test_a_file_without_a_word_is_refused(name: str, text: str, tmp_path: Path):
+    path = write(tmp_path / name, [text])
+    assert refused(path) in (f"{path} has no text", f"{path} is empty")
+    (tmp_path / "a.train").write_bytes(b"\xef\xbb\xbf")
+    assert refused(tmp_path / "a.train") == f"{tmp_path}/a.train has no text"
+
+
+def test_errors_in_the_text_are_found_before_other_work(tmp_path: Path):
+    """Even if the file had no error for another column."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"title": "The dog."}\n')
+    read(path, column="title")
+    with pytest.raises(UserError, match="a.jsonl has no column 'text'"):
+        read(path)
+
+
+@pytest.mark.parametrize("ending", [".train", ".txt.gz", ".jsonl", ".parquet"])
+def test_text_that_changes_while_it_is_read_is_refused(ending: str, tmp_path: Path):
+    path = write(tmp_path / f"a{ending}", ["The dog.\n"])
+    source = read(path)
+    assert text_of(source) == "The dog.\n"
+    write(path, ["The cat.\n"])
+    message = f"^{path} has changed since the start of this command; start again$"
+    with pytest.raises(UserError, match=message):
+        text_of(source)
+    path.unlink()
+    with pytest.raises(UserError, match=f"^{path} cannot be read"):
+        text_of(source)
 
 
 BAD = {

@@ -225,3 +225,33 @@ def test_the_pieces_are_the_same_from_a_text_file_and_from_a_table(tmp_path: Pat
     first, second = [list(source.pieces("file")) for source in sources]
     assert first == second
     assert len(first) > 3
+
+
+# A string between documents
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    "text, separator, expected",
+    [
+        (f"A dog.\n{END}\nA cat.\n{END}\n", END, ["A dog.\n", "A cat.\n"]),
+        (f"A dog.{END}A cat.", END, ["A dog.", "A cat."]),
+        (f"{END}A dog.\n \n{END}\n \n{END}", END, ["A dog.\n \n"]),
+        ("A dog.\n\n\n\nA cat.\n", "\n\n\n", ["A dog.", "A cat.\n"]),
+        ("A [x]* dog.[y]*\nA cat.", "]*\n", ["A [x]* dog.[y", "A cat."]),
+        ("one###two\n###three", "###", ["one", "two\n", "three"]),
+        ("A dog.\n", "###", ["A dog.\n"]),
+    ],
+)
+@pytest.mark.parametrize("length", [4, 20, PIECE_LENGTH])
+def test_a_string_between_documents_is_no_text(
+    text: str, separator: str, expected: list[str], length: int, monkeypatch
+):
+    monkeypatch.setattr(documents, "PIECE_LENGTH", length)
+    assert split([text], separator) == expected
+
+
+def test_a_string_at_the_end_of_a_text_is_found():
+    (piece,) = cut(iter([read_parts(io.StringIO(f"A dog.\n{END}"))]), END)
+    assert (piece.text, piece.num_separators) == ("A dog.\n", 1)

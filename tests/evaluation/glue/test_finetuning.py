@@ -216,7 +216,7 @@ def test_batches_are_padded_on_the_side_that_is_asked_for():
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "bloom", "bert", "roberta"])
 def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
     more = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 8}}.get(name, {})
-    classifier = Classifier(build(name, **more), 2, 0.0, last).eval()
+    classifier = Classifier(build(name, **more), 2, 0.0, last, True).eval()
     texts = [[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]]
     side = "left" if last else "right"
     together = classifier(**batch(texts, side))["logits"]
@@ -224,6 +224,44 @@ def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
         alone = classifier(**batch([text]))["logits"][0]
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
     assert classifier.gives_positions == (last and name in ("gpt2", "bert"))
+    assert not classifier.depends_on_padding
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_positions_are_numbered_from_the_padding_unless_asked_otherwise(name, exact):
+    """The challenge's script gives ids and mask only, and reads the last state."""
+    model = build(name)
+    classifier = Classifier(model, 2, 0.0, True, exact).eval()
+    inputs = batch([[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]])
+    found = classifier(**inputs)["logits"]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    official = classifier.head(states[:, -1])
+    differs = exact and name != "llama"
+    assert torch.equal(found[1], official[1])  # not padded
+    assert torch.allclose(found[0], official[0], atol=1e-6) == (not differs)
+    assert classifier.depends_on_padding == (not exact and name != "llama")
+
+
+def test_each_text_is_padded_as_in_the_protocols_batch(rte, monkeypatch):
+    """The bound on memory is 20 tokens, so that batches are computed in parts."""
+    recipe = dataclasses.replace(QUICK, num_epochs=1)
+    task = dataclasses.replace(rte, recipe=recipe)
+    widths = {}
+
+    def remember(self):
+        assert self.args.per_device_eval_batch_size == 2
+        lengths = [len(row["input_ids"]) for row in self.eval_dataset.rows]
+        parts = [part["input_ids"].shape[1] for part in self.get_eval_dataloader()]
+        widths[self.model.depends_on_padding] = lengths, parts
+
+    monkeypatch.setattr(finetuning.FineTuner, "train", remember)
+    scorer = Scorer(build(), TOKENIZER, "causal", 20)
+    task.ask(scorer, task.prepare(scorer))
+    lengths, parts = widths[True]
+    assert parts == [max(lengths)] * 5  # all ten rows are one batch of 64
+    assert len(set(lengths)) > 2
 
 
 def test_the_head_reads_the_last_token_of_the_model_as_it_is():
@@ -249,7 +287,8 @@ def test_the_head_reads_the_last_token_of_the_model_as_it_is():
 def test_what_can_be_learnt_is_learnt(tmp_path, name, backend, protocol):
     write(tmp_path, "rte", rows(64), rows(10))
     tokenizer = words(bos=name == "gpt2", pad_token="[PAD]")
-    rte = dataclasses.replace(load(tmp_path, protocol=protocol), recipe=QUICK)
+    rte = load(tmp_path, protocol=protocol, exact_positions=True)
+    rte = dataclasses.replace(rte, recipe=QUICK)
     result = finetune(rte, build(name), tokenizer, backend)
     assert result.score == 100 and result.num_items == 10
     assert (result.task, result.folder, result.protocol) == (
@@ -327,7 +366,7 @@ def test_training_is_adamw_on_all_weights_with_warmup_and_cosine(rte, monkeypatc
     trainer = trained(monkeypatch, task=task, model=still())
     model, data = trainer.beginning, trainer.train_dataset
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
-    order, step = WholeBatches(18, 4, 42), 0
+    order, step = WholeBatches(data.lengths, 4, 42), 0
     for _ in range(3):
         rows = list(order)
         assert len(rows) == len(set(rows)) == 16

@@ -179,6 +179,7 @@ def test_chance_is_that_of_a_words_tokens(data):
         ("cdi_childes.json", None, "no cdi_childes.json in"),
         ("cdi_childes.json", "{", "cdi_childes.json must map words"),
         ("cdi_childes.json", '{"dog": [{}]}', "must map words .*KeyError"),
+        ("cdi_childes.json", '{"dog": [{"context": null}]}', "None is no text"),
         ("cdi_childes.json", "{}", "has no word in a context"),
         (
             "cdi_human.csv",

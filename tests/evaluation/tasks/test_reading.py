@@ -74,6 +74,15 @@ def test_a_missing_context_is_the_word_none_and_numbers_may_be_missing(tmp_path)
             "reading_data.csv, row 1 below the header, column Subtlex_log10: must be a"
             " number, got 'x'",
         ),
+        # pandas would fill up a row that is cut short.
+        (
+            lambda text: text.rstrip("\n").rpartition(",")[0],
+            "reading_data.csv, row 3 below the header has 12 fields, but the header 13",
+        ),
+        (
+            lambda text: text.rstrip("\n") + ",1",
+            "reading_data.csv: .*Expected 13 fields in line 4, saw 14",
+        ),
     ],
 )
 def test_a_bad_table_is_refused(tmp_path, spoil, told):

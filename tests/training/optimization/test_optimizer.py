@@ -116,6 +116,6 @@ def test_a_model_whose_shapes_do_not_fit_is_refused():
     config = MixtralConfig(num_local_experts=2, **QWEN3)
     arguments = TrainingArguments(optimizer="muon", use_cpu=True)
     with pytest.raises(UserError, match=r"optimizer=muon .*experts.* 3 dimensions"):
-        check_optimizer(arguments, config)
-    check_optimizer(TrainingArguments(use_cpu=True), config)
-    check_optimizer(arguments, GPT2Config(**GPT2))
+        check_optimizer(arguments, model_of(config))
+    check_optimizer(TrainingArguments(use_cpu=True), model_of(config))
+    check_optimizer(arguments, model_of(GPT2Config(**GPT2)))

@@ -85,5 +85,7 @@ def test_shares_fit_every_run(num_steps):
         cooldown_steps=0.2,
         averaging="tail",
     )
-    assert 1 <= averaging_steps(args, num_steps) <= num_steps
+    steps = averaging_steps(args, num_steps)
+    # The average of one step would be that step itself.
+    assert steps is None if num_steps < 10 else 1 < steps <= num_steps
     assert len(learning_rates(args, num_steps)) == num_steps

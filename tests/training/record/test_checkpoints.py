@@ -138,6 +138,23 @@ def test_pruning_deletes_what_was_never_finished_and_leaves_what_was_set_aside(
     ]  # fmt: skip
 
 
+def test_a_kill_during_a_deletion_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    sealed(tmp_path, 5, 10, 15)
+
+    def killed(path, **options):
+        next(Path(path).glob("*")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, 2)
+    shown = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert shown == ["checkpoint-10", "checkpoint-15"]
+    prune(tmp_path)
+    assert not list(tmp_path.glob(".deleted-*"))
+
+
 def test_without_a_limit_everything_is_kept(tmp_path):
     sealed(tmp_path, 5, 10, 15)
     prune(tmp_path, None, best=None)

@@ -1,6 +1,8 @@
 """The record of a run: begun, compared, refused, moved aside, finished."""
 
+import contextlib
 import json
+import logging
 
 import pytest
 import yaml
@@ -9,7 +11,11 @@ from src.arguments import Arguments, RunConfiguration, TrainingArguments
 from src.configuration.run_configuration import run_configuration
 from src.foundation import UserError
 from src.training.record import run_record
-from src.training.record.run_record import RunRecord, differences
+from src.training.record.run_record import (
+    RunRecord,
+    TrainingStopped,
+    differences,
+)
 
 TEXT = {"train/childes": "abc"}
 
@@ -86,6 +92,20 @@ def test_other_settings_are_refused_with_what_differs(record, changed, told):
     assert (record.directory / "run.json").read_text() == kept
 
 
+def test_a_full_disk_costs_the_log_one_warning(record, capfd, caplog):
+    begin(record)
+    log = record.directory / "train.log"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    logging.getLogger().setLevel(logging.INFO)
+    with contextlib.suppress(OSError):  # when it is closed
+        with record.open(of_run(), {"training.learning_rate": 0.001, "data": TEXT}):
+            logging.getLogger().info("one")
+            logging.getLogger().info("two")
+    assert capfd.readouterr().err.count("Logging error") == 0
+    assert caplog.text.count("train.log cannot be written: ") == 1
+
+
 def test_tuples_and_lists_are_the_same_setting(record):
     begin(record, **{"training.report_to": ("tensorboard",)})
     begin(record, **{"training.report_to": ["tensorboard"]})
@@ -123,6 +143,7 @@ def test_an_empty_directory_is_not_moved_aside(record):
 
 
 def try_to_hold(directory, told):
+    """A start of the run, as the front door makes it."""
     try:
         with RunRecord(directory).open(of_run(), {}):
             told.put("held")
@@ -146,10 +167,84 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(record, processe
     assert second() == "held"
 
 
+def test_a_refused_start_leaves_the_empty_directory_of_the_one_at_work(
+    record, processes
+):
+    told = processes.SimpleQueue()
+    with run_record.locked(record.directory):
+        record.directory.mkdir()  # the winner has written nothing yet
+        process = processes.Process(target=try_to_hold, args=(record.directory, told))
+        process.start()
+        process.join(60)
+        assert "another process" in told.get()
+        assert record.directory.is_dir()
+    assert not record.directory.parent.exists()
+
+
+def refuse(record, error, **options):
+    with pytest.raises(type(error)):
+        with record.open(of_run(**options), {"data": {}}):
+            (record.directory / "wandb").mkdir()
+            raise error
+
+
+def test_a_start_that_is_refused_late_takes_away_what_it_made(record):
+    refuse(record, UserError("no such optimizer"))
+    assert not record.directory.parent.exists()
+
+
+def test_a_start_that_is_refused_late_brings_back_the_run_that_it_moved_aside(record):
+    begin(record)
+    before = (record.directory / "run.json").read_text()
+    refuse(record, UserError("no such optimizer"), overwrite=True)
+    assert (record.directory / "run.json").read_text() == before
+    assert not (record.directory / "wandb").exists()
+
+
+@pytest.mark.parametrize("kept", [TrainingStopped("diverged"), RuntimeError("a bug")])
+def test_a_run_that_fails_in_training_is_kept(record, kept):
+    refuse(record, kept)
+    assert (record.directory / "train.log").is_file()
+
+
+def test_a_run_with_a_checkpoint_is_never_taken_away(record):
+    with pytest.raises(UserError):
+        with record.open(of_run(), {"data": {}}):
+            (record.directory / "checkpoint-1").mkdir()
+            raise UserError("no such metric")
+    assert (record.directory / "checkpoint-1").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", ".nfs00a1", "Thumbs.db", "run_clm.log", "config.yaml"]
+)
+def test_litter_and_what_a_killed_start_wrote_do_not_block_a_run(record, name):
+    record.directory.mkdir(parents=True)
+    (record.directory / name).write_text("x")
+    refuse(record, UserError("no such optimizer"))
+    assert [path.name for path in record.directory.iterdir()] == [name]
+    begin(record)
+
+
+def test_the_files_of_other_people_do(record):
+    record.directory.mkdir(parents=True)
+    (record.directory / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"not a run .*holds notes.txt"):
+        begin(record)
+
+
 def test_a_damaged_record_gets_a_message(record):
     begin(record)
     file = record.directory / "run.json"
     file.write_text(file.read_text()[:-20])
+    with pytest.raises(UserError, match="run.json is damaged"):
+        begin(record)
+
+
+def test_a_record_with_a_flipped_bit_in_a_key_gets_a_message(record):
+    begin(record)
+    file = record.directory / "run.json"
+    file.write_text(file.read_text().replace('"identity"', '"identitx"'))
     with pytest.raises(UserError, match="run.json is damaged"):
         begin(record)
 
@@ -166,7 +261,6 @@ def test_a_damaged_record_can_be_moved_aside(record):
 def test_a_run_that_ended_between_its_two_files_begins_again(record):
     begin(record)
     (record.directory / "run.json").unlink()
-    (record.directory / "train.log").unlink()
     begin(record, **{"training.learning_rate": 2})
     identity = json.loads((record.directory / "run.json").read_text())["identity"]
     assert identity["training.learning_rate"] == 2
@@ -177,6 +271,21 @@ def test_results_mark_the_run_finished(record):
     record.finish({"eval_loss": 3.5, "eval_perplexity": float("inf")})
     assert record.results == {"eval_loss": 3.5, "eval_perplexity": float("inf")}
     assert not list(record.directory.glob(".*.tmp"))
+
+
+def test_results_with_a_flipped_bit_are_not_shown(record):
+    begin(record)
+    record.finish({"eval_loss": 3.5})
+    file = record.directory / "results.json"
+    file.write_text(file.read_text().replace("3.5", "3.4"))
+    with pytest.raises(
+        UserError, match="results.json is not as manifest.json says.*delete it"
+    ):
+        record.results
+    file.unlink()
+    assert record.results is None
+    record.finish({"eval_loss": 3.5})
+    assert record.results == {"eval_loss": 3.5}
 
 
 def test_secrets_are_not_recorded(record, composed):

@@ -1,6 +1,7 @@
 """Weights & Biases: what a run logs, read back with its own tools; and runs without it."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from src.arguments import (
     WandbArguments,
 )
 from src.training.record.run_record import RunRecord
-from src.training.record.wandb_logging import wandb_callbacks
+from src.training.record.wandb_logging import WandbLogging, _run_id, wandb_callbacks
 
 CONFIGURATION = {
     "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
@@ -37,15 +38,23 @@ def opened(run_dir: Path, **wandb):
     return wandb_callbacks(configuration, RunRecord(run_dir))
 
 
-def log_to(run_dir: Path, name: str, rows: list) -> str:
-    """Log the rows as the Trainer would, to a W&B run of this process. Returns its id."""
+def log_to(run_dir: Path, name: str, rows: list, fails: bool = False) -> str:
+    """Log the rows as the Trainer would, to a W&B run of this process. Returns its id.
+
+    One that `fails` continues from a checkpoint before its last row.
+    """
     names = dict(project="babies", group="run-tiny-sample", name=name)
     run_dir.mkdir(exist_ok=True)
     with opened(run_dir, mode="offline", **names) as (callback,):
-        for step, logs in rows:
-            state = TrainerState(global_step=step)
-            callback.on_log(TrainingArguments(), state, TrainerControl(), logs)
-        if not rows:
+        state = TrainerState()
+        if fails:
+            *before, last = rows
+            state.log_history = [{**logs, "step": step} for step, logs in before]
+            rows = [last]
+        for step, logs in rows:  # as the Trainer adds them to its history
+            state.log_history.append({**logs, "step": step})
+            callback.on_log(TrainingArguments(), state, TrainerControl(), logs=logs)
+        if fails:
             raise RuntimeError("the run fails")
     return callback.run.id
 
@@ -72,7 +81,7 @@ def sweep(tmp_path_factory) -> Path:
     log_to(folder / "first", "seed-1", LOGS)
     log_to(folder / "second", "seed-2", LOGS[:1])
     with pytest.raises(RuntimeError):
-        log_to(folder / "first", "seed-1", [])
+        log_to(folder / "first", "seed-1", [*LOGS, (3, {"loss": 4.0})], fails=True)
     return folder
 
 
@@ -127,6 +136,58 @@ def test_a_continued_run_keeps_its_id_and_a_failed_one_says_so(sweep, first):
     assert before != after
     assert of_type(first, "exit")[0].get("exit_code", 0) == 0
     assert of_type(continued, "exit")[0]["exit_code"] == 1
+
+
+def test_a_continued_offline_run_has_the_rows_from_before_too_and_none_twice(sweep):
+    """W&B replaces a run's rows by those of the last folder that is uploaded."""
+    _, after = folders(sweep / "first")
+    rows = [record["item"] for record in of_type(records(after), "history")]
+    assert [row.get("train/loss", row.get("eval/loss")) for row in rows] == [
+        5.5, 5, 4.5, 4
+    ]  # fmt: skip
+    assert [row["_step"] for row in rows] == [0, 1, 2, 3]
+
+
+class OnlineRun:
+    """A W&B run that has some rows already, and keeps those that it is sent."""
+
+    def __init__(self, starting_step: int):
+        self.starting_step, self.rows = starting_step, []
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, row, step, commit):
+        self.rows.append((step, row["train/global_step"]))
+
+
+def test_a_continued_online_run_is_sent_what_it_lacks():
+    state = TrainerState(log_history=[{"loss": 1.0, "step": n} for n in (1, 2)])
+    for number, lacking in ((1, [(1, 2), (2, 3)]), (2, [(2, 3)]), (3, [])):
+        callback = WandbLogging(OnlineRun(number))
+        state.log_history = state.log_history[:2] + [{"loss": 1.0, "step": 3}]
+        callback.on_log(TrainingArguments(), state, TrainerControl())
+        assert callback.run.rows == lacking
+
+
+def test_all_folders_of_a_run_are_named_in_one_command(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "wandb" / "offline-run-20260101_000000-12345678").mkdir(parents=True)
+    (tmp_path / "wandb" / "offline-run-20260101_000000-87654321").mkdir()
+    (tmp_path / "wandb_run_id.txt").write_text("12345678\n")
+    with opened(tmp_path, mode="offline", group="g", name="n"):
+        pass
+    old, new = sorted(tmp_path.glob("wandb/offline-run-*-12345678"))
+    assert f"wandb sync {old} {new}\n" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["", "\n", "\0\0\0", "ab/cd", "é" * 8])
+def test_a_damaged_id_is_drawn_anew(tmp_path, damage, caplog):
+    file = tmp_path / "wandb_run_id.txt"
+    file.write_text(damage)
+    drawn = _run_id(file)
+    assert f"{file} is damaged" in caplog.text
+    assert len(drawn) == 8 and _run_id(file) == drawn
 
 
 @pytest.fixture(scope="module")

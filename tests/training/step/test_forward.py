@@ -125,6 +125,39 @@ def test_every_architecture_gets_its_own_loss_and_gradients(name):
     assert model.training and model.config._attn_implementation != CAUSAL
 
 
+def test_a_vocabulary_layer_that_scales_its_logits_is_not_fused():
+    class ScaledHead(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 3
+
+    model = model_of("llama")
+    model.lm_head.__class__ = ScaledHead
+    ids, labels = batch()
+    expected = plain_loss(model, ids, labels).item()
+    install(model, chunk=7)
+    loss = model(input_ids=ids, labels=labels).loss.item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name, key", [("mixtral", "router_"), ("jetmoe", "")])
+def test_experts_keep_the_loss_that_balances_them(name, key):
+    values = {**LLAMA, "num_local_experts": 4, "output_router_logits": True}
+    values |= {f"{key}aux_loss_coef": 0.5, "kv_channels": 4, "pad_token_id": 0}
+    config = AutoConfig.for_model(name, **values)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    ids, _ = batch()
+    theirs = model(input_ids=ids, labels=ids)  # the library shifts the labels itself
+    expected = gradients(theirs.loss, model)
+    labels = F.pad(ids[:, 1:], (0, 1), value=IGNORE_INDEX)
+    install(model)
+    loss = model(input_ids=ids, labels=labels).loss / (labels != IGNORE_INDEX).sum()
+    assert theirs.aux_loss > 1
+    assert loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    ours = gradients(loss, model)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, expected))
+
+
 def test_what_does_not_fit_is_left_out():
     found = {name: chosen(model_of(name), False, 7) for name in MODELS}
     for name in ("gpt2", "opt", "llama", "qwen3", "olmo2"):

@@ -1,0 +1,105 @@
+"""Slow trials outside the default test run: kills and damage, hundreds of times.
+
+python -m tests.trials.kills
+python -m tests.trials.damage
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+SAMPLE = Path(__file__).parents[2] / "src/data/sample"
+# Events of Python's audit hooks that change files.
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod")
+RUN = (
+    "+model=gpt2-tiny +dataset=sample tokenizer.vocab_size=300 data.block_size=32"
+    " model.config_overrides={n_layer:1,n_embd:16,n_head:2,n_positions:32,resid_pdrop:0.1}"
+    " data.max_eval_samples=8 evaluation.pairs=null evaluation.num_generated_texts=0"
+    " training.tokens_per_step=256 training.max_steps=4 training.eval_steps=1"
+    " training.save_steps=1 training.logging_steps=1 training.averaging=ema"
+    " training.use_cpu=true training.bf16=false training.output_dir=exp/trial/run"
+    f" wandb.log=false data.train_file={SAMPLE}/*.train"
+    f" data.validation_file={SAMPLE}/*.dev"
+).split()
+
+
+class Operations:
+    """Counter of the operations on files of the run, which kills before one of them."""
+
+    def __init__(self, run_dir: Path, kill_before: Optional[int]):
+        self.group = str(run_dir.parent.absolute())
+        self.kill_before, self.number = kill_before, 0
+
+    def count(self, path: Any) -> None:
+        if isinstance(path, (str, os.PathLike)):
+            if os.path.abspath(path).startswith(self.group):
+                self.number += 1
+                if self.number == self.kill_before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event: str, args: tuple) -> None:
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        if event in CHANGES or event == "open" and args[2] & writes:
+            self.count(args[0])
+
+    def counting(self, write: Any, position: int) -> Any:
+        """Return `write`, which is not written in Python, with its calls counted."""
+
+        def counted(*args, **kwargs):
+            self.count(args[position])
+            return write(*args, **kwargs)
+
+        return counted
+
+
+def _job(folder: Path, log: Path, kill_before: Optional[int], told: Any) -> None:
+    import safetensors.torch
+    import torch
+
+    from src.run_clm import main
+
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(folder)
+    sys.argv = ["run_clm", *RUN]
+    operations = Operations(Path("exp/trial/run"), kill_before)
+    torch.save = operations.counting(torch.save, 1)
+    safetensors.torch.serialize_file = operations.counting(
+        safetensors.torch.serialize_file, 1
+    )
+    sys.addaudithook(operations.audit)
+    try:
+        main()
+    finally:
+        told.put(operations.number)
+
+
+def start(
+    folder: Path, kill_before: Optional[int] = None
+) -> tuple[Optional[int], str, int]:
+    """Run the command in `folder`, in a process that is forked from this one.
+
+    Returns:
+        The exit code (-9 if killed), the output, and the number of operations on files.
+    """
+    import src.run_clm  # noqa: F401  (once, before the first fork)
+    import src.training.run  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    log, told = folder / "output.txt", fork.SimpleQueue()
+    log.write_text("")
+    process = fork.Process(target=_job, args=(folder, log, kill_before, told))
+    process.start()
+    process.join()
+    number = 0 if told.empty() else told.get()
+    return process.exitcode, log.read_text(errors="replace"), number
+
+
+def weights(folder: Path) -> Optional[str]:
+    """Return the checksum of the final model; None if there is none."""
+    file = folder / "exp/trial/run/model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
