@@ -92,7 +92,9 @@ def test_other_settings_are_refused_with_what_differs(record, changed, told):
     assert (record.directory / "run.json").read_text() == kept
 
 
-def test_a_full_disk_costs_the_log_one_warning(record, capfd, caplog):
+def test_a_full_disk_costs_the_log_one_warning(record, capfd, caplog, monkeypatch):
+    # Without handlers of earlier tests, whose streams are closed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     begin(record)
     log = record.directory / "train.log"
     log.unlink()
