@@ -127,6 +127,8 @@ def blaming(
     except UserError:
         raise
     except Exception as error:
+        if write_fault(error):  # the machine is to blame
+            raise
         blamed = []
         for name, value in values.items():
             others = {key: values[key] for key in values if key != name}

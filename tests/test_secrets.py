@@ -135,3 +135,12 @@ def test_no_token_of_an_evaluation_is_in_a_file_or_an_output(
     end = start(main, "run_eval", [*overrides, f"token={SECRET}"], monkeypatch)
     assert SECRET not in end, end
     assert not leaks(capfd, caplog)
+
+
+def test_a_token_cannot_be_swept_over(tiny, monkeypatch, capfd, caplog):
+    from src.run_clm import main
+
+    tokens = f"training.hub_token={SECRET}1,{SECRET}2"
+    end = start(main, "run_clm", ["-m", *tiny, tokens], monkeypatch)
+    assert "training.hub_token must be one token" in end
+    assert not leaks(capfd, caplog)

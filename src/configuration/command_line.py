@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from src.arguments import Arguments
 from src.configuration.errors import explain, new_key, not_utf8, unknown_override
-from src.configuration.run_configuration import hide_secrets
+from src.configuration.run_configuration import SECRETS, hide_secrets
 from src.configuration.schema import group_choices, options
 from src.foundation import UserError, write_fault
 
@@ -168,6 +168,10 @@ def _readable(argument: str, following: str, root: type) -> str:
     name = override.key_or_group
     if root is Arguments and (message := unknown_override(name)):
         raise UserError(message)
+    if override.is_sweep_override() and name in SECRETS:
+        raise UserError(
+            f"{name} must be one token: Hydra records the values of a sweep"
+        )
     is_group = root is Arguments and name in group_choices()
     if not is_group and (override.is_delete() or not value):
         raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
