@@ -219,18 +219,20 @@ def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
             f"{plus}{key}={values} has several values: add -m to run one after the"
         )
         message += " other" + ("" if plus else f"; for a list write {key}=[{values}]")
-    if twice := re.match(r"Multiple values for (\w+).* (.*)'", message):
-        group, choice = twice.groups()
+    if twice := re.match(
+        r"Multiple values for (\w+)|(\w+) appears more than once", message
+    ):
+        group = twice[1] or twice[2]
         typed = [x for x in arguments if x.startswith(f"+{group}=")]
-        choice = typed[-1].partition("=")[2] if typed else choice
-        message = f"+{group}={choice}: a {group} has already been chosen"
-        if group == "model":
-            message += (
-                ". A recipe brings the model for which its values were chosen: leave +model"
-                f" out, or use its values for another: model={choice}, without the +"
-            )
-    if twice := re.match(r"(\w+) appears more than once", message):
-        message = f"+{twice.group(1)} is given twice: choose one"
+        message = f"{' and '.join(typed)} are both given: choose one"
+        if len(typed) == 1:
+            message = f"{typed[0]}: a {group} has already been chosen"
+            if group == "model":
+                message += (
+                    ". A recipe brings the model for which its values were chosen: leave"
+                    f" +model out, or use its values for another: {typed[0][1:]}, without"
+                    " the +"
+                )
     if plain := re.match(r"Could not override '(.*)'.*\n.* (\S+)$", message):
         message = (
             f"{plain.group(1)}: nothing has been chosen yet: write {plain.group(2)}"

@@ -158,7 +158,9 @@ def _safe(text: str) -> str:
     If characters are replaced, a hash of the text keeps different texts apart.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-    return text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}"
+    return (
+        text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}".lstrip("-")
+    )
 
 
 def _limited(name: str) -> str:

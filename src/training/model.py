@@ -39,6 +39,15 @@ ROTARY_TYPES_IN_CHALLENGE = ("default", "linear", "dynamic", "yarn", "llama3")
 # No model has more layers. Without this limit, building a model could take hours.
 LAYERS, MAX_LAYERS = "num_hidden_layers", 1000
 logger = logging.getLogger(__name__)
+# Keys of rotary positions before transformers 5, which the constructors of configurations put into
+# `rope_parameters`, and a value that no architecture has by default.
+OLD_ROTARY = {
+    "rope_theta": 3.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+    "partial_rotary_factor": 0.375,
+    "rotary_pct": 0.375,
+    "rotary_emb_base": 3.0,
+}
 
 
 def model_config(args: Arguments) -> PretrainedConfig:
@@ -187,7 +196,8 @@ def _override(
         )
     known = {**config.to_dict(), **config.attribute_map}
     for name in overrides:
-        if name not in known:
+        is_old = from_scratch and name in OLD_ROTARY and _is_rotary(config, name)
+        if name not in known and not is_old:
             close = difflib.get_close_matches(str(name), known, n=1)
             raise UserError(
                 f"unknown key `model.config_overrides.{name}` for {config.model_type}"
@@ -212,6 +222,13 @@ def _override(
 
     key = "model.config_overrides"
     return blaming(build, overrides, {}, key, f"{key}={overrides}")
+
+
+def _is_rotary(config: PretrainedConfig, name: str) -> bool:
+    """Return whether a key of `OLD_ROTARY` changes `rope_parameters` of this architecture."""
+    before = vars(config).get("rope_parameters")
+    changed = type(config)(**{name: OLD_ROTARY[name]})
+    return before is not None and changed.rope_parameters != before
 
 
 def _directory(args: ModelArguments) -> Path:

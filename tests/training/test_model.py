@@ -310,3 +310,13 @@ def test_code_of_its_own_is_trained_only_if_it_is_trusted(own):  # noqa: F811
     model = built(replace(args, trust_remote_code=True))
     assert type(model).__name__ == "OwnForCausalLM"
     assert torch.equal(model.scales[:3, 0], torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_old_keys_of_rotary_positions_are_taken_where_they_count():
+    llama = architecture(ModelArguments("llama", {"rope_theta": 100.0}))
+    assert llama.rope_parameters["rope_theta"] == 100
+    neox = architecture(ModelArguments("gpt_neox", {"rotary_pct": 0.5}))
+    assert neox.rope_parameters["partial_rotary_factor"] == 0.5
+    for kind, name in [("gpt_neox", "rope_theta"), ("gpt2", "rope_scaling")]:
+        with pytest.raises(UserError, match=f"unknown key .*{name}. for {kind}"):
+            architecture(ModelArguments(kind, {name: 100.0}))
