@@ -21,7 +21,7 @@ from src.data.packing.tokenizer import boundary_tokens
 from src.data.text.corpus import Source, reading_bar
 from src.data.text.documents import Piece, with_context
 from src.data.text.words import word_starts
-from src.foundation import UserError
+from src.foundation import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -188,12 +188,12 @@ class Packer:
             )
         for token, count in row["special_tokens"].items():
             logger.warning(
-                f"{name}: the special token {token} is written {count:,} times in the text;"
-                " it is packed as characters and counted as a word. If it separates"
+                f"{name}: the special token {token} is written {counted(count, 'time')} in"
+                " the text; it is packed as characters and counted as a word. If it separates"
                 f" documents, set \"data.document_boundary='{token}'\""
             )
         if skipped := row["empty_texts"]:
-            logger.warning(f"{name}: {skipped:,} rows without text were skipped")
+            logger.warning(f"{name}: skipped {counted(skipped, 'row')} without text")
 
 
 def num_cores() -> int:

@@ -312,7 +312,7 @@ def test_no_token_and_no_word_crosses_rows(
         *[0, 1, 0, 0, 1, 0, 0, 1, 0], *[0, 1, 1, 0]
     ]  # fmt: skip
     assert stream.documents.tolist() == [0, 3, 6, 9]
-    assert "a: 2 rows without text were skipped" in caplog.text
+    assert "a: skipped 2 rows without text" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_special_tokens_in_the_text_are_warned_of_and_may_separate_documents(
             " packed as characters and counted as a word. If it separates documents, set"
             " \"data.document_boundary='<|endoftext|>'\""
         ) in caplog.text
-        assert "b: the special token </s> is written 1 times" in caplog.text
+        assert "b: the special token </s> is written 1 time" in caplog.text
         assert caplog.text.count("special token") == 2
     caplog.clear()
     stream = pack(sources[:1], byte_level(), "<|endoftext|>", tmp_path)
