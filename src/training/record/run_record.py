@@ -174,7 +174,7 @@ class RunRecord:
             return False, None
         if any(self.directory.glob("checkpoint-*")) or self.results is not None:
             raise UserError(
-                f"{self.directory} holds another run; the differences:\n  "
+                f"{self.directory} holds another run, by its run.json; the differences:\n  "
                 + "\n  ".join(changes)
                 + "\nEither choose another wandb.tag=… (or training.output_dir=…, if you set"
                 " it), or start anew with training.overwrite_output_dir=true (the old run is"
