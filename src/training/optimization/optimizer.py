@@ -6,27 +6,111 @@ training") makes its updates as large as AdamW's. So both share one learning rat
 Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does.
 """
 
+import math
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, Optional
 
 import torch
 from huggingface_hub import HfApi
-from torch import nn
+from torch import distributed, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_liger_kernel_available
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError, blaming, first_line
+from src.hardware import fast_bfloat16
 from src.training.optimization.schedule import choose_schedule
 
 # A number of steps that is longer than every warm-up and cooldown that an option admits.
 MANY_STEPS = 10**9
+# Jordan et al.'s values: the decay of the momentum, and the coefficients of the iteration.
+MOMENTUM = 0.95
+COEFFICIENTS, NUM_ITERATIONS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon, which computes the updates of all matrices of one shape at once.
+
+    `torch.optim.Muon` computes the same, one matrix after the other. For GPT2-Small it starts
+    some 1,300 kernels per step, more than a fast GPU can hide; this class starts some 100. Under
+    DDP, each process computes its share of the updates, and all of them get all updates.
+
+    Args:
+        params: parameter groups with a `weight_decay`; their parameters are [rows, columns].
+    """
+
+    def __init__(self, params: Iterable[dict], lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Take a step. The Trainer never gives a closure."""
+        # GPUs before Ampere multiply float16 fast, not bfloat16. All values are at most about 1.
+        is_old_gpu = torch.cuda.is_available() and not fast_bfloat16(use_cpu=False)
+        dtype = torch.float16 if is_old_gpu else torch.bfloat16
+        # torch's own optimizers use the `_foreach` functions, too. There are no public ones.
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            momenta = [self._momentum(weight) for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            by_shape = defaultdict(list)
+            for weight, update in zip(weights, updates):
+                by_shape[weight.shape].append((weight, update))
+            for shape, pairs in by_shape.items():
+                same_shape, updates = zip(*pairs)
+                stack = updates[0].new_empty(len(pairs), *shape, dtype=dtype)
+                torch._foreach_copy_(stack.unbind(), updates)
+                steps = _shared_orthogonal(stack).float().unbind()
+                rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+                torch._foreach_add_(same_shape, steps, alpha=-rate)
+
+    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the exponential average of a parameter's gradients, which starts at 0."""
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight.grad)
+        return state["momentum_buffer"]
+
+
+def _shared_orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """Return `nearly_orthogonal(x)`, of which each process computes a share."""
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    if processes == 1:
+        return nearly_orthogonal(x)
+    number = math.ceil(len(x) / processes)
+    padded = functional.pad(x, (0, 0, 0, 0, 0, number * processes - len(x)))
+    share = padded.chunk(processes)[distributed.get_rank()]
+    distributed.all_gather_into_tensor(padded, nearly_orthogonal(share))
+    return padded[: len(x)]
+
+
+def nearly_orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """Return matrices [N, rows, columns] with singular values between about 0.7 and 1.2.
+
+    The singular vectors stay the same. This is the quintic Newton-Schulz iteration of Jordan et
+    al. (2024).
+    """
+    if x.shape[1] > x.shape[2]:
+        return nearly_orthogonal(x.mT).mT
+    a, b, c = COEFFICIENTS
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)
+    for _ in range(NUM_ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon and AdamW as one optimizer.
+    """Muon and torch's AdamW as one optimizer.
 
     Both parts use the parameter groups and the state of this optimizer, so it works with
     schedules, gradient scalers and checkpoints like any other.
@@ -39,7 +123,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, matrices: list[dict], others: list[dict], **kwargs: Any):
         self.parts = [
-            torch.optim.Muon(matrices, kwargs["lr"], adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, kwargs["lr"]),
             torch.optim.AdamW(others, **kwargs),
         ]
         super().__init__([*matrices, *others], {})
@@ -181,10 +265,8 @@ def _try_training(
 
 
 def _check_muon(model: PreTrainedModel) -> None:
-    """Raise `UserError` if torch has no Muon, or Muon does not fit the architecture."""
+    """Raise `UserError` if Muon does not fit the architecture."""
     key = "training.optimizer=muon"
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"{key} needs torch 2.9 or newer, got {torch.__version__}")
     for name, parameter in matrices_inside(model)[0].items():
         if parameter.ndim != 2:
             raise UserError(
