@@ -510,10 +510,11 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # If the value is true, Hugging Face's class also compiles evaluations.
-        compiles, self.torch_compile = self.torch_compile, False
+        # Hugging Face's class would also compile evaluations and compute them in TF32.
+        compiles, tf32 = self.torch_compile, self.tf32
+        self.torch_compile, self.tf32 = False, None
         super().__post_init__()
-        self.torch_compile = compiles
+        self.torch_compile, self.tf32 = compiles, tf32
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the values for `training_args.bin`, without the token."""

@@ -2,12 +2,27 @@
 
 import ctypes
 import os
-from typing import Any, Mapping
+import re
+from typing import Any, Mapping, Optional
 
 import torch
+from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import is_torch_tf32_available
 
+from src.arguments import TrainingArguments
 from src.foundation import UserError
+
+# Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets: of 16-bit products (before
+# Ampere: float16), of TF32 products and of float32 products.
+PEAKS = {
+    "B200": (2250, 1125, 75), "H200": (989, 494, 67), "H100": (989, 494, 67),
+    "H100 PCIe": (756, 378, 51), "H100 NVL": (835, 418, 60), "A100": (312, 156, 19.5),
+    "L40S": (362, 183, 91.6), "L40": (181, 90.5, 90.5), "L4": (121, 60, 30.3),
+    "A40": (150, 75, 37.4), "A10": (125, 62.5, 31.2), "A10G": (70, 35, 31.5),
+    "RTX A6000": (155, 77, 38.7), "RTX A5000": (111, 55, 27.8), "RTX A4000": (77, 38, 19.2),
+    "RTX 4090": (165, 82.6, 82.6), "RTX 3090": (71, 35.6, 35.6),
+    "V100": (125, 15.7, 15.7), "T4": (65, 8.1, 8.1),
+}  # fmt: skip
 
 
 def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -44,6 +59,8 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         )
     device = "CPU" if use_cpu else "GPU"
     speed = f"the {device} is {'' if is_fast else 'not '}fast at it"
+    if has_cuda and not is_fast and torch.cuda.get_device_capability() >= (7, 0):
+        speed += "; it is fast at float16, training.fp16=true"
     resolved: dict[str, tuple[Any, str]] = {
         "use_cpu": (use_cpu, "there is a GPU" if has_gpu else "there is no GPU"),
         "bf16": (is_fast, speed),
@@ -52,9 +69,47 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         resolved["bf16"] = (False, "training.fp16=true was chosen")
     if has_cuda:
         resolved["tf32"] = (has_tf32, f"the GPU {'has' if has_tf32 else 'lacks'} it")
+        bf16 = resolved["bf16"][0] if training["bf16"] is None else training["bf16"]
+        if bf16 or training["fp16"]:
+            resolved["tf32"] = (False, "the products have 16 bits")
         reason = "copying to the GPU goes on in the background"
         resolved["accelerator_config"] = ({"non_blocking": True}, reason)
     return {name: resolved[name] for name in resolved if training[name] is None}
+
+
+def set_up_device(training: TrainingArguments) -> None:
+    """Set what holds for the whole process: memory, determinism and float32 products.
+
+    Call it before any computation on the device, since cuBLAS reads its environment variable
+    only once. Each job of a sweep sets everything anew.
+    """
+    if training.use_cpu:
+        keep_freed_memory()
+    # The newer interface, which Hugging Face's class uses, makes readers of this one fail.
+    torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+    # Both functions also set torch.compile's own option.
+    if training.full_determinism:
+        enable_full_determinism(training.seed)
+    elif torch.are_deterministic_algorithms_enabled():  # by another job of a sweep
+        torch.use_deterministic_algorithms(False)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> Optional[float]:
+    """Return the peak FLOP/s of one device; None for an unknown device.
+
+    Args:
+        dtype: dtype of the matrix products.
+        tf32: whether float32 products use TF32.
+    """
+    if device.type != "cuda":
+        return None
+    words = re.split(r"[\s-]+", torch.cuda.get_device_name(device))
+    known = [name for name in PEAKS if set(name.split()) <= set(words)]
+    if not known:
+        return None
+    of_16_bits, of_tf32, of_float32 = PEAKS[max(known, key=len)]
+    peak = of_tf32 if tf32 else of_float32
+    return 1e12 * (peak if dtype == torch.float32 else of_16_bits)
 
 
 def memory_of(device: torch.device) -> int:

@@ -61,34 +61,48 @@ class Blocks(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return `input_ids` [T] and `labels` [T], the token after each of the inputs.
+        """Return one block, as `__getitems__` does, without the dimension of the batch."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
-        With `restart_positions` also `position_ids` [T].
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """Return a batch: `input_ids` [B, T] and `labels` [B, T], the token after each input.
+
+        With `restart_positions` also `position_ids` [B, T]. PyTorch's `DataLoader` calls this
+        method, so that no time is spent on each block alone.
         """
-        if index == NO_BLOCK:
-            block = {key: value.clone() for key, value in self[0].items()}
-            block["labels"].fill_(IGNORE_INDEX)
-            return block
-        start, end = int(self.starts[index]), int(self.ends[index])
-        tokens = self.stream.tokens[start : end + 1].astype(np.int64)
-        inputs = np.full(self.block_size, tokens[0])  # padding; its targets are ignored
-        labels = np.full(self.block_size, IGNORE_INDEX, np.int64)
-        inputs[: end - start], labels[: end - start] = tokens[:-1], tokens[1:]
+        chosen = np.asarray(indices)
+        starts, ends = self.starts[chosen], self.ends[chosen]
+        offsets = np.arange(self.block_size + 1)
+        tokens = self.stream.tokens[
+            np.minimum(starts[:, None] + offsets, ends[:, None])
+        ]
+        tokens = tokens.astype(np.int64)
+        is_padding = offsets[1:] > (ends - starts)[:, None]
+        inputs = np.where(is_padding, tokens[:, :1], tokens[:, :-1])
+        is_padding |= (chosen == NO_BLOCK)[:, None]
+        labels = np.where(is_padding, IGNORE_INDEX, tokens[:, 1:])
+        rows, begins = self._document_starts(starts, ends)
+        labels[rows, begins - 1] = IGNORE_INDEX
+        batch = {"input_ids": inputs, "labels": labels}
+        if self.restart_positions:
+            begun = np.zeros_like(tokens)
+            begun[rows, begins] = begins
+            positions = offsets - np.maximum.accumulate(begun, axis=1)
+            batch["position_ids"] = positions[:, :-1]
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _document_starts(
+        self, starts: np.ndarray, ends: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row in the batch, and the offset from 1 to T, of each BOS of a batch."""
         documents = self.stream.documents
         # `edges` has the dtype of `documents`. Otherwise NumPy would convert all documents
         # and read them from disk.
-        edges = np.array([start + 1, end + 1], documents.dtype)
+        edges = np.stack([starts + 1, ends + 1]).astype(documents.dtype)
         first, last = np.searchsorted(documents, edges)
-        begins = documents[first:last].astype(np.int64) - start  # each BOS, from 1 to T
-        labels[begins - 1] = IGNORE_INDEX
-        block = {"input_ids": inputs, "labels": labels}
-        if self.restart_positions:
-            begun = np.zeros(self.block_size, np.int64)
-            inside = begins[begins < self.block_size]
-            begun[inside] = inside
-            positions = np.arange(self.block_size) - np.maximum.accumulate(begun)
-            block["position_ids"] = positions
-        return {key: torch.from_numpy(value) for key, value in block.items()}
+        rows = np.repeat(np.arange(len(starts)), last - first)
+        found = [documents[i:j] for i, j in zip(first, last)]
+        return rows, np.concatenate(found).astype(np.int64) - starts[rows]
 
     @property
     def owners(self) -> np.ndarray:

@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+# Float32 logits in memory at once: a CPU is fastest with few, which stay in its cache; a GPU would
+# wait for the start of many small computations.
+MAX_LOGITS = {"cpu": 1, "other": 2**27}
+
 
 @torch.no_grad()
 def block_statistics(
@@ -20,23 +24,31 @@ def block_statistics(
 ) -> torch.Tensor:
     """Return negative log-likelihood in nats, hits and targets of each block, float32 [B, 3].
 
-    It takes one block at a time, so the float32 logits of a whole batch never exist at once.
+    It takes a few blocks at a time, so the float32 logits of a whole batch never exist at once.
 
     Args:
         logits: [B, T, V].
         labels: the next tokens, already shifted [B, T].
         ignored: label of positions without a target.
     """
-    rows = []
-    for block_logits, block_labels in zip(logits, labels):
-        block_logits = block_logits.float()
-        loss = F.cross_entropy(
-            block_logits, block_labels, ignore_index=ignored, reduction="sum"
+    most = MAX_LOGITS.get(logits.device.type, MAX_LOGITS["other"])
+    number = max(1, most // logits[0].numel())
+    parts = []
+    for part, targets in zip(logits.split(number), labels.split(number)):
+        part = part.float()
+        losses = F.cross_entropy(
+            part.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=ignored,
+            reduction="none",
         )
-        counted = block_labels != ignored
-        hits = (block_logits.argmax(-1) == block_labels) & counted
-        rows.append(torch.stack([loss, hits.sum().float(), counted.sum().float()]))
-    return torch.stack(rows)
+        counted = targets != ignored
+        hits = (part.argmax(-1) == targets) & counted
+        values = [losses.view_as(targets), hits, counted]
+        parts.append(
+            torch.stack([value.sum(-1, dtype=torch.float) for value in values], -1)
+        )
+    return torch.cat(parts)
 
 
 def summarize(

@@ -16,7 +16,7 @@ from src.data.prepare import Corpora, find_corpora, load_data
 from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
-from src.hardware import keep_freed_memory
+from src.hardware import set_up_device
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
@@ -43,6 +43,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     args, clock = configuration.args, Clock()
     if not shows_bars():
         transformers_logging.disable_progress_bar()  # for loading weights
+    set_up_device(args.training)
     config = model_config(args)
     tasks = TaskScores.load(args)
     sequences = sequences_per_step(args.training, args.data.block_size)
@@ -60,7 +61,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             model = build_model(args, config, tokenizer)
             with clock.phase("first batch"), refusing(model):
                 setup = decide(args, configuration.reasons, plan, model, metric)
-            report(setup, args, model)
+            report(setup, args, model, data.validation)
             tasks.report(model, tokenizer)
             trainer = LanguageModelTrainer(
                 args, setup, model, tokenizer, data, tasks, callbacks, clock
@@ -94,8 +95,6 @@ def open_record(
 ) -> Iterator[RunRecord]:
     """Begin or continue the run, and yield its record. The main process goes first."""
     training = configuration.args.training
-    if training.use_cpu:
-        keep_freed_memory()
     record = RunRecord(Path(training.output_dir), training.process_index == 0)
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:

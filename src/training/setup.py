@@ -10,10 +10,10 @@ from typing import Any, Optional
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from src.arguments import Arguments, TrainingArguments
+from src.data.blocks import Blocks
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
 from src.evaluation.scoring.network import REFUSALS
@@ -71,6 +71,10 @@ class Setup:
             gradient_accumulation_steps=self.micro_batching.micro_batches,
             lr_scheduler_kwargs=self.schedule.value,
             metric_for_best_model=self.metric,
+            remove_unused_columns=False,  # blocks are read as whole batches
+            # Only CUDA copies from pinned memory.
+            dataloader_pin_memory=training.dataloader_pin_memory
+            and training.device.type == "cuda",
             # The Trainer would delete old checkpoints before the new one is sealed.
             save_total_limit=None,
         )
@@ -169,7 +173,8 @@ def decide(
     else:
         size = micro_batching.largest(training, args.data.block_size, sequences)
         num_tokens = plan.num_steps * tokens
-        compiled = forward.choose_compilation(training, model, num_tokens)
+        dtype = setup.precision.value
+        compiled = forward.choose_compilation(training, model, dtype, num_tokens)
     setup = replace(
         setup,
         compiled=compiled,
@@ -197,7 +202,7 @@ def _with_forward(setup: Setup, args: Arguments, model: PreTrainedModel) -> Setu
     compiled, chunk = setup.compiled.value, setup.logit_chunk.value
     logger.info("Trying a step%s …", ", compiled: this can take minutes" * compiled)
     masks = setup.masks_documents.value
-    attention = forward.choose_attention(args, model, compiled, chunk, masks)
+    attention = forward.choose_attention(args, model, compiled, masks)
     smoothing = args.training.label_smoothing_factor
     setup = replace(
         setup,
@@ -228,7 +233,7 @@ def _train_on_one_batch(
     copies = 2 + (training.world_size > 1) + (training.averaging is not None)
     weights = list(model.parameters())
     reserved = [torch.empty_like(p) for p in weights for _ in range(copies)]
-    batch = default_collate([blocks[i % len(blocks)] for i in range(sequences)])
+    batch = blocks.__getitems__([i % len(blocks) for i in range(sequences)])
     batch = {name: values.to(device) for name, values in batch.items()}
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -263,7 +268,9 @@ def _precision(
     return Decision(torch.float32, name, f"bfloat16: {reason}" if reason else given)
 
 
-def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
+def report(
+    setup: Setup, args: Arguments, model: PreTrainedModel, validation: Optional[Blocks]
+) -> None:
     """Log the model, the decisions about its training, and the size of the run."""
     training, plan = args.training, setup.plan
     weights = args.model.model_name_or_path
@@ -303,3 +310,28 @@ def report(setup: Setup, args: Arguments, model: PreTrainedModel) -> None:
         logger.info(f"The epochs end before training.max_words={training.max_words:,}")
     for size, end in plan.stages:
         logger.info(f"Sequences of {size} tokens until step {end:,}")
+    if training.do_eval and training.eval_strategy != "no" and validation is not None:
+        logger.info(_cost_of_evaluations(training, plan, len(validation)))
+
+
+def _cost_of_evaluations(
+    training: TrainingArguments, plan: Plan, num_blocks: int
+) -> str:
+    """Return one line with the cost of the evaluations, each of `num_blocks` blocks."""
+    interval = plan.steps_per_epoch
+    if training.eval_strategy == "steps":
+        interval = training.eval_steps
+        if interval < 1:
+            interval = math.ceil(interval * plan.num_steps)
+    number = max(1, math.floor(plan.num_steps / interval))
+    # An evaluation computes a forward pass; training also a backward pass, which costs twice
+    # as much.
+    affordable = 0.1 * 3 * plan.num_steps * plan.blocks_per_step / number
+    share = num_blocks / affordable * 0.1
+    line = (
+        f"{counted(number, 'evaluation')} of {counted(num_blocks, 'block')}, about"
+        f" {100 * share:.0f} % of the training's computation"
+    )
+    if share <= 0.1:
+        return line
+    return f"{line}; data.max_eval_samples={max(1, int(affordable))} makes it a tenth"

@@ -35,6 +35,7 @@ from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
 from src.foundation import UserError, shows_bars, write_atomically
+from src.hardware import peak_flops
 from src.training.callbacks import Console, ProgressBars, StopOnSignal
 from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
@@ -42,7 +43,7 @@ from src.training.optimization.divergence import DivergenceCheck
 from src.training.optimization.optimizer import muon_with_adamw
 from src.training.record.checkpoints import newest_whole, prune, seal
 from src.training.record.run_record import TrainingStopped
-from src.training.record.throughput import Clock, peak_flops, rates
+from src.training.record.throughput import Clock, rates
 from src.training.setup import Setup
 from src.training.step.document_masking import add_mask
 from src.training.step.micro_batching import shortened
@@ -101,6 +102,7 @@ class LanguageModelTrainer(Trainer):
             args=setup.trainer_arguments(args.training),
             train_dataset=None if setup.plan is None else setup.plan.blocks,
             eval_dataset=data.validation if args.training.do_eval else None,
+            data_collator=dict,  # `Blocks` returns whole batches
         )
         # Make the Trainer count all targets of a batch, including the first one of each block.
         self.model_accepts_loss_kwargs = True
@@ -112,7 +114,8 @@ class LanguageModelTrainer(Trainer):
         self.save_total_limit = args.training.save_total_limit
         self.clock = clock or Clock()
         self._num_parameters = model.num_parameters()
-        self._peak_flops = peak_flops(self.args.device, self.args.world_size)
+        dtype, tf32 = setup.precision.value, bool(self.args.tf32)
+        self._peak_flops = peak_flops(self.args.device, dtype, tf32)
         self._began = self._last_log = (0, 0.0)  # step, seconds of training
         vocab_size = model.config.get_text_config().vocab_size
         self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
@@ -305,7 +308,7 @@ class LanguageModelTrainer(Trainer):
             words=plan.words_seen(now) - plan.words_seen(step),
             seconds=self.clock.seconds()["training"] - seconds,
             flops_per_token=6 * self._num_parameters,
-            peak=self._peak_flops,
+            peak=self._peak_flops and self._peak_flops * self.args.world_size,
         )
 
     # Divergence

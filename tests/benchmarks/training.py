@@ -180,7 +180,7 @@ def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
     plan = plan_run(args, data, sequences_per_step(args.training, args.data.block_size))
     model = build_model(args, model_config(args), tokenizer)
     setup = decide(args, {}, plan, model)
-    report(setup, args, model)
+    report(setup, args, model, None)
     tasks = TaskScores(Suite([]))
     LanguageModelTrainer(args, setup, model, tokenizer, data, tasks, [turns]).fit()
 

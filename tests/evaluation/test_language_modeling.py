@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.evaluation import language_modeling
 from src.evaluation.language_modeling import (
     block_statistics,
     next_token_accuracy,
@@ -99,6 +100,15 @@ def test_a_block_gives_its_nats_hits_and_targets():
     expected = [[math.log(2) + math.log(4), 1, 2], [-math.log(0.8), 1, 1]]
     found = block_statistics(logits, labels)
     assert torch.allclose(found, torch.tensor(expected))
+
+
+def test_pieces_of_several_blocks_give_the_same_statistics(monkeypatch):
+    logits = torch.randn(5, 3, 7, generator=torch.manual_seed(0))
+    labels = torch.randint(0, 7, (5, 3))
+    labels[1, 1:] = -100
+    alone = block_statistics(logits, labels)
+    monkeypatch.setitem(language_modeling.MAX_LOGITS, "cpu", 2 * 3 * 7)
+    assert torch.allclose(block_statistics(logits, labels), alone)
 
 
 def test_a_shift_of_the_logits_and_half_precision_change_no_loss():

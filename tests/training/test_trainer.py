@@ -121,7 +121,7 @@ def built(
     model = build_model(args, model_config(args), tokenizer)
     spy(model)
     setup = decide(args, {}, plan, model, args.training.metric_for_best_model)
-    report(setup, args, model)
+    report(setup, args, model, data.validation)
     tasks = TaskScores(Suite.load(args.evaluation))
     return LanguageModelTrainer(args, setup, model, tokenizer, data, tasks)
 
@@ -647,6 +647,28 @@ def test_the_line_says_how_a_step_is_computed(trainer_of, caplog, settings, told
     assert ("; gradient checkpointing" in line) == (
         "gradient_checkpointing" in settings
     )
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        # A run of 8 steps of 4 blocks costs as much as evaluating 96 blocks.
+        (
+            dict(eval_strategy="steps", eval_steps=4),
+            "2 evaluations of 7 blocks, about 15 %",
+        ),
+        (dict(eval_strategy="epoch"), "4 evaluations of 7 blocks, about 29 %"),
+        (
+            dict(eval_strategy="steps", eval_steps=1),
+            "max_eval_samples=1 makes it a tenth",
+        ),
+    ],
+)
+def test_the_cost_of_evaluations_is_told(trainer_of, caplog, settings, told):
+    caplog.set_level("INFO")
+    trainer_of(max_steps=8, per_device_train_batch_size=4, **settings)
+    (line,) = [text for text in caplog.messages if "the training's computation" in text]
+    assert told in line
 
 
 def test_attention_that_was_asked_for_is_the_one(trainer_of, caplog):

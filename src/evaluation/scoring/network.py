@@ -65,11 +65,17 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 def autocast(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterator[None]:
     """Compute matrix products in `dtype`; None: in the weights' type.
 
-    None also switches off an autocast of the caller.
+    None also switches off an autocast of the caller. TF32 is off, even if training uses it.
     """
-    enabled = dtype is not None
-    with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=enabled):
-        yield
+    enabled, before = dtype is not None, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(
+            model.device.type, dtype or torch.bfloat16, enabled=enabled
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
     # A training step must not use weights that were cast without gradients.
     torch.clear_autocast_cache()
 

@@ -8,15 +8,6 @@ from collections.abc import Iterator
 from typing import Optional
 
 import psutil
-import torch
-
-# Dense bfloat16 FLOP/s (T4, V100: float16) from the manufacturer's data sheets. If several of
-# these names occur in a device's name, the longest one counts.
-PEAK_FLOPS = {
-    "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "RTX A6000": 155e12, "A40": 150e12, "A10": 125e12, "RTX 4090": 165e12,
-    "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
-}  # fmt: skip
 
 _jobs_before = itertools.count()
 
@@ -83,15 +74,6 @@ def rates(
     if peak:
         speed["mfu"] = flops_per_token * tokens / seconds / peak
     return speed
-
-
-def peak_flops(device: torch.device, num_devices: int) -> Optional[float]:
-    """Return the peak FLOP/s of all devices together; None for an unknown device."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    known = [part for part in PEAK_FLOPS if part in name]
-    return PEAK_FLOPS[max(known, key=len)] * num_devices if known else None
 
 
 def summary(clock: Clock, rates: dict[str, float]) -> str:

@@ -27,6 +27,7 @@ from src.evaluation.scoring.network import (
     evaluating,
     num_positions,
 )
+from src.hardware import peak_flops
 from src.training.decision import Decision
 from src.training.step.document_masking import has_windows
 from src.training.step.loss import NUM_LOGITS, fused_loss, loss_of_chunk
@@ -38,10 +39,10 @@ CAUSAL, WRITTEN_OUT = "causal", "causal_written_out"
 # Tolerance of the logits' comparison, in float32: a GPU may use TF32.
 TOLERANCE = dict(atol=1e-3, rtol=1e-3)
 # FLOP/s of a step that is not compiled, and the seconds of training above which compiling saves
-# time. The values for the CPU were measured on two cores (150 GFLOP/s, 10 to 25 s to compile). For
-# a GPU, the FLOP/s are a third of an A100's peak.
-FLOPS = {"cpu": 1.5e11, "other": 1e14}
-MIN_SECONDS = {"cpu": 180, "other": 120}
+# time. The values for the CPU were measured on two cores (150 GFLOP/s, 10 to 25 s to compile). A
+# GPU reaches about a third of its peak; one that is not in the table is probably old.
+FLOPS = {"cpu": 1.5e11, "cuda": 1e13}
+MIN_SECONDS = {"cpu": 180, "cuda": 120}
 
 
 def written_out(
@@ -98,16 +99,26 @@ def attention_of(model: PreTrainedModel, name: Optional[str]) -> Iterator[None]:
 
 
 def choose_compilation(
-    training: TrainingArguments, model: PreTrainedModel, num_tokens: int
+    training: TrainingArguments,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    num_tokens: int,
 ) -> Decision[bool]:
-    """Decide whether to compile the step, if each device trains on `num_tokens`."""
+    """Decide whether to compile the step, if each device trains on `num_tokens`.
+
+    Args:
+        dtype: dtype of the matrix products.
+    """
+    kind = model.device.type
     if training.torch_compile is not None:
         value = training.torch_compile
         reason = f"training.torch_compile={str(value).lower()}"
+    elif kind not in FLOPS:
+        value, reason = False, f"torch.compile is a prototype on {kind}"
     else:
-        kind = "cpu" if model.device.type == "cpu" else "other"
+        peak = peak_flops(model.device, dtype, bool(training.tf32))
         flops = 6 * model.num_parameters() * num_tokens
-        value = flops / FLOPS[kind] > MIN_SECONDS[kind]
+        value = flops / (peak / 3 if peak else FLOPS[kind]) > MIN_SECONDS[kind]
         reason = "a long run" if value else "a short run"
     return Decision(value, "compiled" if value else "not compiled", reason)
 
@@ -161,14 +172,12 @@ def choose_attention(
     args: Arguments,
     model: PreTrainedModel,
     compiled: bool,
-    logit_chunk: Optional[int],
     masks_documents: bool,
 ) -> Decision[Optional[str]]:
     """Decide the attention of training; None: the model's own.
 
     Args:
         compiled: whether the step is compiled.
-        logit_chunk: the value of `choose_logit_chunk`.
         masks_documents: whether our mask separates documents.
     """
     default, config = model.config._attn_implementation, model.base_model.config
@@ -177,7 +186,6 @@ def choose_attention(
     obstacles = {
         f"model.attn_implementation={default}": args.model.attn_implementation,
         "it finds the documents by their positions": keeps_positions,
-        "the model computes its own logits": logit_chunk is None,
         "the architecture's own": default != "sdpa" or has_windows(config),
         # Checkpointing must repeat exactly the same operations.
         "gradient checkpointing": name == WRITTEN_OUT

@@ -19,8 +19,9 @@ from src.arguments import TrainingArguments
 from src.foundation import UserError, write_atomically
 
 FILE = "step_layout.json"
-# Tokens of a micro-batch. Larger ones are no faster on a CPU; these keep a GPU busy.
-MAX_TOKENS = {"cpu": 4096, "other": 65536}
+# Tokens of a micro-batch. Larger ones are no faster on a CPU; these keep a GPU busy. Other devices,
+# such as a Mac's, share the memory of the machine, which would swap before it is exhausted.
+MAX_TOKENS = {"cpu": 4096, "cuda": 65536, "other": 8192}
 logger = logging.getLogger(__name__)
 
 

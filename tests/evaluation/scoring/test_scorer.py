@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    GPT2Model,
+)
 
 from src.data.packing.tokenizer import train
 from src.evaluation.scoring.network import Network, num_positions
@@ -301,6 +306,24 @@ def test_autocast_around_it_changes_nothing_and_its_own_is_undone():
     assert model.transformer.h[0].mlp.c_fc.weight.grad is not None
     assert half.tolist() != exact.tolist()
     assert np.allclose(half, exact, rtol=0.02, atol=0.5)
+
+
+def test_scores_are_float32_while_training_uses_tf32(monkeypatch):
+    precisions = []
+    forward = GPT2Model.forward
+
+    def recorded(*args, **kwargs):
+        precisions.append(torch.get_float32_matmul_precision())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(GPT2Model, "forward", recorded)
+    torch.set_float32_matmul_precision("high")
+    try:
+        score(build("gpt2"), TOKENIZER, ITEMS)
+        assert set(precisions) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():

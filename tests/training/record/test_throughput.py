@@ -4,12 +4,10 @@ import itertools
 import time
 
 import pytest
-import torch
 
 from src.training.record import throughput
 from src.training.record.throughput import (
     Clock,
-    peak_flops,
     rates,
     summary,
 )
@@ -54,7 +52,6 @@ def test_rates_are_of_the_time_spent_on_steps():
 
 
 def test_an_unknown_device_has_no_peak():
-    assert peak_flops(torch.device("cpu"), 1) is None
     assert rates(10, 10, 1.0, 6, None) == {
         "tokens_per_second": 10, "words_per_second": 10
     }  # fmt: skip

@@ -94,11 +94,11 @@ def test_the_fused_loss_is_left_out_where_it_would_be_wrong(tmp_path):
 def test_only_long_runs_are_compiled(tmp_path):
     args = arguments(tmp_path)
     small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=2))
-    assert not choose_compilation(args, small, 1_000_000).value
-    assert choose_compilation(args, small, 100_000_000).value
+    assert not choose_compilation(args, small, torch.float32, 1_000_000).value
+    assert choose_compilation(args, small, torch.float32, 100_000_000).value
     for chosen in (True, False):
         args = arguments(tmp_path, torch_compile=chosen)
-        decision = choose_compilation(args, small, 1)
+        decision = choose_compilation(args, small, torch.float32, 1)
         assert decision.value == chosen
         assert decision.reason == f"training.torch_compile={str(chosen).lower()}"
 
