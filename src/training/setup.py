@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import torch._functorch.config
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
@@ -183,8 +184,11 @@ def decide(
         schedule=choose_schedule(training, plan.num_steps),
         averaging_steps=averaging_steps(training, plan.num_steps),
     )
+    # Otherwise the backward pass is compiled at its first use, and raises other errors.
+    at_once = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
     try:
-        setup = _with_forward(setup, args, model)
+        with at_once:
+            setup = _with_forward(setup, args, model)
     except torch._dynamo.exc.TorchDynamoException as error:  # imported on demand
         reason = first_line(error)
         logger.warning("torch.compile fails here, continuing without: %s", reason)

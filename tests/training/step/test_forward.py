@@ -255,17 +255,25 @@ def test_a_compiled_step_learns_the_same(tmp_path):
     assert (torch.tensor(losses["compiled bf16"]) - plain).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("fails_backward", [False, True])
 def test_without_a_compiler_training_goes_on_and_says_so(
-    monkeypatch, caplog, trainer_of, tmp_path  # noqa: F811
+    fails_backward, monkeypatch, caplog, trainer_of, tmp_path  # noqa: F811
 ):
-    import torch._inductor.config as inductor
+    import torch._inductor.compile_fx as inductor
+
+    compile_graph = inductor._compile_fx_inner
+
+    def broken(*args, is_backward=False, **kwargs):
+        if is_backward == fails_backward:
+            raise ValueError("no compiler")
+        return compile_graph(*args, is_backward=is_backward, **kwargs)
 
     expected = trainer_of(max_steps=2)
     expected.fit()
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(inductor, "_compile_fx_inner", broken)
     torch._dynamo.reset()
-    with caplog.at_level(logging.INFO):
+    uncached = inductor.config.patch(force_disable_caches=True)
+    with uncached, caplog.at_level(logging.INFO):
         trainer = trainer_of(
             max_steps=2, torch_compile=True, output_dir=str(tmp_path / "run2")
         )
