@@ -70,7 +70,8 @@ class Blocks(Dataset):
         With `restart_positions` also `position_ids` [B, T]. PyTorch's `DataLoader` calls this
         method, so that no time is spent on each block alone.
         """
-        chosen = np.asarray(indices)
+        is_filler = np.equal(indices, NO_BLOCK)
+        chosen = np.where(is_filler, 0, indices)
         starts, ends = self.starts[chosen], self.ends[chosen]
         offsets = np.arange(self.block_size + 1)
         tokens = self.stream.tokens[
@@ -79,7 +80,7 @@ class Blocks(Dataset):
         tokens = tokens.astype(np.int64)
         is_padding = offsets[1:] > (ends - starts)[:, None]
         inputs = np.where(is_padding, tokens[:, :1], tokens[:, :-1])
-        is_padding |= (chosen == NO_BLOCK)[:, None]
+        is_padding |= is_filler[:, None]
         labels = np.where(is_padding, IGNORE_INDEX, tokens[:, 1:])
         rows, begins = self._document_starts(starts, ends)
         labels[rows, begins - 1] = IGNORE_INDEX

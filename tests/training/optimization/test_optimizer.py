@@ -4,15 +4,18 @@ import copy
 
 import pytest
 import torch
+from torch import distributed
 from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, Qwen3Config
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError
 from src.training.optimization.optimizer import (
     MuonAdamW,
+    _shared_orthogonal,
     check_optimizer,
     matrices_inside,
     muon_with_adamw,
+    nearly_orthogonal,
 )
 
 GPT2 = dict(n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=32)
@@ -119,3 +122,20 @@ def test_a_model_whose_shapes_do_not_fit_is_refused():
         check_optimizer(arguments, model_of(config))
     check_optimizer(TrainingArguments(use_cpu=True), model_of(config))
     check_optimizer(arguments, model_of(GPT2Config(**GPT2)))
+
+
+def _orthogonal_shares(rank: int, file: str, expected: torch.Tensor) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
+    try:
+        stack = torch.randn(3, 4, 6, generator=torch.manual_seed(0))
+        assert torch.equal(_shared_orthogonal(stack), expected)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_work_and_get_the_same_updates(tmp_path):
+    stack = torch.randn(3, 4, 6, generator=torch.manual_seed(0))
+    arguments = (str(tmp_path / "rendezvous"), nearly_orthogonal(stack))
+    torch.multiprocessing.spawn(_orthogonal_shares, arguments, nprocs=2)
