@@ -6,10 +6,10 @@ import re
 from typing import Any, Mapping, Optional
 
 import torch
+from transformers import TrainingArguments
 from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import is_torch_tf32_available
 
-from src.arguments import TrainingArguments
 from src.foundation import UserError
 
 # Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets: of 16-bit products (before
