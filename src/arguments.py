@@ -360,6 +360,7 @@ class RunEvalArguments(ScoringArguments):
     trust_remote_code: bool = option(
         False, "Run Python code that comes with a model, as GPT-BERT needs"
     )
+    use_cpu: bool = option(False, "Score on the CPU, even if there is a GPU")
     cache_dir: str = option(".cache", "Directory for downloads from the hub")
     results_dir: str = option(
         "results", "Directory for scores and predictions, as in the official pipeline"

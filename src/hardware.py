@@ -94,6 +94,12 @@ def set_up_device(training: TrainingArguments) -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def best_device(use_cpu: bool = False) -> torch.device:
+    """Return the GPU of this process (of NVIDIA, AMD, Intel or Apple), or the CPU."""
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if use_cpu or gpu is None else gpu
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> Optional[float]:
     """Return the peak FLOP/s of one device; None for an unknown device.
 

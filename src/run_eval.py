@@ -73,6 +73,7 @@ def evaluate(args: RunEvalArguments) -> None:
             overwrite=args.overwrite,
             progress=shows_bars(),
             trust_remote_code=args.trust_remote_code,
+            use_cpu=args.use_cpu,
         )
     evaluator.run()
     results = {model.origin: evaluator.entries(model) for model in models}

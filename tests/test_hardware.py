@@ -4,7 +4,7 @@ import torch
 from src import hardware
 from src.arguments import TrainingArguments
 from src.foundation import UserError
-from src.hardware import peak_flops, resolve_hardware, set_up_device
+from src.hardware import best_device, peak_flops, resolve_hardware, set_up_device
 
 OPEN = dict.fromkeys(("use_cpu", "bf16", "tf32", "accelerator_config"))
 OPEN["fp16"] = False
@@ -109,3 +109,11 @@ def test_each_job_sets_determinism_and_the_format_of_float32_products(tmp_path):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_float32_matmul_precision("highest")
+
+
+def test_models_are_scored_on_the_gpu_if_there_is_one(monkeypatch):
+    assert best_device().type == "cpu"
+    mps = torch.device("mps")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **of: mps)
+    assert best_device() == mps
+    assert best_device(use_cpu=True).type == "cpu"

@@ -46,6 +46,7 @@ class Evaluator:
         overwrite: whether tasks that have a result are scored again.
         progress: whether progress bars are shown.
         trust_remote_code: whether Python code that comes with a model is run.
+        use_cpu: whether models are scored on the CPU, even if there is a GPU.
 
     Attributes:
         failures: name of a model, or of a model and a task, that failed -> the reason.
@@ -60,6 +61,7 @@ class Evaluator:
     overwrite: bool = False
     progress: bool = False
     trust_remote_code: bool = False
+    use_cpu: bool = False
 
     def __post_init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -105,7 +107,9 @@ class Evaluator:
         for job in jobs:
             self.folder(job.task.seed).check_writable(self._key(job))
         backend = checkpoint.backend(self.suite.args.backend)
-        model, tokenizer = load(checkpoint, backend, self.trust_remote_code)
+        model, tokenizer = load(
+            checkpoint, backend, self.trust_remote_code, self.use_cpu
+        )
         for warning in check_tokenizer(tokenizer, backend):
             if (checkpoint.model, warning) not in self._warned:  # once for a whole run
                 LOGGER.warning("warning: %s: %s", checkpoint.origin, warning)

@@ -38,6 +38,7 @@ from src.foundation import (
     fault_in_loading,
     first_line,
 )
+from src.hardware import best_device
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 # The files that determine a model's scores. A checkpoint holds more, such as the optimizer's
@@ -270,9 +271,12 @@ def backend_of(architecture: str) -> Backend:
 
 
 def load(
-    checkpoint: Checkpoint, backend: Backend, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    backend: Backend,
+    trust_remote_code: bool = False,
+    use_cpu: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model in float32, on the GPU if there is one, and its tokenizer.
+    """Return the model in float32 on the best device, and its tokenizer.
 
     Raises:
         UserError: there is no tokenizer, files are damaged, or the stored weights are not those
@@ -290,7 +294,7 @@ def load(
         config = load_config(directory, **trust)
         model = load_model(auto_class, directory, config, **trust)
         tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **trust)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.to(best_device(use_cpu)), tokenizer
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import default_collate
 
 from src.data.blocks import Blocks
+from src.hardware import best_device
 from src.training.optimization.optimizer import Muon
 
 WIDTH, LAYERS = 192, 12
@@ -38,7 +39,7 @@ def matrices() -> list[torch.nn.Parameter]:
         (4 * WIDTH, WIDTH),
     ]
     torch.manual_seed(0)
-    device = torch.accelerator.current_accelerator() or "cpu"
+    device = best_device()
     values = [torch.randn(shape, device=device) for shape in shapes * LAYERS]
     parameters = [torch.nn.Parameter(value) for value in values]
     for parameter in parameters:

@@ -75,7 +75,7 @@ def finetune(
             train,
             valid,
             model=model,
-            args=_arguments(task, train, valid, scorer.batch_tokens, scratch),
+            args=_arguments(task, train, valid, scorer, scratch),
             data_collator=Collate(
                 _pad_id(scorer.tokenizer), "left" if last else "right"
             ),
@@ -197,15 +197,15 @@ class WholeBatches(Sampler):
 
 
 def _arguments(
-    task: FineTuning, train: Encoded, valid: Encoded, batch_tokens: int, scratch: str
+    task: FineTuning, train: Encoded, valid: Encoded, scorer: Scorer, scratch: str
 ) -> TrainingArguments:
     """Return the recipe as arguments of the Trainer, with as few micro-batches as possible."""
     recipe = task.recipe
     longest = max(len(row["input_ids"]) for row in train.rows + valid.rows)
-    allowed = max(1, batch_tokens // longest)
+    allowed = max(1, scorer.batch_tokens // longest)
     rows = _micro_batch(recipe.batch_size, allowed)
     num_steps = len(train.rows) // recipe.batch_size * recipe.num_epochs
-    has_gpu = torch.cuda.is_available()
+    device = scorer.model.device.type
     args = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=rows,
@@ -219,7 +219,7 @@ def _arguments(
         lr_scheduler_kwargs={"min_lr_rate": recipe.final_learning_rate},
         warmup_steps=int(recipe.warmup * num_steps),
         bf16=task.bf16,
-        use_cpu=task.bf16 and not has_gpu,  # required for bfloat16 on a processor
+        use_cpu=device == "cpu",
         seed=task.seed,
         eval_strategy="epoch",
         save_strategy="no",
@@ -227,7 +227,7 @@ def _arguments(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=has_gpu,
+        dataloader_pin_memory=device == "cuda",
     )
     if args.world_size > 1:
         raise UserError("fine-tuning runs in one process, not under torchrun")
