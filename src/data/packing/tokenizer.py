@@ -173,7 +173,7 @@ def _lines(sources: list[Source], boundary: str, progress: bool) -> Iterator[lis
     with reading_bar("Counting words for the tokenizer", sources, progress) as bar:
         for source in sources:
             for piece in source.pieces(boundary):
-                yield [line for text in piece.texts for line in LINE.findall(text)]
+                yield [line for text in piece.split() for line in LINE.findall(text)]
                 bar.update(len(piece.text.encode()))
     logger.info("The text is read; learning the merges …")
 

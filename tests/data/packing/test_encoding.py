@@ -270,7 +270,7 @@ def test_out_of_order_ids_show_why():
 
 @pytest.mark.parametrize("make", [byte_level, incomplete_byte_level, sentence_piece])
 def test_no_text_is_no_token(make):
-    for texts in ([], [""], ["", ""]):
+    for texts in ([""], ["", ""]):
         encoded = encoder_of(make()).encode(texts)
         assert (len(encoded.ids), len(encoded.ends), encoded.loss) == (0, 0, None)
 
