@@ -159,11 +159,11 @@ def read_corpus(
     names = dict(zip(paths, _names(paths)))
 
     def source(path: Path, checksum: str) -> Source:
-        size, reading = path.stat().st_size, "gzip" if path.suffix == ".gz" else "text"
-        texts = functools.partial(_read_text, path, checksum)
+        reading = "gzip" if path.suffix == ".gz" else "text"
         if not path.name.endswith(TEXT_SUFFIXES):
             reading = f"{TABLE_BUILDERS[path.suffix]}:{text_column}"
-            texts = functools.partial(_read_whole_table, path, checksum, text_column)
+        texts = functools.partial(_read_file, path, checksum, text_column)
+        size = path.stat().st_size
         return Source(names[path], checksum, size, texts, str(path), reading)
 
     def read(path: Path) -> str:
@@ -187,43 +187,30 @@ def _names(paths: list[Path]) -> list[str]:
     return list(map(str, paths))
 
 
-class _HashedFile(io.FileIO):
-    """A file that is read from start to end, and the SHA-256 of what was read so far."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.digest = hashlib.sha256()
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, and return the number of bytes that were read."""
-        size = super().readinto(buffer)
-        self.digest.update(memoryview(buffer)[:size])
-        return size
-
-
-def _refuse_change(path: Path, checksum: str, present: str) -> None:
-    """Raise `UserError` if a file that was read has another checksum than at the start.
+def _read_file(path: Path, checksum: str, column: str) -> Iterator[Iterator[str]]:
+    """Yield the texts of a file, which must be the one that had this checksum.
 
     Otherwise the new text would be cached under the checksum of the old one.
+
+    Raises:
+        UserError: The file cannot be read, or has changed.
     """
-    if present != checksum:
+    if path.name.endswith(TEXT_SUFFIXES):
+        yield _read_text(path)
+    else:
+        yield from _read_table(path, column)
+    if not path.is_file() or sha256(path) != checksum:
         raise UserError(
             f"{path} has changed since the start of this command; start again"
         )
 
 
-def _read_text(path: Path, checksum: str) -> Iterator[Iterator[str]]:
-    """Yield the one text of a file. Line ends become `\\n`, and a BOM is dropped."""
-    yield _read_text_parts(path, checksum)
-
-
-def _read_text_parts(path: Path, checksum: str) -> Iterator[str]:
+def _read_text(path: Path) -> Iterator[str]:
+    """Yield the parts of a text file. Line ends become `\\n`, and a BOM is dropped."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        try:
-            raw = _HashedFile(path)
-            with io.BufferedReader(raw, 1 << 20) as buffered:
-                binary = gzip.open(buffered) if path.suffix == ".gz" else buffered
+        with opener(path, "rb") as binary:
+            try:
                 file = io.TextIOWrapper(binary, encoding="utf-8-sig")
                 for part in read_parts(file):
                     if 3 * part.count("\0") > len(part):
@@ -231,56 +218,43 @@ def _read_text_parts(path: Path, checksum: str) -> Iterator[str]:
                             f"{path} has many NUL bytes: is it UTF-16 or binary?"
                         )
                     yield part
-                _refuse_change(path, checksum, raw.digest.hexdigest())
-        except UnicodeDecodeError:
-            # The error has an offset within a buffer. Decode the whole file, to raise an error
-            # with the offset within the file.
-            with opener(path, "rb") as file:
-                file.read().decode()
-            raise
-    except UnicodeDecodeError as error:
-        offset, value = error.start, error.object[error.start]
-        encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
-        advice = f"`iconv -f {encoding} -t utf-8` may convert it"
-        if encoding == "latin1" and b"\0" in error.object:
-            advice = "it seems to be binary"
-        raise UserError(
-            f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
-            f" {advice}"
-        ) from error
+            except UnicodeDecodeError as error:
+                # The error's offset is within the bytes that were read last.
+                offset = binary.tell() - len(error.object) + error.start
+                value = error.object[error.start]
+                binary.read()  # a damaged gzip file is named as such
+                encoding = "utf-16" if offset == 0 and value >= 0xFE else "latin1"
+                advice = f"`iconv -f {encoding} -t utf-8` may convert it"
+                if encoding == "latin1" and b"\0" in error.object:
+                    advice = "it seems to be binary"
+                raise UserError(
+                    f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x}"
+                    f" ({error.reason}); {advice}"
+                ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_whole_table(
-    path: Path, checksum: str, column: str
-) -> Iterator[Iterator[str]]:
-    yield from _read_table(path, column)
-    _refuse_change(path, checksum, sha256(path))
-
-
 def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
+    """Yield the text of every row of a table."""
     import datasets
 
     builder = TABLE_BUILDERS[path.suffix]
+    refusals = (ValueError, TypeError, OSError, csv.Error)
     try:
         if builder == "csv":
             rows = _csv_rows(path)
         else:
-            files = [glob.escape(str(path))]
             rows = datasets.load_dataset(
-                builder, data_files=files, split="train", streaming=True
+                builder,
+                data_files=[glob.escape(str(path))],
+                split="train",
+                streaming=True,
             )
         yield from _row_texts(rows, column, str(path))
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        csv.Error,
-        datasets.exceptions.DatasetsError,
-    ) as error:
+    except (*refusals, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error
         raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
 
