@@ -17,7 +17,6 @@ from src.data.packing.pack import Packer
 from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
 from src.data.text.corpus import (
-    TABLE_BUILDERS,
     Source,
     check_boundary,
     read_corpus,
@@ -85,11 +84,6 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
             patterns = data.validation_file or []
             validation = read_corpus(patterns, cache_dir, data.text_column)
         corpora = Corpora(train, validation)
-        is_table = [s.where.endswith(tuple(TABLE_BUILDERS)) for s in train + validation]
-        if data.text_column != "text" and not any(is_table):
-            raise UserError(
-                f"data.text_column={data.text_column} has no effect: no file is a table"
-            )
     check_names(data, [source.name for source in corpora.train])
     check_boundary(data.document_boundary, [*corpora.train, *corpora.validation])
     _warn_about_copies([*corpora.train, *corpora.validation])
