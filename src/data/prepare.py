@@ -16,12 +16,7 @@ from src.data.order import check_names
 from src.data.packing.pack import Packer
 from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
-from src.data.text.corpus import (
-    Source,
-    check_boundary,
-    read_corpus,
-    read_hub,
-)
+from src.data.text.corpus import Source, check_boundary, read_corpus, read_hub
 from src.foundation import UserError, check_folder, naming
 
 logger = logging.getLogger(__name__)
@@ -142,8 +137,7 @@ def named_tokenizer(
     ):
         if name:
             with naming(key):
-                hub = (model.token, Path(model.cache_dir) / "hub")
-                return load(name, revision, *hub, model.trust_remote_code)
+                return load(name, revision, model)
     return None
 
 

@@ -23,12 +23,7 @@ from src.foundation import UserError, sha256, shows_bars
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
 # Endings of tables, and the builders of `datasets` that read them.
-TABLE_BUILDERS = {
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
+BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -137,8 +132,8 @@ def _advice(pattern: str) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a directory; name its files: {path}/*.train")
-    if not path.name.endswith((*TEXT_SUFFIXES, *TABLE_BUILDERS)):
-        kinds = " ".join([*TEXT_SUFFIXES, *TABLE_BUILDERS])
+    if not path.name.endswith((*TEXT_SUFFIXES, *BUILDERS)):
+        kinds = " ".join([*TEXT_SUFFIXES, *BUILDERS])
         raise UserError(f"{path} must end in one of {kinds}")
     try:
         if not path.stat().st_size:
@@ -161,7 +156,7 @@ def read_corpus(
     def source(path: Path, checksum: str) -> Source:
         reading = "gzip" if path.suffix == ".gz" else "text"
         if not path.name.endswith(TEXT_SUFFIXES):
-            reading = f"{TABLE_BUILDERS[path.suffix]}:{text_column}"
+            reading = f"{BUILDERS[path.suffix]}:{text_column}"
         texts = functools.partial(_read_file, path, checksum, text_column)
         size = path.stat().st_size
         return Source(names[path], checksum, size, texts, str(path), reading)
@@ -241,7 +236,7 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
     """Yield the text of every row of a table."""
     import datasets
 
-    builder = TABLE_BUILDERS[path.suffix]
+    builder = BUILDERS[path.suffix]
     refusals = (ValueError, TypeError, OSError, csv.Error)
     try:
         if builder == "csv":
