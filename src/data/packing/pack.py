@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -75,16 +76,13 @@ class Packer:
         Raises:
             UserError: A source has no text, or the tokenizer loses some of it.
         """
+        digest = hashlib.sha256(self.description.encode()).hexdigest()
+        texts = [source.identity for source in sources]
+        names = [source.name for source in sources]
         stream = self.cache.get(
             "packed",
-            [
-                VERSION,
-                hashlib.sha256(self.description.encode()).hexdigest(),
-                self.bos_eos,
-                self.document_boundary,
-                [source.identity for source in sources],
-            ],
-            lambda folder: Stream(folder, [source.name for source in sources]),
+            [VERSION, digest, self.bos_eos, self.document_boundary, texts],
+            lambda folder: Stream(folder, names),
             lambda folder: self._build(sources, title, folder),
         )
         words, tokens = stream.info["words"], len(stream)
@@ -133,29 +131,31 @@ class Packer:
 
     def _packed_pieces(self, source: Source, boundary: str) -> Iterator[PackedPiece]:
         """Yield all pieces in order. Pieces whose tokens do not meet are packed as one."""
+        pieces = source.pieces(boundary)
+        first = next(pieces, Piece("", []))
+        encoder = self.encoder.checked(first.split())
         last, size = None, 0
-        for piece, packed in self._in_threads(source.pieces(boundary)):
+        for piece, packed in self._in_threads(
+            encoder, itertools.chain([first], pieces)
+        ):
             if last is not None and last[1] is not None and _meet(*last, packed):
                 yield last[1]
             elif last is not None:
                 piece, packed = join([last[0], piece]), None
                 # Each attempt is twice as long, so that all take linear time.
                 if not piece.after or len(piece.text) >= 2 * size:
-                    packed = self._pack(piece, self.encoder)
+                    packed = self._pack(piece, encoder)
             size = size if packed is None else len(piece.text)
             last = piece, packed
-        if last is not None:
-            yield last[1]
+        yield last[1]
 
     def _in_threads(
-        self, pieces: Iterator[Piece]
+        self, encoder: Encoder, pieces: Iterator[Piece]
     ) -> Iterator[tuple[Piece, PackedPiece]]:
         """Yield each piece and its tokens. Threads pack them."""
         waiting: deque[tuple[Piece, Future]] = deque()
         with ThreadPoolExecutor(self.num_workers) as pool:
-            encoder = None
             for piece in pieces:
-                encoder = encoder or self.encoder.checked(piece.split())
                 waiting.append((piece, pool.submit(self._pack, piece, encoder)))
                 # Two pieces per thread: no thread waits, and the memory stays bounded.
                 if len(waiting) > 2 * self.num_workers:
