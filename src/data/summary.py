@@ -9,19 +9,15 @@ import pandas
 from src.data.blocks import Blocks
 from src.data.packing.stream import Stream
 
-# Heading, key and format of each column.
-COLUMNS = (
-    ("boundary", "boundary", "{}"),
-    ("documents", "documents", "{:,.0f}"),
-    ("words", "words", "{:,.0f}"),
-    ("tokens", "tokens", "{:,.0f}"),
-    ("tokens/word", "tokens_per_word", "{:.2f}"),
-    ("bytes/token", "bytes_per_token", "{:.2f}"),
-    ("blocks", "blocks", "{:,.0f}"),
-    ("held out", "held_out_blocks", "{:,.0f}"),
-    ("budget", "budget_used", "{:.1%}"),
-    ("MB on disk", "mb_on_disk", "{:.1f}"),
-)
+# The columns and their formats. A column that the table lacks is left out.
+FORMATS = {
+    "boundary": "{}",
+    **dict.fromkeys(("documents", "words", "tokens"), "{:,.0f}"),
+    **dict.fromkeys(("tokens/word", "bytes/token"), "{:.2f}"),
+    **dict.fromkeys(("blocks", "held out"), "{:,.0f}"),
+    "budget": "{:.1%}",
+    "MB on disk": "{:.1f}",
+}
 
 
 def describe(
@@ -35,19 +31,17 @@ def describe(
     """
     table = pandas.DataFrame(stream.files).set_index("name")
     table["tokens"] = table["end"] - table["start"]
-    for name, part in zip(("blocks", "held_out_blocks"), blocks):
+    for name, part in zip(("blocks", "held out"), blocks):
         table[name] = np.bincount(part.owners, minlength=len(table))
     total = table.sum(numeric_only=True).to_frame("all").T.assign(boundary="")
     table = pandas.concat([table, total])
-    table["tokens_per_word"] = table["tokens"] / table["words"]
-    table["bytes_per_token"] = table["bytes"] / table["tokens"]
-    table["mb_on_disk"] = stream.size_on_disk * table["tokens"] / len(stream) / 1e6
+    table["tokens/word"] = table["tokens"] / table["words"]
+    table["bytes/token"] = table["bytes"] / table["tokens"]
+    table["MB on disk"] = stream.size_on_disk * table["tokens"] / len(stream) / 1e6
     if word_budget is not None:
-        table["budget_used"] = table["words"] / word_budget
+        table["budget"] = table["words"] / word_budget
     cells = {
-        heading: table[key].map(shape.format)
-        for heading, key, shape in COLUMNS
-        if key in table
+        name: table[name].map(FORMATS[name].format) for name in FORMATS if name in table
     }
     width = shutil.get_terminal_size((1000, 24)).columns  # a file gets whole lines
     shown = pandas.DataFrame(cells).rename_axis(columns="file")
