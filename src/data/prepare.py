@@ -65,7 +65,7 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
         check_folder(cache_dir)
     if data.dataset_name:
         with naming("data.dataset_name"):
-            splits = read_hub(data, cache_dir, model.token)
+            splits = read_hub(data, model)
             if "train" not in splits:
                 raise UserError(f"{data.dataset_name} has no split `train`")
             validation = [splits[name] for name in splits if name == "validation"]
@@ -131,13 +131,12 @@ def named_tokenizer(
     args: TokenizerArguments, model: ModelArguments
 ) -> Optional[PreTrainedTokenizerBase]:
     """Return the tokenizer that is named, or that of the initial weights; None: train one."""
-    for key, name, revision in (
-        ("tokenizer.name_or_path", args.name_or_path, args.revision),
-        ("model.model_name_or_path", model.model_name_or_path, model.revision),
-    ):
-        if name:
-            with naming(key):
-                return load(name, revision, model)
+    if args.name_or_path:
+        with naming("tokenizer.name_or_path"):
+            return load(args.name_or_path, args.revision, model)
+    if model.model_name_or_path:
+        with naming("model.model_name_or_path"):
+            return load(model.model_name_or_path, model.revision, model)
     return None
 
 

@@ -195,17 +195,18 @@ def tiktoken_ranks(
     the merges form different entries, in the order of their ids. Second, each entry, split
     into bytes, is merged back to itself. Then two parts that form an entry are always the last
     merge of that entry.
+
+    Args:
+        description: That of a tokenizer which `byte_lengths` says is byte-level.
     """
-    model, splitting = description["model"], description["pre_tokenizer"] or {}
+    model, splitting = description["model"], description["pre_tokenizer"]
+    others = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
     special = {added["content"] for added in description["added_tokens"]}
     if (
         model["type"] != "BPE"
-        or splitting.get("type") != "ByteLevel"
+        or splitting["type"] != "ByteLevel"
         or not splitting.get("use_regex", True)
-        or description["normalizer"]
-        or model.get("continuing_subword_prefix")
-        or model.get("end_of_word_suffix")
-        or model.get("ignore_merges")
+        or any(model.get(option) for option in others)
         or not all(added["special"] for added in description["added_tokens"])
     ):
         return None

@@ -1,5 +1,6 @@
 """Text of every supported kind: text files, tables and datasets of the hub."""
 
+import contextlib
 import csv
 import functools
 import glob
@@ -16,7 +17,7 @@ from typing import Any, Callable, Iterator, Optional
 
 from tqdm.auto import tqdm
 
-from src.arguments import DataTrainingArguments
+from src.arguments import DataTrainingArguments, ModelArguments
 from src.data.cache import file_checksums
 from src.data.text.documents import BOUNDARIES, Piece, cut, find_boundary, read_parts
 from src.foundation import UserError, sha256, shows_bars
@@ -236,22 +237,26 @@ def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
     """Yield the text of every row of a table."""
     import datasets
 
-    builder = BUILDERS[path.suffix]
-    refusals = (ValueError, TypeError, OSError, csv.Error)
-    try:
+    builder, files = BUILDERS[path.suffix], [glob.escape(str(path))]
+    with _refusing(f"{path} cannot be read as {builder}"):
         if builder == "csv":
             rows = _csv_rows(path)
         else:
-            rows = datasets.load_dataset(
-                builder,
-                data_files=[glob.escape(str(path))],
-                split="train",
-                streaming=True,
-            )
+            options = dict(split="train", streaming=True)
+            rows = datasets.load_dataset(builder, data_files=files, **options)
         yield from _row_texts(rows, column, str(path))
-    except (*refusals, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Raise `UserError` with a message and the reason if rows cannot be read."""
+    import datasets
+
+    errors = (ValueError, TypeError, OSError, csv.Error)
+    try:
+        yield
+    except (*errors, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{message}: {error.__cause__ or error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -287,24 +292,18 @@ def _row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
         yield read_parts(io.StringIO(text, newline=None)) if has_words else iter(())
 
 
-def read_hub(
-    data: DataTrainingArguments, cache_dir: Path, token: Optional[str]
-) -> dict[str, Source]:
+def read_hub(data: DataTrainingArguments, model: ModelArguments) -> dict[str, Source]:
     """Return the splits of the hub dataset `data.dataset_name`, by name."""
     import datasets
 
-    try:
+    hub = dict(
+        revision=data.dataset_revision, token=model.token, cache_dir=model.cache_dir
+    )
+    with _refusing(data.dataset_name):
         builder = datasets.load_dataset_builder(
-            data.dataset_name,
-            data.dataset_config_name,
-            revision=data.dataset_revision,
-            token=token,
-            cache_dir=str(cache_dir),
+            data.dataset_name, data.dataset_config_name, **hub
         )
         builder.download_and_prepare()
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{data.dataset_name}: {reason}") from error
 
     def source(split: str) -> Source:
         identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"

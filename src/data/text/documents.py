@@ -75,14 +75,12 @@ def split_by_kind(text: Iterable[str], kind: str) -> Iterator[Piece]:
         pending = starts and not part[starts[-1] :].strip()
         starts = starts[:-1] if pending else starts
         before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
-        num_separators = len(starts)
+        num_headings = len(starts)  # also that of the first document
         if not has_content:
             first = re.search(r"\S", part)
             has_content = first is not None
             starts = [start for start in starts if first and start > first.start()]
-        if kind != "heading":
-            # The heading of the first document counts: it shows that the text has headings.
-            num_separators = len(starts)
+        num_separators = num_headings if kind == "heading" else len(starts)
         yield Piece(part, first_start + starts, num_separators)
         first_start = []
 

@@ -92,8 +92,7 @@ def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 
 def as_tiktoken(backend: tokenizers.Tokenizer) -> Optional[tiktoken.Encoding]:
-    ranks = encoding.tiktoken_ranks(backend, json.loads(backend.to_str()))
-    return ranks and encoding.as_tiktoken(ranks, encoding.PATTERN)
+    return Encoder(backend.to_str())._tiktoken
 
 
 def byte_lengths(backend: tokenizers.Tokenizer) -> Optional[np.ndarray]:
