@@ -62,9 +62,8 @@ class Encoder:
         self.max_id = max(self.backend.get_vocab().values())
         parts = json.loads(description)
         self._lengths = byte_lengths(self.backend, parts) if fast else None
-        ranks = None
-        if self._lengths is not None:
-            ranks = tiktoken_ranks(self.backend, parts)
+        is_known = self._lengths is not None
+        ranks = tiktoken_ranks(self.backend, parts) if is_known else None
         self._tiktoken = ranks and as_tiktoken(ranks, PATTERN)
         self._simple = ranks and as_tiktoken(ranks, SIMPLE_PATTERN)
         # GPT-2 itself has an entry of two line ends, which are then not split.

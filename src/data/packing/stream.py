@@ -121,22 +121,17 @@ class StreamWriter:
 
     def append(self, piece: PackedPiece) -> None:
         """Append a piece, with BOS and EOS around its documents."""
-        ids, words, num_bytes = piece.ids, piece.words, piece.bytes
-        tokens, *before = piece.documents.T
-        if len(tokens):
-            # The EOS of the previous document, if one is open, and the BOS of the next.
-            skipped = 0 if self._document_open else 1
-            positions = np.repeat(tokens, 2)[skipped:]
-            marks = np.tile([self.eos, self.bos], len(tokens))[skipped:]
-            before = [np.repeat(sums, 2)[skipped:] for sums in before]
-            ids = np.insert(ids, positions, marks)
-            words = np.insert(words, positions, before[0])
-            num_bytes = np.insert(num_bytes, positions, before[1])
-            starts = tokens + 2 * np.arange(len(tokens)) + self._document_open
-            self._write("documents", self.totals["tokens"] + starts, "<u8")
-            self._document_open = True
-        self._append(ids, words, num_bytes)
+        # The EOS of the previous document, if one is open, and the BOS of the next.
+        skipped = 0 if self._document_open else 1
+        positions, *sums = np.repeat(piece.documents, 2, axis=0)[skipped:].T
+        marks = np.tile([self.eos, self.bos], len(piece.documents))[skipped:]
+        num_marks = 2 * np.arange(len(piece.documents)) + self._document_open
+        starts = self.totals["tokens"] + piece.documents[:, 0] + num_marks
+        self._write("documents", starts, "<u8")
+        columns = zip((piece.ids, piece.words, piece.bytes), (marks, *sums))
+        self._append(*(np.insert(values, positions, at) for values, at in columns))
         self.totals.update(piece.totals)
+        self._document_open |= len(piece.documents) > 0
 
     def end_document(self) -> None:
         """Append EOS if a document is open."""
