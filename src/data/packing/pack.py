@@ -1,4 +1,9 @@
-"""The packing of text into a stream of tokens (`stream.py`), in the cache's folder `packed`."""
+"""The packing of text into a stream of tokens (`stream.py`), in the cache's folder `packed`.
+
+The ids are those that the tokenizer gives for whole documents. A long document is encoded in
+windows, which overlap: each holds a piece of the document and some text before and after it.
+Where two pieces meet, both windows must give the same tokens; otherwise the pieces are joined.
+"""
 
 import functools
 import hashlib
@@ -130,7 +135,7 @@ class Packer:
         }
 
     def _packed_pieces(self, source: Source, boundary: str) -> Iterator[PackedPiece]:
-        """Yield all pieces in order. Pieces whose tokens do not meet are packed as one."""
+        """Yield all pieces in order. Where two do not have the same tokens, join them."""
         pieces = source.pieces(boundary)
         first = next(pieces, Piece("", []))
         encoder = self.encoder.checked(first.split())

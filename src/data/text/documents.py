@@ -75,7 +75,8 @@ def split_by_kind(text: Iterable[str], kind: str) -> Iterator[Piece]:
         pending = starts and not part[starts[-1] :].strip()
         starts = starts[:-1] if pending else starts
         before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
-        num_headings = len(starts)  # also that of the first document
+        # The heading of the first document counts: it shows that the text has headings.
+        num_headings = len(starts)
         if not has_content:
             first = re.search(r"\S", part)
             has_content = first is not None
@@ -159,7 +160,7 @@ def cut(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
             which is left out, as is a document of white space.
     """
     previous = None
-    # The last piece, which is not yielded, begins a document: nothing follows the others.
+    # The last piece is not yielded. It begins a document, so no text follows the one before.
     for piece in itertools.chain(_in_pieces(texts, boundary), [Piece("", [0])]):
         if previous is not None:
             after = piece.text[: min([CONTEXT, *piece.documents])]
