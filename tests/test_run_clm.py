@@ -545,7 +545,6 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_continues(limit, tiny, run_
         ("data.block_size_schedule={16: 0.5, 8: 0.5}", ("lengths must grow",)),
         ("data.block_size_schedule=8", ("data.block_size_schedule", "length: share")),
         ("data.attend_across_documents=maybe", ("attend_across_documents", "maybe")),
-        ("data.text_column=words", ("data.text_column=words has no effect", "table")),
         ("data.mix={childes: 1e9}", ("in an epoch, is too large", "data.mix")),
         ("training.max_steps=1000000000", ("a run of 1,000,000,000 steps",)),
         ("training.gradient_accumulation_steps=900000", ("steps of 100 epochs",)),

@@ -9,14 +9,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 from filelock import FileLock
 
-from src.foundation import UserError, sha256, write_atomically, write_fault
+from src.foundation import (
+    MANIFEST,
+    UserError,
+    sha256,
+    write_atomically,
+    write_fault,
+    write_manifest,
+)
 
 T = TypeVar("T")
-MANIFEST = "manifest.json"  # in an entry's folder: {file name: SHA-256}
 WEEK = 7 * 24 * 3600  # seconds
 
 logger = logging.getLogger(__name__)
@@ -60,26 +66,34 @@ class Cache:
         Raises:
             UserError: The cache cannot be written.
         """
-        key = _checksum(identity)[:16]
-        directory = self.directory / kind / key
-        if not self.overwrite:
-            if (entry := self._load(directory, load)) is not None:
-                return entry
-            if os.path.isdir(directory):
-                logger.warning(
-                    "%s has no manifest or is damaged; it is built again", directory
-                )
-        with _explaining_write_errors(directory.parent):
+        directory = self.directory / kind / _checksum(identity)[:16]
+        if (entry := self._load(directory, load)) is not None:
+            return entry
+        if directory.is_dir() and not self.overwrite:
+            logger.warning(
+                "%s has no manifest or is damaged; it is built again", directory
+            )
+        try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{directory}.lock"):
-                entry = None if self.overwrite else self._load(directory, load)
-                if entry is None:
+                if (entry := self._load(directory, load)) is None:
                     _build(directory, build)
                     entry = load(directory)
                 return entry
+        except UserError:
+            raise
+        except Exception as error:
+            if (reason := write_fault(error)) is None:
+                raise
+            raise UserError(
+                f"model.cache_dir: {directory.parent} cannot be written: {reason}; make"
+                " room or choose another directory with model.cache_dir="
+            ) from error
 
     def _load(self, directory: Path, load: Callable[[Path], T]) -> Optional[T]:
-        """Return an entry; None if a file does not have its checksum or cannot be used."""
+        """Return an entry; None if it is missing, damaged or to be overwritten."""
+        if self.overwrite:
+            return None
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
             present = file_checksums([directory / f for f in manifest], self.directory)
@@ -96,27 +110,11 @@ def _build(directory: Path, build: Callable[[Path], Any]) -> None:
     temporary.mkdir()
     try:
         build(temporary)
-        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        write_atomically(temporary / MANIFEST, checksums)
+        write_manifest(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _explaining_write_errors(directory: Path) -> Iterator[None]:
-    """Raise a `UserError` that names `model.cache_dir` if the cache cannot be written."""
-    try:
-        yield
-    except Exception as error:
-        reason = None if isinstance(error, UserError) else write_fault(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"model.cache_dir: {directory} cannot be written: {reason}; make room"
-            " or choose another directory with model.cache_dir="
-        ) from error
 
 
 def file_checksums(
@@ -127,8 +125,9 @@ def file_checksums(
 ) -> dict[Path, str]:
     """Return the SHA-256 of every file. Only new and changed files are read.
 
-    A file counts as changed if its size, its inode or the time of its last change differs,
-    and once a week, because a disk changes bits without any of them. If the cache cannot be
+    A file counts as changed if its size, its inode or the time of its last change differs (the
+    kernel's time, which nobody can set back), and once a week, because a disk changes bits
+    without any of them. If the cache cannot be
     written, the checksums are not kept for the next call, and files are not read weekly.
 
     Args:
@@ -148,13 +147,7 @@ def file_checksums(
     checksums, before = {}, dict(known)
     for path in paths:
         name, stat = str(path.resolve()), path.stat()
-        version = [
-            purpose,
-            stat.st_size,
-            stat.st_ino,
-            stat.st_mtime_ns,
-            stat.st_ctime_ns,
-        ]
+        version = [purpose, stat.st_size, stat.st_ino, stat.st_ctime_ns]
         row = known.get(name, [])
         if row[:-2] != version or row[-2] < oldest:
             row = known[name] = [*version, int(time.time()), read(path)]

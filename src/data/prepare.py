@@ -16,13 +16,7 @@ from src.data.order import check_names
 from src.data.packing.pack import Packer
 from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
-from src.data.text.corpus import (
-    TABLE_BUILDERS,
-    Source,
-    check_boundary,
-    read_corpus,
-    read_hub,
-)
+from src.data.text.corpus import Source, check_boundary, read_corpus, read_hub
 from src.foundation import UserError, check_folder, naming
 
 logger = logging.getLogger(__name__)
@@ -71,7 +65,7 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
         check_folder(cache_dir)
     if data.dataset_name:
         with naming("data.dataset_name"):
-            splits = read_hub(data, cache_dir, model.token)
+            splits = read_hub(data, model)
             if "train" not in splits:
                 raise UserError(f"{data.dataset_name} has no split `train`")
             validation = [splits[name] for name in splits if name == "validation"]
@@ -85,11 +79,6 @@ def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
             patterns = data.validation_file or []
             validation = read_corpus(patterns, cache_dir, data.text_column)
         corpora = Corpora(train, validation)
-        is_table = [s.where.endswith(tuple(TABLE_BUILDERS)) for s in train + validation]
-        if data.text_column != "text" and not any(is_table):
-            raise UserError(
-                f"data.text_column={data.text_column} has no effect: no file is a table"
-            )
     check_names(data, [source.name for source in corpora.train])
     check_boundary(data.document_boundary, [*corpora.train, *corpora.validation])
     _warn_about_copies([*corpora.train, *corpora.validation])
@@ -142,14 +131,12 @@ def named_tokenizer(
     args: TokenizerArguments, model: ModelArguments
 ) -> Optional[PreTrainedTokenizerBase]:
     """Return the tokenizer that is named, or that of the initial weights; None: train one."""
-    for key, name, revision in (
-        ("tokenizer.name_or_path", args.name_or_path, args.revision),
-        ("model.model_name_or_path", model.model_name_or_path, model.revision),
-    ):
-        if name:
-            with naming(key):
-                hub = (model.token, Path(model.cache_dir) / "hub")
-                return load(name, revision, *hub, model.trust_remote_code)
+    if args.name_or_path:
+        with naming("tokenizer.name_or_path"):
+            return load(args.name_or_path, args.revision, model)
+    if model.model_name_or_path:
+        with naming("model.model_name_or_path"):
+            return load(model.model_name_or_path, model.revision, model)
     return None
 
 

@@ -164,7 +164,7 @@ def compare_ids(stream: str, lines: list[str], tokens: list[str]) -> dict:
     line_bytes = np.cumsum(pc.binary_length(column(lines, "text")).to_numpy())
     theirs = pc.list_flatten(theirs).to_numpy()
 
-    packed = Stream.open(Path(stream))
+    packed = Stream(Path(stream), [])
     begins = packed.documents.astype(np.int64)  # of BOS; an EOS is before each and last
     text = np.ones(len(packed), bool)
     text[begins] = text[begins - 1] = False

@@ -1,8 +1,6 @@
 """The encoding of text as token ids, with the byte where each token ends.
 
-This is the hot part of packing. The ids are those that the tokenizer gives for whole documents.
-A long document is encoded in windows, which overlap: each holds a piece of the document and some
-text before and after it. `seams` shows whether neighbouring windows agree where they meet.
+This is the hot part of packing.
 
 A byte-level BPE with GPT-2's pattern is run by `tiktoken`, which gives the same ids as
 `tokenizers` in a third of the time.
@@ -19,8 +17,6 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-from src.data.text.documents import CONTEXT
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +36,17 @@ Loss = dict[str, str]
 
 
 class Encoded(NamedTuple):
-    """The tokens of consecutive documents."""
+    """The tokens of consecutive texts."""
 
     ids: np.ndarray  # [n]
-    ends: np.ndarray  # [n] the byte of the joined documents where each token ends
-    starts: np.ndarray  # [num_documents] the index of the first token of each document
-    offsets: np.ndarray  # [num_documents] the byte where each document starts
-    loss: Optional[Loss] = None  # the first one in the documents
-    # The ids and ends [2, n] of the tokens around the start and the end of the documents, with
-    # ends relative to it; None where the text does not go on.
-    seams: tuple[Optional[np.ndarray], Optional[np.ndarray]] = (None, None)
+    ends: np.ndarray  # [n] the byte of the joined texts where each token ends
+    starts: np.ndarray  # [num_texts] the index of the first token of each text
+    offsets: np.ndarray  # [num_texts] the byte where each text starts
+    loss: Optional[Loss] = None  # the first one in the texts
 
 
 class Encoder:
-    """An encoder of documents.
+    """An encoder of texts.
 
     It adds no special tokens, and treats those in the text (such as `</s>`) as plain text. It
     does not truncate and does not pad.
@@ -69,43 +62,31 @@ class Encoder:
         self.max_id = max(self.backend.get_vocab().values())
         parts = json.loads(description)
         self._lengths = byte_lengths(self.backend, parts) if fast else None
-        ranks = None
-        if self._lengths is not None:
-            ranks = tiktoken_ranks(self.backend, parts)
+        is_known = self._lengths is not None
+        ranks = tiktoken_ranks(self.backend, parts) if is_known else None
         self._tiktoken = ranks and as_tiktoken(ranks, PATTERN)
         self._simple = ranks and as_tiktoken(ranks, SIMPLE_PATTERN)
         # GPT-2 itself has an entry of two line ends, which are then not split.
         self._joins_lines = any(b"\n" in entry[:-1] for entry in ranks or ())
         self._not_simple = NOT_SIMPLE + ["\n\n", "\n "] * self._joins_lines
 
-    def encode(
-        self, documents: list[str], before: str = "", after: str = ""
-    ) -> Encoded:
-        """Return the tokens of documents.
-
-        Args:
-            documents: Whole documents, except perhaps the first and the last.
-            before: The text before, if the first document begins earlier.
-            after: The text after, if the last document goes on.
-        """
-        windows = list(documents) or [""]
-        windows[0] = before + windows[0]
-        windows[-1] += after
-        sizes = [len(window.encode()) for window in windows]
-        edges = np.cumsum([0, *sizes])  # of the windows, in bytes of all
-        ids, ends, starts, loss = self._encode_windows(windows, edges)
-        shift, last = len(before.encode()), edges[-1] - len(after.encode())
-        seams = (
-            _around(ids, ends, shift) if before else None,
-            _around(ids, ends, last) if after else None,
-        )
-        # A token belongs to the piece with its last byte.
-        first = np.searchsorted(ends, shift, side="right") if before else 0
-        stop = np.searchsorted(ends, last, side="right") if after else len(ids)
-        starts = np.maximum(starts - first, 0)[: len(documents)]
-        offsets = np.maximum(edges - shift, 0)[: len(documents)]
-        ids, ends = ids[first:stop], ends[first:stop] - shift
-        return Encoded(ids, ends, starts, offsets, loss, seams)
+    def encode(self, texts: list[str]) -> Encoded:
+        """Return the tokens of texts. No token belongs to two of them."""
+        edges = np.cumsum([0, *(len(text.encode()) for text in texts)])
+        offsets = edges[:-1]
+        if self._lengths is not None:
+            ids = self._encode_without_offsets(texts)
+            ends = np.cumsum(self._lengths[ids])
+            if ends[-1:].sum() == edges[-1]:
+                starts = np.searchsorted(ends, offsets, side="right")
+                return Encoded(ids, ends, starts, offsets)
+            # Otherwise the vocabulary lacks some bytes, and a part of the text has no tokens.
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        ends, losses = zip(*map(self._ends_and_loss, texts, encodings))
+        ids = np.array([id for encoding in encodings for id in encoding.ids], np.int64)
+        ends = np.concatenate([end + offset for end, offset in zip(ends, offsets)])
+        starts = np.cumsum([0, *map(len, encodings[:-1])])
+        return Encoded(ids, ends, starts, offsets, next(filter(None, losses), None))
 
     def checked(self, documents: list[str]) -> "Encoder":
         """Return this encoder if it agrees with `tokenizers` on documents, else a slow one."""
@@ -116,43 +97,21 @@ class Encoder:
         logger.warning("tiktoken gives other ids here; `tokenizers` packs the text")
         return Encoder(self.backend.to_str(), fast=False)
 
-    def _encode_windows(
-        self, windows: list[str], edges: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Optional[Loss]]:
-        """Return the ids and ends of all tokens, the first token of each window, and a loss."""
-        if self._lengths is not None:
-            ids = self._encode_without_offsets(windows)
-            ends = np.cumsum(self._lengths[ids])
-            if ends[-1:].sum() == edges[-1]:
-                return ids, ends, np.searchsorted(ends, edges, side="right"), None
-            # Otherwise the vocabulary lacks some bytes, and a part of the text has no tokens.
-        encodings = self.backend.encode_batch(windows, add_special_tokens=False)
-        ends, losses = zip(*map(self._ends_and_loss, windows, encodings))
-        ids = np.array([id for encoding in encodings for id in encoding.ids], np.int64)
-        ends = np.concatenate([end + edge for end, edge in zip(ends, edges)])
-        starts = np.cumsum([0, *map(len, encodings)])
-        return ids, ends, starts, next(filter(None, losses), None)
-
-    def _encode_without_offsets(self, windows: list[str]) -> np.ndarray:
-        """Return the ids of all windows [n], of a byte-level tokenizer."""
+    def _encode_without_offsets(self, texts: list[str]) -> np.ndarray:
+        """Return the ids of all texts [n], of a byte-level tokenizer."""
         if self._tiktoken is None:
-            encodings = self.backend.encode_batch_fast(
-                windows, add_special_tokens=False
-            )
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
             return np.array([id for e in encodings for id in e.ids], np.int64)
-        text = "".join(windows)
-        is_simple = not any(space in text for space in self._not_simple)
+        joined = "".join(texts)
+        is_simple = not any(space in joined for space in self._not_simple)
         encoding = self._simple if is_simple else self._tiktoken
         # The tokens of a line depend on the next line only if white space ends the line.
-        independent = (w[-1:] == "\n" and w[-2:-1] not in BLANKS for w in windows[:-1])
+        independent = (t[-1:] == "\n" and t[-2:-1] not in BLANKS for t in texts[:-1])
         if not self._joins_lines and all(independent):
-            windows = [text]  # one call is faster than many
-        return np.concatenate(
-            [
-                encoding.encode_to_numpy(window, disallowed_special=frozenset())
-                for window in windows
-            ]
-        )
+            texts = [joined]  # one call is faster than many
+        nothing = frozenset()
+        ids = [encoding.encode_to_numpy(t, disallowed_special=nothing) for t in texts]
+        return np.concatenate(ids)
 
     def _ends_and_loss(
         self, text: str, encoding: tokenizers.Encoding
@@ -167,12 +126,6 @@ class Encoder:
         decoded = self.backend.decode(encoding.ids, skip_special_tokens=False)
         # A token ends where its last character ends.
         return offsets[np.maximum.accumulate(last)], _difference(text, decoded)
-
-
-def _around(ids: np.ndarray, ends: np.ndarray, seam: int) -> np.ndarray:
-    """Return the ids and ends [2, n] of the tokens around a seam. Ends are relative to it."""
-    near = np.abs(ends - seam) <= CONTEXT // 2
-    return np.stack([ids[near].astype(np.int64), ends[near] - seam])
 
 
 def _difference(text: str, decoded: str) -> Optional[Loss]:
@@ -241,17 +194,18 @@ def tiktoken_ranks(
     the merges form different entries, in the order of their ids. Second, each entry, split
     into bytes, is merged back to itself. Then two parts that form an entry are always the last
     merge of that entry.
+
+    Args:
+        description: That of a tokenizer which `byte_lengths` says is byte-level.
     """
-    model, splitting = description["model"], description["pre_tokenizer"] or {}
+    model, splitting = description["model"], description["pre_tokenizer"]
+    others = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
     special = {added["content"] for added in description["added_tokens"]}
     if (
         model["type"] != "BPE"
-        or splitting.get("type") != "ByteLevel"
+        or splitting["type"] != "ByteLevel"
         or not splitting.get("use_regex", True)
-        or description["normalizer"]
-        or model.get("continuing_subword_prefix")
-        or model.get("end_of_word_suffix")
-        or model.get("ignore_merges")
+        or any(model.get(option) for option in others)
         or not all(added["special"] for added in description["added_tokens"])
     ):
         return None

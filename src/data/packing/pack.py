@@ -1,7 +1,13 @@
-"""The packing of text into a stream of tokens (`stream.py`), in the cache's folder `packed`."""
+"""The packing of text into a stream of tokens (`stream.py`), in the cache's folder `packed`.
+
+The ids are those that the tokenizer gives for whole documents. A long document is encoded in
+windows, which overlap: each holds a piece of the document and some text before and after it.
+Where two pieces meet, both windows must give the same tokens; otherwise the pieces are joined.
+"""
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -19,7 +25,7 @@ from src.data.packing.encoding import Encoder, Loss, plain_json
 from src.data.packing.stream import VERSION, PackedPiece, Stream, StreamWriter
 from src.data.packing.tokenizer import boundary_tokens
 from src.data.text.corpus import Source, reading_bar
-from src.data.text.documents import Piece, with_context
+from src.data.text.documents import CONTEXT, Piece, join
 from src.data.text.words import word_starts
 from src.foundation import UserError, counted
 
@@ -75,16 +81,13 @@ class Packer:
         Raises:
             UserError: A source has no text, or the tokenizer loses some of it.
         """
+        digest = hashlib.sha256(self.description.encode()).hexdigest()
+        texts = [source.identity for source in sources]
+        names = [source.name for source in sources]
         stream = self.cache.get(
             "packed",
-            [
-                VERSION,
-                hashlib.sha256(self.description.encode()).hexdigest(),
-                self.bos_eos,
-                self.document_boundary,
-                [source.identity for source in sources],
-            ],
-            lambda folder: Stream.open(folder, [source.name for source in sources]),
+            [VERSION, digest, self.bos_eos, self.document_boundary, texts],
+            lambda folder: Stream(folder, names),
             lambda folder: self._build(sources, title, folder),
         )
         words, tokens = stream.info["words"], len(stream)
@@ -107,59 +110,57 @@ class Packer:
     ) -> dict[str, Any]:
         """Append a source to the stream and return its row for stream.json."""
         boundary = source.boundary(self.document_boundary)
-        before = dict(writer.totals)
-        num_separators, num_empty_texts, loss = 0, 0, None
+        before = writer.totals.copy()
+        loss = None
         special_tokens: Counter[str] = Counter()
         for packed in self._packed_pieces(source, boundary):
             loss = loss or packed.loss
             if loss and not self.lossy:
                 raise _loss_error(source.name, loss)
             writer.append(packed)
-            num_separators += packed.num_separators
-            num_empty_texts += packed.num_empty_texts
             special_tokens.update(packed.special_tokens)
-            bar.update(packed.num_bytes)
+            bar.update(packed.totals["bytes"])
         writer.end_document()
-        sizes = {name: writer.totals[name] - before[name] for name in before}
+        sizes = {name: total - before[name] for name, total in writer.totals.items()}
         if not sizes["words"]:
             raise UserError(f"{source.where} has no text")
-        separated = num_separators or boundary == "line"
+        separated = sizes["separators"] or boundary == "line"
         return {
             "boundary": boundary if separated else source.unit,
             "start": before["tokens"],
             "end": before["tokens"] + sizes.pop("tokens"),
             **sizes,
-            "separators": num_separators,
-            "empty_texts": num_empty_texts,
             "loss": loss,
             "special_tokens": special_tokens,
         }
 
     def _packed_pieces(self, source: Source, boundary: str) -> Iterator[PackedPiece]:
-        """Yield all pieces in order. Pieces whose tokens do not meet are packed as one."""
+        """Yield all pieces in order. Where two do not have the same tokens, join them."""
+        pieces = source.pieces(boundary)
+        first = next(pieces, Piece("", []))
+        encoder = self.encoder.checked(first.split())
         last, size = None, 0
-        for piece, packed in self._in_threads(with_context(source.pieces(boundary))):
-            if last is not None and (last[1] is None or not _fit(last[1], packed)):
-                piece, packed = last[0].joined(piece), None
+        for piece, packed in self._in_threads(
+            encoder, itertools.chain([first], pieces)
+        ):
+            if last is not None and last[1] is not None and _meet(*last, packed):
+                yield last[1]
+            elif last is not None:
+                piece, packed = join([last[0], piece]), None
                 # Each attempt is twice as long, so that all take linear time.
                 if not piece.after or len(piece.text) >= 2 * size:
-                    packed = self._pack(piece, self.encoder)
-            elif last is not None:
-                yield last[1]
+                    packed = self._pack(piece, encoder)
             size = size if packed is None else len(piece.text)
             last = piece, packed
-        if last is not None:
-            yield last[1]
+        yield last[1]
 
     def _in_threads(
-        self, pieces: Iterator[Piece]
+        self, encoder: Encoder, pieces: Iterator[Piece]
     ) -> Iterator[tuple[Piece, PackedPiece]]:
         """Yield each piece and its tokens. Threads pack them."""
         waiting: deque[tuple[Piece, Future]] = deque()
         with ThreadPoolExecutor(self.num_workers) as pool:
-            encoder = None
             for piece in pieces:
-                encoder = encoder or self.encoder.checked(piece.split())
                 waiting.append((piece, pool.submit(self._pack, piece, encoder)))
                 # Two pieces per thread: no thread waits, and the memory stays bounded.
                 if len(waiting) > 2 * self.num_workers:
@@ -169,9 +170,37 @@ class Packer:
                 yield piece, future.result()
 
     def _pack(self, piece: Piece, encoder: Encoder) -> PackedPiece:
-        """Pack a piece and count the special tokens that are written in it."""
-        counts = Counter(self.special_token.findall(piece.text))
-        return pack_piece(piece, encoder)._replace(special_tokens=counts)
+        """Encode a piece and count the words and bytes before the end of each token.
+
+        The tokens are those of whole documents: the piece is encoded with the text before and
+        after it, and the tokens of that text are left out.
+        """
+        data, texts = piece.text.encode(), piece.split()
+        # The first text may be the rest of a document that begins in another piece.
+        rest = len(texts) - len(piece.documents)
+        texts[0] = piece.before + texts[0]
+        texts[-1] += piece.after
+        ids, ends, tokens, starts, loss = encoder.encode(texts)
+        shift = len(piece.before.encode())
+        ends, starts = ends - shift, starts[rest:] - shift
+        seams = [_around(ids, ends - seam) for seam in (0, len(data))]
+        # A token belongs to the piece with its last byte.
+        first = np.searchsorted(ends, 0, side="right") if piece.before else 0
+        inside = slice(first, np.searchsorted(ends, len(data), side="right"))
+        words = np.zeros(len(data) + 1, np.int64)  # those that begin before each byte
+        np.cumsum(word_starts(data, piece.continues_word, starts), out=words[1:])
+        documents = np.stack([tokens[rest:] - first, words[starts], starts], axis=1)
+        totals = dict(
+            documents=len(documents),
+            words=int(words[-1]),
+            bytes=len(data),
+            separators=piece.num_separators,
+            empty_texts=piece.num_empty_texts,
+        )
+        special = Counter(self.special_token.findall(piece.text))
+        ids, ends = ids[inside], ends[inside]
+        sums = words[ends], ends
+        return PackedPiece(ids, *sums, documents, totals, loss, seams, special)
 
     def _warn(self, row: dict[str, Any]) -> None:
         """Log warnings for lost or skipped text of a source, and for missing boundaries."""
@@ -203,29 +232,16 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def pack_piece(piece: Piece, encoder: Encoder) -> PackedPiece:
-    """Encode a piece and count the words and bytes before the end of each token."""
-    encoded = encoder.encode(piece.split(), piece.before, piece.after)
-    # The first of these documents may be the rest of one that begins in another piece.
-    rest = len(encoded.starts) - len(piece.documents)
-    tokens, starts = encoded.starts[rest:], encoded.offsets[rest:]
-    data, ends = piece.text.encode(), encoded.ends
-    words = np.zeros(
-        len(data) + 1, np.int64
-    )  # number of words that begin before a byte
-    np.cumsum(word_starts(data, piece.continues_word, starts), out=words[1:])
-    documents = np.stack([tokens, words[starts], starts], axis=1)
-    sizes = int(words[-1]), len(data), piece.num_separators, piece.num_empty_texts
-    results = encoded.loss, encoded.seams
-    return PackedPiece(encoded.ids, words[ends], ends, documents, *sizes, *results)
+def _around(ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the ids and ends [2, n] of the tokens that end near byte 0."""
+    near = np.abs(ends) <= CONTEXT // 2
+    return np.stack([ids[near].astype(np.int64), ends[near]])
 
 
-def _fit(piece: PackedPiece, following: PackedPiece) -> bool:
-    """Return whether two pieces have the same tokens around the place where they meet."""
-    end, start = piece.seams[1], following.seams[0]
-    if end is None or start is None:
-        return True
-    return end.size > 0 and np.array_equal(end, start)
+def _meet(piece: Piece, packed: PackedPiece, following: PackedPiece) -> bool:
+    """Return whether a piece and the next have the same tokens around the place between them."""
+    end, start = packed.seams[1], following.seams[0]
+    return not piece.after or (end.size > 0 and np.array_equal(end, start))
 
 
 def _loss_error(name: str, loss: Loss) -> UserError:

@@ -14,6 +14,7 @@ the size of the corpus. All numbers are little-endian.
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO, Mapping, NamedTuple, Optional, Sequence
 
@@ -30,49 +31,39 @@ class Stream:
 
     Args:
         directory: The folder of the arrays.
+        names: The names of the sources, for the column `name` of `files`. They are not stored,
+            because the same text may have another name in the next run.
+
+    Attributes:
         info: The content of stream.json.
+        files: The rows of the sources: name, boundary, start, end, documents, words, bytes, …
     """
 
-    def __init__(self, directory: Path, info: dict[str, Any]):
-        self.directory, self.info = directory, info
-        self.tokens = self._array("tokens", info["token_type"])
+    def __init__(self, directory: Path, names: Sequence[str]):
+        self.directory, self.names = directory, names
+        self.info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
+        rows = zip(names, self.info["files"])
+        self.files = [{"name": name, **row} for name, row in rows]
+        self.tokens = self._array("tokens", self.info["token_type"])
         self.words = self._array("words", "<u4")
         self.bytes = self._array("bytes", "<u4")
         self.documents = self._array("documents", "<u8")
-
-    @classmethod
-    def open(cls, directory: Path, names: Sequence[str] = ()) -> "Stream":
-        """Return the stream in a folder.
-
-        Args:
-            names: The names of the sources, for the column `name` of `files`. They are not
-                stored, because the same text may have another name in the next run.
-        """
-        info = json.loads((directory / "stream.json").read_text(encoding="utf-8"))
-        if names:
-            rows = zip(names, info["files"])
-            info["files"] = [{"name": name, **row} for name, row in rows]
-        return cls(directory, info)
 
     def _array(self, name: str, dtype: str) -> np.ndarray:
         return np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode="r")
 
     def __reduce__(self) -> tuple:
         """Pickle the stream without its arrays. Another process maps the files itself."""
-        return Stream, (self.directory, self.info)
+        return Stream, (self.directory, self.names)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
-    def files(self) -> list[dict[str, Any]]:
-        """The rows of the sources: name, boundary, start, end, documents, words, bytes, …"""
-        return self.info["files"]
-
-    @property
     def size_on_disk(self) -> int:
         """The size of the arrays in bytes."""
-        return sum(self.info["sizes"].values())
+        arrays = self.tokens, self.words, self.bytes, self.documents
+        return sum(array.nbytes for array in arrays)
 
     def num_words(self, start: Any, end: Any) -> Any:
         """Return the number of words that begin in tokens [start, end); ints or arrays [n]."""
@@ -98,12 +89,12 @@ class PackedPiece(NamedTuple):
     bytes: np.ndarray  # [n] bytes of the piece before the end of each token
     # The tokens, words and bytes before each document [num_documents, 3].
     documents: np.ndarray
-    num_words: int  # of the whole piece
-    num_bytes: int
-    num_separators: int = 0
-    num_empty_texts: int = 0
+    # Numbers of the whole piece: documents, words, bytes, separators and empty_texts.
+    totals: Mapping[str, int]
     loss: Optional[Loss] = None
-    seams: tuple[Optional[np.ndarray], Optional[np.ndarray]] = (None, None)
+    # The ids and ends [2, n] of the tokens around the start and the end of the piece, with ends
+    # relative to it.
+    seams: Sequence[np.ndarray] = ()
     special_tokens: Mapping[str, int] = {}  # how often each is written in the text
 
 
@@ -119,7 +110,7 @@ class StreamWriter:
     def __init__(self, directory: Path, max_id: int, bos: int, eos: int):
         self.directory, self.bos, self.eos = directory, bos, eos
         self.token_type = np.dtype("<u2" if max_id < 2**16 else "<u4")
-        self.totals = dict(tokens=0, documents=0, words=0, bytes=0)  # appended so far
+        self.totals: Counter[str] = Counter()  # tokens, words, bytes, … appended so far
         self._document_open = False
         names = ("tokens", "words", "bytes", "documents")
         self._files: dict[str, BinaryIO] = {
@@ -130,24 +121,17 @@ class StreamWriter:
 
     def append(self, piece: PackedPiece) -> None:
         """Append a piece, with BOS and EOS around its documents."""
-        ids, words, num_bytes = piece.ids, piece.words, piece.bytes
-        tokens, *before = piece.documents.T
-        if len(tokens):
-            # The EOS of the previous document, if one is open, and the BOS of the next.
-            skipped = 0 if self._document_open else 1
-            positions = np.repeat(tokens, 2)[skipped:]
-            marks = np.tile([self.eos, self.bos], len(tokens))[skipped:]
-            before = [np.repeat(sums, 2)[skipped:] for sums in before]
-            ids = np.insert(ids, positions, marks)
-            words = np.insert(words, positions, before[0])
-            num_bytes = np.insert(num_bytes, positions, before[1])
-            starts = tokens + 2 * np.arange(len(tokens)) + self._document_open
-            self._write("documents", self.totals["tokens"] + starts, "<u8")
-            self.totals["documents"] += len(tokens)
-            self._document_open = True
-        self._append(ids, words, num_bytes)
-        self.totals["words"] += piece.num_words
-        self.totals["bytes"] += piece.num_bytes
+        # The EOS of the previous document, if one is open, and the BOS of the next.
+        skipped = 0 if self._document_open else 1
+        positions, *sums = np.repeat(piece.documents, 2, axis=0)[skipped:].T
+        marks = np.tile([self.eos, self.bos], len(piece.documents))[skipped:]
+        num_marks = 2 * np.arange(len(piece.documents)) + self._document_open
+        starts = self.totals["tokens"] + piece.documents[:, 0] + num_marks
+        self._write("documents", starts, "<u8")
+        columns = zip((piece.ids, piece.words, piece.bytes), (marks, *sums))
+        self._append(*(np.insert(values, positions, at) for values, at in columns))
+        self.totals.update(piece.totals)
+        self._document_open |= len(piece.documents) > 0
 
     def end_document(self) -> None:
         """Append EOS if a document is open."""
@@ -178,6 +162,5 @@ class StreamWriter:
             "token_type": self.token_type.str,
             **self.totals,
             "files": files,
-            "sizes": {p.name: p.stat().st_size for p in self.directory.iterdir()},
         }
         write_atomically(self.directory / "stream.json", info)

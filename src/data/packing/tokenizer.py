@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from src.arguments import ModelArguments
 from src.data.cache import Cache
 from src.data.text.corpus import Source, reading_bar
 from src.data.text.documents import BOUNDARIES, LINE
@@ -68,26 +69,25 @@ def train(
 def load(
     name_or_path: str,
     revision: Optional[str] = None,
-    token: Optional[str] = None,
-    cache_dir: Optional[Path] = None,
-    trust_remote_code: bool = False,
+    model: ModelArguments = ModelArguments(),
 ) -> PreTrainedTokenizerBase:
     """Return a pretrained tokenizer from a directory, a tokenizer.json or the hub.
+
+    Args:
+        model: The section that says how to use the hub, and whether to trust Python code.
 
     Raises:
         UserError: It is missing or damaged, or has no fast implementation or no EOS token, or
             it needs Python code that is not trusted.
     """
-    path = Path(name_or_path).expanduser()
+    path, trusted = Path(name_or_path).expanduser(), model.trust_remote_code
     if not path.exists():
-        path = _download(name_or_path, revision, token, cache_dir)
+        path = _download(name_or_path, revision, model)
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         backend = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else None
         if path.is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
-            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
         else:
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     except Exception as error:
@@ -96,8 +96,7 @@ def load(
         if not isinstance(error, expected) and type(error) is not Exception:
             raise
         fault = fault_in_loading(error, "model.trust_remote_code")
-        is_own_code = trust_remote_code or "trust_remote_code" in fault
-        if not (file.is_file() or is_own_code):
+        if not (file.is_file() or trusted or "trust_remote_code" in fault):
             fault = "there is no tokenizer.json"
         raise UserError(
             f"{name_or_path}: cannot read the tokenizer: {fault}"
@@ -111,20 +110,13 @@ def load(
     return tokenizer
 
 
-def _download(
-    name: str, revision: Optional[str], token: Optional[str], cache_dir: Optional[Path]
-) -> Path:
+def _download(name: str, revision: Optional[str], model: ModelArguments) -> Path:
     """Return the folder of a tokenizer of the hub. Offline, this fails at once."""
+    hub = dict(token=model.token, cache_dir=Path(model.cache_dir) / "hub")
+    files = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.py"]
     try:
-        patterns = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.py"]
         return Path(
-            snapshot_download(
-                name,
-                revision=revision or "main",
-                token=token,
-                cache_dir=cache_dir,
-                allow_patterns=patterns,
-            )
+            snapshot_download(name, revision=revision, allow_patterns=files, **hub)
         )
     except (OSError, ValueError) as error:  # the hub's errors are subclasses of these
         raise UserError(
@@ -173,7 +165,7 @@ def _lines(sources: list[Source], boundary: str, progress: bool) -> Iterator[lis
     with reading_bar("Counting words for the tokenizer", sources, progress) as bar:
         for source in sources:
             for piece in source.pieces(boundary):
-                yield [line for text in piece.texts for line in LINE.findall(text)]
+                yield [line for text in piece.split() for line in LINE.findall(text)]
                 bar.update(len(piece.text.encode()))
     logger.info("The text is read; learning the merges …")
 

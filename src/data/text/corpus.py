@@ -1,5 +1,6 @@
 """Text of every supported kind: text files, tables and datasets of the hub."""
 
+import contextlib
 import csv
 import functools
 import glob
@@ -16,19 +17,14 @@ from typing import Any, Callable, Iterator, Optional
 
 from tqdm.auto import tqdm
 
-from src.arguments import DataTrainingArguments
+from src.arguments import DataTrainingArguments, ModelArguments
 from src.data.cache import file_checksums
 from src.data.text.documents import BOUNDARIES, Piece, cut, find_boundary, read_parts
 from src.foundation import UserError, sha256, shows_bars
 
 TEXT_SUFFIXES = (".train", ".dev", ".test", ".txt", ".txt.gz")
 # Endings of tables, and the builders of `datasets` that read them.
-TABLE_BUILDERS = {
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
+BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -137,8 +133,8 @@ def _advice(pattern: str) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a directory; name its files: {path}/*.train")
-    if not path.name.endswith((*TEXT_SUFFIXES, *TABLE_BUILDERS)):
-        kinds = " ".join([*TEXT_SUFFIXES, *TABLE_BUILDERS])
+    if not path.name.endswith((*TEXT_SUFFIXES, *BUILDERS)):
+        kinds = " ".join([*TEXT_SUFFIXES, *BUILDERS])
         raise UserError(f"{path} must end in one of {kinds}")
     try:
         if not path.stat().st_size:
@@ -159,11 +155,11 @@ def read_corpus(
     names = dict(zip(paths, _names(paths)))
 
     def source(path: Path, checksum: str) -> Source:
-        size, reading = path.stat().st_size, "gzip" if path.suffix == ".gz" else "text"
-        texts = functools.partial(_read_text, path, checksum)
+        reading = "gzip" if path.suffix == ".gz" else "text"
         if not path.name.endswith(TEXT_SUFFIXES):
-            reading = f"{TABLE_BUILDERS[path.suffix]}:{text_column}"
-            texts = functools.partial(_read_whole_table, path, checksum, text_column)
+            reading = f"{BUILDERS[path.suffix]}:{text_column}"
+        texts = functools.partial(_read_file, path, checksum, text_column)
+        size = path.stat().st_size
         return Source(names[path], checksum, size, texts, str(path), reading)
 
     def read(path: Path) -> str:
@@ -187,43 +183,30 @@ def _names(paths: list[Path]) -> list[str]:
     return list(map(str, paths))
 
 
-class _HashedFile(io.FileIO):
-    """A file that is read from start to end, and the SHA-256 of what was read so far."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.digest = hashlib.sha256()
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, and return the number of bytes that were read."""
-        size = super().readinto(buffer)
-        self.digest.update(memoryview(buffer)[:size])
-        return size
-
-
-def _refuse_change(path: Path, checksum: str, present: str) -> None:
-    """Raise `UserError` if a file that was read has another checksum than at the start.
+def _read_file(path: Path, checksum: str, column: str) -> Iterator[Iterator[str]]:
+    """Yield the texts of a file, which must be the one that had this checksum.
 
     Otherwise the new text would be cached under the checksum of the old one.
+
+    Raises:
+        UserError: The file cannot be read, or has changed.
     """
-    if present != checksum:
+    if path.name.endswith(TEXT_SUFFIXES):
+        yield _read_text(path)
+    else:
+        yield from _read_table(path, column)
+    if not path.is_file() or sha256(path) != checksum:
         raise UserError(
             f"{path} has changed since the start of this command; start again"
         )
 
 
-def _read_text(path: Path, checksum: str) -> Iterator[Iterator[str]]:
-    """Yield the one text of a file. Line ends become `\\n`, and a BOM is dropped."""
-    yield _read_text_parts(path, checksum)
-
-
-def _read_text_parts(path: Path, checksum: str) -> Iterator[str]:
+def _read_text(path: Path) -> Iterator[str]:
+    """Yield the parts of a text file. Line ends become `\\n`, and a BOM is dropped."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        try:
-            raw = _HashedFile(path)
-            with io.BufferedReader(raw, 1 << 20) as buffered:
-                binary = gzip.open(buffered) if path.suffix == ".gz" else buffered
+        with opener(path, "rb") as binary:
+            try:
                 file = io.TextIOWrapper(binary, encoding="utf-8-sig")
                 for part in read_parts(file):
                     if 3 * part.count("\0") > len(part):
@@ -231,58 +214,49 @@ def _read_text_parts(path: Path, checksum: str) -> Iterator[str]:
                             f"{path} has many NUL bytes: is it UTF-16 or binary?"
                         )
                     yield part
-                _refuse_change(path, checksum, raw.digest.hexdigest())
-        except UnicodeDecodeError:
-            # The error has an offset within a buffer. Decode the whole file, to raise an error
-            # with the offset within the file.
-            with opener(path, "rb") as file:
-                file.read().decode()
-            raise
-    except UnicodeDecodeError as error:
-        offset, value = error.start, error.object[error.start]
-        encoding = "utf-16" if offset == 0 and value in b"\xff\xfe" else "latin1"
-        advice = f"`iconv -f {encoding} -t utf-8` may convert it"
-        if encoding == "latin1" and b"\0" in error.object:
-            advice = "it seems to be binary"
-        raise UserError(
-            f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x} ({error.reason});"
-            f" {advice}"
-        ) from error
+            except UnicodeDecodeError as error:
+                # The error's offset is within the bytes that were read last.
+                offset = binary.tell() - len(error.object) + error.start
+                value = error.object[error.start]
+                binary.read()  # a damaged gzip file is named as such
+                encoding = "utf-16" if offset == 0 and value >= 0xFE else "latin1"
+                advice = f"`iconv -f {encoding} -t utf-8` may convert it"
+                if encoding == "latin1" and b"\0" in error.object:
+                    advice = "it seems to be binary"
+                raise UserError(
+                    f"{path} is not UTF-8: byte {offset:,} is 0x{value:02x}"
+                    f" ({error.reason}); {advice}"
+                ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_whole_table(
-    path: Path, checksum: str, column: str
-) -> Iterator[Iterator[str]]:
-    yield from _read_table(path, column)
-    _refuse_change(path, checksum, sha256(path))
-
-
 def _read_table(path: Path, column: str) -> Iterator[Iterator[str]]:
+    """Yield the text of every row of a table."""
     import datasets
 
-    builder = TABLE_BUILDERS[path.suffix]
-    try:
+    builder, files = BUILDERS[path.suffix], [glob.escape(str(path))]
+    with _refusing(f"{path} cannot be read as {builder}"):
         if builder == "csv":
             rows = _csv_rows(path)
         else:
-            files = [glob.escape(str(path))]
-            rows = datasets.load_dataset(
-                builder, data_files=files, split="train", streaming=True
-            )
+            options = dict(split="train", streaming=True)
+            rows = datasets.load_dataset(builder, data_files=files, **options)
         yield from _row_texts(rows, column, str(path))
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        csv.Error,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{path} cannot be read as {builder}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Raise `UserError` with a message and the reason if rows cannot be read."""
+    import datasets
+
+    errors = (ValueError, TypeError, OSError, csv.Error)
+    try:
+        yield
+    except (*errors, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{message}: {error.__cause__ or error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -318,24 +292,18 @@ def _row_texts(rows: Any, column: str, where: str) -> Iterator[Iterator[str]]:
         yield read_parts(io.StringIO(text, newline=None)) if has_words else iter(())
 
 
-def read_hub(
-    data: DataTrainingArguments, cache_dir: Path, token: Optional[str]
-) -> dict[str, Source]:
+def read_hub(data: DataTrainingArguments, model: ModelArguments) -> dict[str, Source]:
     """Return the splits of the hub dataset `data.dataset_name`, by name."""
     import datasets
 
-    try:
+    hub = dict(
+        revision=data.dataset_revision, token=model.token, cache_dir=model.cache_dir
+    )
+    with _refusing(data.dataset_name):
         builder = datasets.load_dataset_builder(
-            data.dataset_name,
-            data.dataset_config_name,
-            revision=data.dataset_revision,
-            token=token,
-            cache_dir=str(cache_dir),
+            data.dataset_name, data.dataset_config_name, **hub
         )
         builder.download_and_prepare()
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{data.dataset_name}: {reason}") from error
 
     def source(split: str) -> Source:
         identity = f"{builder.dataset_name}/{builder.config_id}/{builder.hash}/{split}"

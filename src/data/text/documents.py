@@ -23,42 +23,42 @@ BOUNDARIES = ("auto", *SEPARATORS)  # any other `data.document_boundary` is a se
 
 
 class Piece(NamedTuple):
-    """Consecutive text of about `PIECE_LENGTH` characters, and the documents in it."""
+    """Consecutive text, and the documents in it."""
 
-    texts: list[str]  # the text in parts, which are tokenized separately
+    text: str
     documents: list[int]  # offsets in `text`, in characters, where documents begin
-    continues_word: bool  # the previous piece ended inside a word
-    num_separators: int
-    num_empty_texts: int  # texts without words, which were skipped
+    num_separators: int = 0
+    num_empty_texts: int = 0  # texts without words, which were skipped
     # The text around the piece, if its first document begins or its last one ends outside.
     before: str = ""
     after: str = ""
 
     @property
-    def text(self) -> str:
-        """The text of the piece as one string."""
-        return "".join(self.texts)
+    def continues_word(self) -> bool:
+        """Whether the piece begins inside a word."""
+        return self.before != "" and not self.before[-1].isspace()
 
     def split(self) -> list[str]:
         """Return the documents; the first may begin, and the last may end, in other pieces."""
-        text = self.text
-        edges = sorted({0, *self.documents, len(text)})
-        return [text[start:end] for start, end in zip(edges, edges[1:])]
-
-    def joined(self, other: "Piece") -> "Piece":
-        """Return one piece that consists of this one and the next."""
-        size = len(self.text)
-        return self._replace(
-            texts=self.texts + other.texts,
-            documents=self.documents + [size + start for start in other.documents],
-            num_separators=self.num_separators + other.num_separators,
-            num_empty_texts=self.num_empty_texts + other.num_empty_texts,
-            after=other.after,
-        )
+        edges = [0, *filter(None, self.documents), len(self.text)]
+        return [self.text[start:end] for start, end in zip(edges, edges[1:])]
 
 
-class Boundaries:
-    """A scanner for document boundaries in one text that it gets in parts.
+def join(pieces: list[Piece]) -> Piece:
+    """Return one piece that consists of consecutive ones."""
+    offsets = itertools.accumulate((len(piece.text) for piece in pieces), initial=0)
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [at + start for at, piece in zip(offsets, pieces) for start in piece.documents],
+        sum(piece.num_separators for piece in pieces),
+        sum(piece.num_empty_texts for piece in pieces),
+        pieces[0].before,
+        pieces[-1].after,
+    )
+
+
+def split_by_kind(text: Iterable[str], kind: str) -> Iterator[Piece]:
+    """Yield the parts of a text as pieces. The first one begins a document.
 
     A part ends at a line end, or inside a line that is longer than a part. A separator
     belongs to the document before it. White space alone is not a document.
@@ -66,30 +66,49 @@ class Boundaries:
     Args:
         kind: A key of `SEPARATORS`.
     """
-
-    def __init__(self, kind: str):
-        self.kind, self.separator = kind, SEPARATORS[kind]
-        self.num_found = 0
-        # The end of the previous part, where a separator may begin.
-        self._before = "\n"
-        self._has_content = False
-
-    def starts(self, part: str) -> list[int]:
-        """Return the offsets in the next part at which documents begin, except the first."""
-        shift = len(self._before)
-        starts = [m.end() - shift for m in self.separator.finditer(self._before + part)]
+    # The end of the previous part, where a separator may begin.
+    before, first_start, has_content = "\n", [0], False
+    for part in text:
+        matches = SEPARATORS[kind].finditer(before + part)
+        starts = [match.end() - len(before) for match in matches]
         # A separator at the end of the part counts only if text follows in the next one.
         pending = starts and not part[starts[-1] :].strip()
         starts = starts[:-1] if pending else starts
-        self._before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
-        num_separators = len(starts)
-        if not self._has_content:
+        before = "\n\n" if pending else "\n" if part.endswith("\n") else ""
+        # The heading of the first document counts: it shows that the text has headings.
+        num_headings = len(starts)
+        if not has_content:
             first = re.search(r"\S", part)
-            self._has_content = first is not None
+            has_content = first is not None
             starts = [start for start in starts if first and start > first.start()]
-        # The heading of the first document counts, too: it shows that the text has headings.
-        self.num_found += num_separators if self.kind == "heading" else len(starts)
-        return starts
+        num_separators = num_headings if kind == "heading" else len(starts)
+        yield Piece(part, first_start + starts, num_separators)
+        first_start = []
+
+
+def split_by_string(text: Iterable[str], separator: str) -> Iterator[Piece]:
+    """Yield the parts of a text as pieces, without the separators.
+
+    A line end that follows a separator belongs to it. A document of white space is left out.
+    """
+    rest, begins_document = "", True
+    for part in itertools.chain(text, [None]):
+        is_end = part is None
+        following = r"\n?" if is_end else r"(?:\n|(?!\Z))"
+        text_so_far = rest if is_end else rest + part
+        *documents, rest = re.split(re.escape(separator) + following, text_so_far)
+        # Hold back the end of the part, where a separator may begin.
+        is_line = not is_end and part.endswith("\n") and "\n" not in separator
+        size = len(rest) if is_end or is_line else max(0, len(rest) - len(separator))
+        last, rest = rest[:size], rest[size:]
+        kept, starts = "", []
+        for number, document in enumerate([*documents, last]):
+            begins_document |= number > 0
+            if document and not (begins_document and document.isspace()):
+                starts += [len(kept)] * begins_document
+                kept += document
+                begins_document = False
+        yield Piece(kept, starts, len(documents))
 
 
 def find_boundary(texts: Iterable[Iterator[str]]) -> str:
@@ -98,13 +117,13 @@ def find_boundary(texts: Iterable[Iterator[str]]) -> str:
     It is `heading` if there is any heading, else `blank_line` if there is any, else `file`.
     """
     boundary = "file"
-    for parts in texts:
-        headings, blank_lines = Boundaries("heading"), Boundaries("blank_line")
-        for part in parts:
-            headings.starts(part)
-            if headings.num_found:
+    for text in texts:
+        first, second = itertools.tee(text)
+        by_kind = split_by_kind(first, "heading"), split_by_kind(second, "blank_line")
+        for by_heading, by_blank_line in zip(*by_kind):
+            if by_heading.num_separators:
                 return "heading"
-            if blank_lines.starts(part):
+            if by_blank_line.num_separators:
                 boundary = "blank_line"
     return boundary
 
@@ -129,86 +148,44 @@ def read_parts(file: TextIO) -> Iterator[str]:
         yield rest
 
 
-def split_at(text: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
-    """Yield the parts of a text without the separators, and whether one came before each part.
-
-    A line end that follows a separator belongs to it.
-    """
-    rest, separated = "", False
-    for part in itertools.chain(text, [None]):
-        is_end = part is None
-        following = r"\n?" if is_end else r"(?:\n|(?!\Z))"
-        text_so_far = rest if is_end else rest + part
-        *documents, rest = re.split(re.escape(separator) + following, text_so_far)
-        for document in documents:
-            yield document, separated
-            separated = True
-        # Hold back the end of the part, where a separator may begin.
-        is_line = not is_end and part.endswith("\n") and "\n" not in separator
-        length = len(rest) - (0 if is_end or is_line else len(separator))
-        if length > 0 or is_end:
-            yield rest[:length], separated
-            rest, separated = rest[length:], False
-
-
 def cut(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
     """Yield the pieces of some texts. Joined, the pieces are the texts.
 
-    Each text begins a document. A text without words is skipped and counted.
+    A piece has about `PIECE_LENGTH` characters. It comes with the text of its documents before
+    and after it. Each text begins a document. A text without words is skipped and counted.
 
     Args:
         texts: Iterators over the parts of each text (see `read_parts`).
         boundary: What separates documents inside a text: a key of `SEPARATORS`, or a string,
             which is left out, as is a document of white space.
     """
-    parts, documents, size, inside_word = [], [], 0, False
-    num_separators = num_empty = 0
-    for text in texts:
-        is_kind = boundary in SEPARATORS
-        boundaries, before = Boundaries(boundary if is_kind else "file"), 0
-        first = next(text, None)
-        if first is None:
-            num_empty += 1
-            continue
-        whole = itertools.chain([first], text)
-        begins_document = True
-        for part, separated in (
-            zip(whole, itertools.repeat(False))
-            if is_kind
-            else split_at(whole, boundary)
-        ):
-            num_separators += separated
-            begins_document |= separated
-            if not part or (begins_document and not is_kind and part.isspace()):
-                continue
-            if begins_document:
-                documents.append(size)
-                inside_word = inside_word and size > 0
-                begins_document = False
-            documents += [size + start for start in boundaries.starts(part)]
-            num_separators += boundaries.num_found - before
-            before = boundaries.num_found
-            parts.append(part)
-            size += len(part)
-            if size >= PIECE_LENGTH:
-                yield Piece(parts, documents, inside_word, num_separators, num_empty)
-                parts, documents, size, num_separators, num_empty = [], [], 0, 0, 0
-                inside_word = not part[-1].isspace()
-    if parts or num_empty or num_separators:
-        yield Piece(parts, documents, inside_word, num_separators, num_empty)
-
-
-def with_context(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the pieces with the text of their documents before and after them."""
     previous = None
-    for piece in pieces:
+    # The last piece is not yielded. It begins a document, so no text follows the one before.
+    for piece in itertools.chain(_in_pieces(texts, boundary), [Piece("", [0])]):
         if previous is not None:
             after = piece.text[: min([CONTEXT, *piece.documents])]
-            yield previous._replace(after=after)
             if after:
-                text, starts = previous.text, previous.documents
-                text = text[starts[-1] :] if starts else previous.before + text
+                *_, text = previous.split()
+                text = text if previous.documents else previous.before + text
                 piece = piece._replace(before=text[-CONTEXT:])
+            yield previous._replace(after=after)
         previous = piece
-    if previous is not None:
-        yield previous
+
+
+def _in_pieces(texts: Iterable[Iterator[str]], boundary: str) -> Iterator[Piece]:
+    """Yield the pieces without the text around them."""
+    split = split_by_kind if boundary in SEPARATORS else split_by_string
+    pieces, size = [], 0
+    for text in texts:
+        first_part = next(text, None)
+        if first_part is None:
+            pieces.append(Piece("", [], num_empty_texts=1))
+            continue
+        for piece in split(itertools.chain([first_part], text), boundary):
+            pieces.append(piece)
+            size += len(piece.text)
+            if size >= PIECE_LENGTH:
+                yield join(pieces)
+                pieces, size = [], 0
+    if pieces:
+        yield join(pieces)

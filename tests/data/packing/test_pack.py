@@ -403,12 +403,10 @@ def written(directory: Path, words: int, num_bytes: int) -> Stream:
     writer.totals.update(words=words, bytes=num_bytes)
     beginning = np.array([[0, 0, 0]])
     values = np.array([7, 8, 9]), np.array([1, 1, 2]), np.array([1, 2, 4])
-    writer.append(PackedPiece(*values, beginning, 2, 4))
+    writer.append(PackedPiece(*values, beginning, dict(words=2, bytes=4)))
     writer.end_document()
     writer.close([])
-    stream = Stream.open(directory)
-    assert stream is not None
-    return stream
+    return Stream(directory, [])
 
 
 def test_sums_beyond_32_bits_have_the_right_differences(tmp_path: Path):

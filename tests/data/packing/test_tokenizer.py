@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from src.arguments import TokenizerArguments
+from src.arguments import ModelArguments, TokenizerArguments
 from src.data.cache import Cache
 from src.data.packing.encoding import plain_json
 from src.data.packing.tokenizer import (
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_is_missing_or_damaged_is_one_line(
 @pytest.mark.parametrize("name", ["gpt2", "my/tokenizer.json", "/no/such/folder"])
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(name: str, tmp_path):
     with pytest.raises(UserError) as error:
-        load(name, cache_dir=tmp_path)
+        load(name, model=ModelArguments(cache_dir=str(tmp_path)))
     assert str(error.value).startswith(
         f"there is no folder or file {name}, and it cannot be fetched from the hub: "
     )
@@ -292,4 +292,4 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run_unasked(tmp_path):
         " only with model.trust_remote_code=true"
     )
     with pytest.raises(UserError, match="theirs"):
-        load(str(tmp_path), trust_remote_code=True)
+        load(str(tmp_path), model=ModelArguments(trust_remote_code=True))

@@ -246,7 +246,7 @@ def test_every_kind_of_file_gives_the_same_text(ending: str, tmp_path: Path):
 def test_every_row_of_a_table_is_a_document_unless_it_is_empty(ending, tmp_path: Path):
     path = write(tmp_path / f"a{ending}", ["The dog.\n", "", " \n", "A\r\ncat."])
     (piece,) = read(path).pieces("file")
-    assert piece.texts == ["The dog.\n", "A\ncat."]
+    assert piece.split() == ["The dog.\n", "A\ncat."]
     assert piece.documents == [0, 9]
     assert piece.num_empty_texts == 2
 
@@ -255,7 +255,7 @@ def test_rows_without_a_value_are_passed_over(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "The dog."}\n{"text": null}\n{"text": "A cat."}\n')
     (piece,) = read(path).pieces("file")
-    assert piece.texts == ["The dog.", "A cat."]
+    assert piece.split() == ["The dog.", "A cat."]
     assert piece.num_empty_texts == 1
 
 
@@ -263,7 +263,7 @@ def test_a_csv_of_nothing_but_numbers_keeps_their_zeros(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_text("text\n007\n0\n")
     (piece,) = read(path).pieces("file")
-    assert piece.texts == ["007", "0"]
+    assert piece.split() == ["007", "0"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl", ".parquet"])

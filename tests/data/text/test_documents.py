@@ -9,10 +9,10 @@ import pytest
 from src.data.text import documents
 from src.data.text.documents import (
     PIECE_LENGTH,
-    Boundaries,
     cut,
     find_boundary,
     read_parts,
+    split_by_kind,
 )
 from src.data.text.words import word_starts
 from tests.data.text.test_corpus import read, write
@@ -111,8 +111,8 @@ SEAMS = {
 @pytest.mark.parametrize("seam", SEAMS)
 def test_documents_are_found_across_the_seams_of_parts(seam: str):
     boundary, parts, expected = SEAMS[seam]
-    boundaries = Boundaries(boundary)
-    assert [boundaries.starts(part) for part in parts] == expected
+    first, *others = [piece.documents for piece in split_by_kind(parts, boundary)]
+    assert first[:1] == [0] and [first[1:], *others] == expected
 
 
 @pytest.mark.parametrize("boundary", DOCUMENTS)
@@ -164,7 +164,7 @@ def test_the_end_of_a_long_line_is_no_blank_line():
 def test_every_text_begins_a_document_and_one_without_words_is_passed_over():
     texts = [iter(["The dog\n"]), iter([]), iter(["s bark.\n", "Yes"])]
     (piece,) = cut(iter(texts), "file")
-    assert piece.texts == ["The dog\n", "s bark.\n", "Yes"]
+    assert piece.split() == ["The dog\n", "s bark.\nYes"]
     assert piece.documents == [0, 8]
     assert (piece.num_separators, piece.num_empty_texts) == (0, 1)
 
