@@ -156,14 +156,9 @@ class Evaluator:
         return ResultsFolder(self.results_dir, *rules)
 
     def _key(self, job: Job) -> ResultKey:
-        return ResultKey(
-            job.owner.model,
-            job.owner.revision,
-            job.owner.checksum,
-            job.owner.backend(self.suite.args.backend),
-            "bfloat16" if job.task.bf16 else "float32",
-            job.owner.seed,
-        )
+        dtype = "bfloat16" if job.task.bf16 else "float32"
+        backend = job.owner.backend(self.suite.args.backend)
+        return ResultKey(job.owner, backend, dtype)
 
     def _stored(self, job: Job, member: Optional[str] = None) -> Optional[Entry]:
         """Return the entry of a job's result in `scores.json`, or None.
