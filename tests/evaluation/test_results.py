@@ -306,11 +306,11 @@ def test_the_table_has_published_scores_beside_ours():
 
 
 def test_columns_without_a_value_are_left_out():
-    lines = table({"pairs_mine": entry(75.0)}).split("\n")
+    lines = table({"pairs/mine": entry(75.0)}).split("\n")
     assert lines[0].split() == ["task", "score", "items", "time"]
     assert "Published" not in lines[-1]
-    lines = overview({"a": {"pairs_mine": entry(75.0)}, "b": {}}).split("\n")
-    assert [line.split()[0] for line in lines[:3]] == ["pairs_mine", "a", "b"]
+    lines = overview({"a": {"pairs/mine": entry(75.0)}, "b": {}}).split("\n")
+    assert [line.split()[0] for line in lines[:3]] == ["pairs/mine", "a", "b"]
     assert not any("GPT-BERT" in line for line in lines)
 
 
