@@ -207,7 +207,7 @@ class ResultsFolder:
         file = self.of_model(key) / "scores.json"
         entries = record["scores"].setdefault(key.backend, {})
         entries.pop(result.task, None)
-        folder = self._official_folder(key, result).relative_to(file.parent)
+        folder = _official_folder(key, result)
         entry = {
             "score": result.score,
             "protocol": result.protocol,
@@ -225,17 +225,11 @@ class ResultsFolder:
         }
         _write(file, record)
         for name, content in result.files.items():
-            _write(self._official_folder(key, result) / name, content)
+            _write(file.parent / folder / name, content)
         entry = _without_nan(entry)
         entries[result.task] = {**entry, "checksum": _checksum(entry, file.parent)}
         _write(file, record)
         return entries[result.task]
-
-    def _official_folder(self, key: ResultKey, result: Result) -> Path:
-        folder = self.of_model(key)
-        if not result.folder.startswith("finetune"):
-            folder = folder / "zero_shot" / key.backend
-        return folder / result.folder
 
     def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
         """Return the number of choices in bfloat16 that differ from those in float32.
@@ -247,14 +241,22 @@ class ResultsFolder:
         if not new:
             return None
         exact, exact_key = replace(self, is_bf16=False), replace(key, dtype="float32")
-        file = exact._official_folder(exact_key, result) / "predictions.json"
+        folder = exact.of_model(exact_key) / _official_folder(key, result)
         try:
             if not exact.find(exact_key, result.task, result.data_checksum):
                 return None
+            file = folder / "predictions.json"
             old = _choices(json.loads(file.read_text(encoding="utf-8")))
         except (UserError, OSError, ValueError):
             return None
         return sum(old.get(item) != choice for item, choice in new.items())
+
+
+def _official_folder(key: ResultKey, result: Result) -> Path:
+    """Return the folder of a result's official files, relative to the folder of its model."""
+    if result.folder.startswith("finetune"):
+        return Path(result.folder)
+    return Path("zero_shot", key.backend, result.folder)
 
 
 def _checksum(entry: Entry, folder: Path) -> str:
