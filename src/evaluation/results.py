@@ -14,7 +14,6 @@ Each entry of `scores.json` has a checksum of itself and of its official files. 
 damaged, the result is not used, so that the task is scored again.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -180,10 +179,8 @@ class ResultsFolder:
         entry = self.read(key)["scores"].get(key.backend, {}).get(task)
         if not entry:
             return None
-        folder, is_intact = self.of_model(key), "checksum" not in entry
-        with contextlib.suppress(OSError, LookupError, TypeError):
-            is_intact |= entry["checksum"] == _checksum(entry, folder)
-        if not is_intact:
+        folder = self.of_model(key)
+        if entry.get("checksum") not in (None, _checksum(entry, folder)):
             LOGGER.warning(
                 "warning: %s/scores.json: the score of %s or its files have changed since they"
                 " were written; it is not used",
@@ -191,9 +188,8 @@ class ResultsFolder:
             )
             return None
         wanted = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
-        wanted["positions"] = self._positions
-        if data_checksum is not None:
-            wanted["data_checksum"] = data_checksum
+        wanted |= {"positions": self._positions}
+        wanted |= {} if data_checksum is None else {"data_checksum": data_checksum}
         is_same = all(entry.get(name) == wanted[name] for name in wanted)
         return entry if is_same else None
 
@@ -260,14 +256,15 @@ def _official_folder(key: ResultKey, result: Result) -> Path:
 
 
 def _checksum(entry: Entry, folder: Path) -> str:
-    """Return the SHA-256 of an entry, without the field `checksum`, and of its files.
+    """Return the SHA-256 of an entry, without the field `checksum`, and of its existing files.
 
     Args:
         folder: folder of the model, to which the names of the files are relative.
     """
     values = {name: value for name, value in entry.items() if name != "checksum"}
-    files = checksum_of_files(folder / name for name in entry["files"])
-    content = json.dumps([values, files], sort_keys=True)
+    files = [folder / name for name in entry.get("files", ())]
+    of_files = checksum_of_files(file for file in files if file.is_file())
+    content = json.dumps([values, of_files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
