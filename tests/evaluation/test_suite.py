@@ -262,10 +262,15 @@ def test_the_suite_knows_what_its_scores_will_be_called(data, model, tokenizer):
 
 def test_own_pairs_may_be_called_as_a_task_is(data, model, tokenizer):
     """They are their own task: neither takes the other's texts."""
-    write_rows(data / "blimp_fast", {"mine": pair_rows(PAIRS["order"])})
-    args = arguments(data, tasks=["blimp_fast"], pairs=str(data / "blimp_fast"))
-    found = {r.task: r.num_items for r in Suite.load(args).score(model, tokenizer)}
-    assert found == {"blimp_fast": 3, "pairs/blimp_fast": 1}
+    for name in ("blimp_fast", "pairs"):
+        write_rows(data / name, {name: pair_rows(PAIRS["order"])})
+    folders = [str(data / "blimp_fast"), str(data / "pairs")]
+    args = arguments(data, tasks=["blimp_fast"], pairs=folders)
+    results = list(Suite.load(args).score(model, tokenizer))
+    found = {result.task: result.num_items for result in results}
+    assert found == {"blimp_fast": 3, "pairs/blimp_fast": 1, "pairs/pairs": 1}
+    names = [*found, "pairs/blimp_fast/blimp_fast", "pairs/pairs/pairs"]
+    assert sorted(scores(results)) == sorted(names)
 
 
 def test_a_result_is_there_when_its_task_is_done(data, model, tokenizer, monkeypatch):
