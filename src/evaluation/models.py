@@ -379,10 +379,10 @@ def _load_with_own_code(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a model whose code comes with it, and how its stored weights differ.
 
-    The library would leave buffers that are not stored without values, unless the code
-    initializes them a second time. It also needs attributes that code for older versions of
-    it does not set. Here the code's `__init__` computes everything, and the stored weights
-    replace its random ones.
+    `from_pretrained` runs the code's `__init__` on the meta device, so buffers that are not
+    stored and tensors that are plain attributes get no values (transformers 5.24: logits of NaN,
+    or an error). It also needs attributes that code for older versions does not set. Here
+    `__init__` computes everything, and the stored weights replace its random ones.
     """
     model_class = get_class_from_dynamic_module(config.auto_map[auto_class], directory)
     model_class.register_for_auto_class(auto_class)
