@@ -7,14 +7,11 @@ continues.
 
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Optional
-
-import torch
 
 from src.evaluation.models import Checkpoint, load
 from src.evaluation.results import Entry, ResultKey, ResultsFolder
@@ -28,14 +25,16 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A task, the model that gets the score, and the models whose answers it is made of."""
+    """A task, the model that gets the score, and the models whose answers it is made of.
+
+    Attributes:
+        answers: the answers so far. It is empty again when the result has been written.
+    """
 
     task: Task
     owner: Checkpoint
     asked: Sequence[Checkpoint]
-
-
-Answers = dict[Job, dict[Checkpoint, Answer]]
+    answers: dict[Checkpoint, Answer] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -74,18 +73,18 @@ class Evaluator:
 
     def run(self) -> None:
         """Ask the models all tasks whose results are missing, and write the results."""
-        answers: Answers = defaultdict(dict)
         in_series = [checkpoint for job in self.jobs for checkpoint in job.asked]
         for checkpoint in dict.fromkeys([*self.models, *in_series]):
             if jobs := self._lacking(checkpoint):
                 with self._catching(checkpoint.origin):
-                    self._ask(checkpoint, jobs, answers)
+                    self._ask(checkpoint, jobs)
             elif checkpoint in self.models and checkpoint.origin not in self.failures:
                 LOGGER.info("%s: scored already", checkpoint.origin)
-        for job, given in answers.items():
-            lost = ", ".join(c.origin for c in job.asked if c not in given)
-            with self._catching(f"{job.owner.origin}, {job.task.name}"):
-                raise UserError(f"left out, since {lost} could not be scored")
+        for job in self.jobs:
+            if job.answers:  # of some models, but not of all
+                lost = ", ".join(c.origin for c in job.asked if c not in job.answers)
+                with self._catching(f"{job.owner.origin}, {job.task.name}"):
+                    raise UserError(f"left out, since {lost} could not be scored")
 
     def _lacking(self, checkpoint: Checkpoint) -> list[Job]:
         """Return the jobs that ask this model and have no result."""
@@ -97,19 +96,13 @@ class Evaluator:
                         lacking.append(job)
         return lacking
 
-    def _ask(
-        self, checkpoint: Checkpoint, jobs: Iterable[Job], answers: Answers
-    ) -> None:
-        """Ask one model, add its answers to `answers`, and write the complete results.
-
-        Answers that have become a result are removed from `answers`.
-        """
+    def _ask(self, checkpoint: Checkpoint, jobs: Iterable[Job]) -> None:
+        """Ask one model, add its answers to the jobs', and write the complete results."""
         for job in jobs:
             self.folder(job.task.seed).check_writable(self._key(job))
         backend = checkpoint.backend(self.suite.args.backend)
-        model, tokenizer = load(
-            checkpoint, backend, self.trust_remote_code, self.use_cpu
-        )
+        options = (self.trust_remote_code, self.use_cpu)
+        model, tokenizer = load(checkpoint, backend, *options)
         for warning in check_tokenizer(tokenizer, backend):
             if (checkpoint.model, warning) not in self._warned:  # once for a whole run
                 LOGGER.warning("warning: %s: %s", checkpoint.origin, warning)
@@ -118,11 +111,10 @@ class Evaluator:
         scorer = self.suite.scorer(model, tokenizer, label)
         for job in jobs:
             with self._catching(f"{checkpoint.origin}, {job.task.name}"):
-                answer = self.suite.ask(job.task, scorer, checkpoint)
-                answers[job][checkpoint] = answer
-                if len(answers[job]) == len(job.asked):
-                    given = answers.pop(job)
-                    result = job.task.result([given[c] for c in job.asked])
+                job.answers[checkpoint] = self.suite.ask(job.task, scorer, checkpoint)
+                if len(job.answers) == len(job.asked):
+                    answers = [job.answers.pop(asked) for asked in job.asked]
+                    result = job.task.result(answers)
                     self.folder(job.task.seed).write(self._key(job), result)
                     name, score = job.owner.origin, result.score
                     LOGGER.info("%s: %s %.2f", name, job.task.name, score)
@@ -138,10 +130,8 @@ class Evaluator:
         except (Exception, SystemExit) as error:
             if name not in self.failures:
                 LOGGER.error("%s: failed; the reason is given at the end", name)
-            is_ours = isinstance(error, UserError)
-            is_known = isinstance(error, (OSError, torch.OutOfMemoryError))
-            kind = "" if is_known else f"{type(error).__name__}: "
-            self.failures[name] = str(error) if is_ours else kind + first_line(error)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            self.failures[name] = str(error) if isinstance(error, UserError) else reason
 
     def folder(self, seed: Optional[int]) -> ResultsFolder:
         """Return the folder of results by the rules of this evaluation.
@@ -156,14 +146,9 @@ class Evaluator:
         return ResultsFolder(self.results_dir, *rules)
 
     def _key(self, job: Job) -> ResultKey:
-        return ResultKey(
-            job.owner.model,
-            job.owner.revision,
-            job.owner.checksum,
-            job.owner.backend(self.suite.args.backend),
-            "bfloat16" if job.task.bf16 else "float32",
-            job.owner.seed,
-        )
+        dtype = "bfloat16" if job.task.bf16 else "float32"
+        backend = job.owner.backend(self.suite.args.backend)
+        return ResultKey(job.owner, backend, dtype)
 
     def _stored(self, job: Job, member: Optional[str] = None) -> Optional[Entry]:
         """Return the entry of a job's result in `scores.json`, or None.
@@ -202,12 +187,11 @@ def _mean_entry(parts: Mapping[str, Entry]) -> Entry:
     Args:
         parts: task -> its entry of `scores.json`.
     """
-    seconds = [part["seconds"] for part in parts.values()]
     return {
         **next(iter(parts.values())),
         "score": fmean(part["score"] for part in parts.values()),
         "items": sum(part["items"] for part in parts.values()),
-        "seconds": None if None in seconds else sum(seconds),
+        "seconds": sum(part["seconds"] for part in parts.values()),
         "data_checksum": None,
         "subscores": {"task": {name: part["score"] for name, part in parts.items()}},
     }

@@ -29,7 +29,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging as transformers_logging
 
-from src.evaluation.results import model_folder
 from src.evaluation.scoring.scorer import Backend
 from src.foundation import (
     UserError,
@@ -104,17 +103,16 @@ class Checkpoint:
     @property
     def seed(self) -> Optional[int]:
         """The seed of its training, if it is one of our runs."""
-        files = [self.directory / "run.json", self.directory.parent / "run.json"]
-        records = (_read_json(file) for file in files if file.is_file())
-        return next(records, {}).get("identity", {}).get("training.seed")
+        folders = (self.directory, self.directory.parent)
+        own, of_run = (_read_json(folder / "run.json") for folder in folders)
+        return (own or of_run).get("identity", {}).get("training.seed")
 
     @property
     def words_seen(self) -> Optional[int]:
         """The number of words it was trained on, by its name (chck_10M) or the Trainer's log."""
         if match := re.fullmatch(r"chck_(\d+)M", self.revision):
             return int(match[1]) * 1_000_000
-        file = self.directory / "trainer_state.json"
-        state = _read_json(file) if file.is_file() else {}
+        state = _read_json(self.directory / "trainer_state.json")
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:
             return None
@@ -127,7 +125,19 @@ class Checkpoint:
         return [_local(path) for path in paths if _is_model(path)]
 
 
+def model_folder(model: str) -> str:
+    """Return the name of a model's folder, for `collate_preds --model_path_or_name`.
+
+    The official scripts cut a name at its last dot, so `lr-0.001` and `lr-0.002` would become
+    the same name. Therefore the folder's name has no dots.
+    """
+    return Path(model).name.replace(".", "_")
+
+
 def _read_json(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, or an empty dictionary if there is no such file."""
+    if not file.is_file():
+        return {}
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # invalid JSON or invalid UTF-8
@@ -369,10 +379,10 @@ def _load_with_own_code(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a model whose code comes with it, and how its stored weights differ.
 
-    The library would leave buffers that are not stored without values, unless the code
-    initializes them a second time. It also needs attributes that code for older versions of
-    it does not set. Here the code's `__init__` computes everything, and the stored weights
-    replace its random ones.
+    `from_pretrained` runs the code's `__init__` on the meta device, so buffers that are not
+    stored and tensors that are plain attributes get no values (transformers 5.24: logits of NaN,
+    or an error). It also needs attributes that code for older versions does not set. Here
+    `__init__` computes everything, and the stored weights replace its random ones.
     """
     model_class = get_class_from_dynamic_module(config.auto_map[auto_class], directory)
     model_class.register_for_auto_class(auto_class)
@@ -384,24 +394,22 @@ def _load_with_own_code(
     stored = {name: x for file in files for name, x in load_state_dict(file).items()}
     output = model.get_output_embeddings()
     names = {f"{name}.weight" for name, x in model.named_modules() if x is output}
-    if getattr(config, "tie_word_embeddings", True) and not names & stored.keys():
-        if names:  # as transformers 4 does
-            output.weight = model.get_input_embeddings().weight
+    is_tied = getattr(config, "tie_word_embeddings", True)
+    if is_tied and names and not names & stored.keys():  # as transformers 4 does
+        output.weight = model.get_input_embeddings().weight
     weights = model.state_dict(keep_vars=True)
-    both = sorted(stored.keys() & weights.keys())
+    missing, both = weights.keys() - stored.keys(), weights.keys() & stored.keys()
     shapes = [(name, stored[name].shape, weights[name].shape) for name in both]
     mismatched = [x for x in shapes if x[1] != x[2]]
     if not mismatched:
         model.load_state_dict(stored, strict=False)
     # A tied weight is stored under one of its names.
-    loaded = {id(weights[name]): name for name in both}
-    names = {name: loaded.get(id(x)) for name, x in weights.items() if name not in both}
-    tied = {name: source for name, source in names.items() if source}
+    sources = {id(weights[name]): name for name in sorted(both)}
+    tied = {x: sources[id(weights[x])] for x in missing if id(weights[x]) in sources}
     model.all_tied_weights_keys = model._tied_weights_keys = tied  # to save the model
-    buffers = dict(model.named_buffers())
     return model, {
-        "missing_keys": names.keys() - tied.keys(),
-        "unexpected_keys": stored.keys() - set(both) - buffers.keys(),
+        "missing_keys": missing - tied.keys(),
+        "unexpected_keys": stored.keys() - both - dict(model.named_buffers()).keys(),
         "mismatched_keys": mismatched,
     }
 

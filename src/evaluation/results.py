@@ -14,18 +14,24 @@ Each entry of `scores.json` has a checksum of itself and of its official files. 
 damaged, the result is not used, so that the task is scored again.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import os
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.foundation import UserError, checksum_of_files, write_atomically
+from src.evaluation.models import Checkpoint, model_folder
+from src.evaluation.scoring.scorer import Backend
+from src.foundation import (
+    UserError,
+    check_folder,
+    checksum_of_files,
+    naming,
+    write_atomically,
+)
 
 LOGGER = logging.getLogger(__name__)
 STANDARD_PROTOCOL = 2026
@@ -66,14 +72,15 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultKey:
-    """The model that was scored, and the way it was scored."""
+    """The model that was scored, and the way it was scored.
 
-    model: str
-    revision: str  # branch of the hub, "main" for a final model
-    checksum: str  # of the model's and the tokenizer's files
-    backend: str  # causal, mlm or mntp
+    Args:
+        dtype: type of the matrix products, `float32` or `bfloat16`.
+    """
+
+    checkpoint: Checkpoint
+    backend: Backend
     dtype: str = "float32"
-    seed: int | None = None  # of the model's training, if known
 
 
 @dataclass(frozen=True)
@@ -118,20 +125,19 @@ class ResultsFolder:
     def check_writable(self, key: ResultKey) -> None:
         """Raise `UserError` if a model's results cannot be written. Nothing is created."""
         folder = self.of_model(key)
-        nearest = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-        try:
-            with tempfile.TemporaryFile(dir=nearest) as file:
-                file.write(bytes(1 << 16))  # a full disk may still hold an empty file
-        except OSError as error:
-            is_dangling = nearest.is_symlink() and not nearest.exists()
-            reason = "a link without a target" if is_dangling else error.strerror
-            raise UserError(
-                f"results_dir: cannot write to {nearest}: {reason}"
-            ) from error
+        with naming("results_dir"):
+            check_folder(folder)
+            nearest = next(path for path in (folder, *folder.parents) if path.exists())
+            try:
+                with tempfile.TemporaryFile(dir=nearest) as file:
+                    file.write(bytes(1 << 16))  # a full disk may hold an empty file
+            except OSError as error:
+                fault = f"cannot write to {nearest}: {error.strerror}"
+                raise UserError(fault) from error
 
     def of_model(self, key: ResultKey) -> Path:
         """Return the folder of one revision of one model."""
-        return self.path / model_folder(key.model) / key.revision
+        return self.path / model_folder(key.checkpoint.model) / key.checkpoint.revision
 
     def read(self, key: ResultKey) -> dict[str, Any]:
         """Return the content of a model's `scores.json`, or one without scores.
@@ -142,8 +148,9 @@ class ResultsFolder:
         """
         folder = self.of_model(key)
         file = folder / "scores.json"
-        model = {"name": key.model, "revision": key.revision}
-        model |= {"checksum": key.checksum, "seed": key.seed}
+        scored = key.checkpoint
+        model = {"name": scored.model, "revision": scored.revision}
+        model |= {"checksum": scored.checksum, "seed": scored.seed}
         if not file.exists() and not (folder / "zero_shot").exists():
             return {"model": model, "scores": {}}
         try:
@@ -153,7 +160,7 @@ class ResultsFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             fault = f"holds scores, but scores.json is missing or damaged ({error!r})"
             raise UserError(f"{folder} {fault}; {REMEDY}") from error
-        if checksum != key.checksum:
+        if checksum != scored.checksum:
             fault = f"holds the scores of another model, {record['model']}"
             raise UserError(f"{folder} {fault}, not of {model}; {REMEDY}")
         return record
@@ -172,10 +179,8 @@ class ResultsFolder:
         entry = self.read(key)["scores"].get(key.backend, {}).get(task)
         if not entry:
             return None
-        folder, is_intact = self.of_model(key), "checksum" not in entry
-        with contextlib.suppress(OSError, LookupError, TypeError):
-            is_intact |= entry["checksum"] == _checksum(entry, folder)
-        if not is_intact:
+        folder = self.of_model(key)
+        if entry.get("checksum") not in (None, _checksum(entry, folder)):
             LOGGER.warning(
                 "warning: %s/scores.json: the score of %s or its files have changed since they"
                 " were written; it is not used",
@@ -183,9 +188,8 @@ class ResultsFolder:
             )
             return None
         wanted = {"protocol": self.protocol, "dtype": key.dtype, "seed": self.seed}
-        wanted["positions"] = self._positions
-        if data_checksum is not None:
-            wanted["data_checksum"] = data_checksum
+        wanted |= {"positions": self._positions}
+        wanted |= {} if data_checksum is None else {"data_checksum": data_checksum}
         is_same = all(entry.get(name) == wanted[name] for name in wanted)
         return entry if is_same else None
 
@@ -199,88 +203,81 @@ class ResultsFolder:
         file = self.of_model(key) / "scores.json"
         entries = record["scores"].setdefault(key.backend, {})
         entries.pop(result.task, None)
-        folder = self._official_folder(key, result).relative_to(file.parent)
+        folder = _official_folder(key, result)
         entry = {
-            "score": float(result.score),
+            "score": result.score,
             "protocol": result.protocol,
             "items": result.num_items,
             "ties": result.num_ties,
             "too_long": result.too_long,
-            "seconds": float(result.seconds),
+            "seconds": result.seconds,
             "seed": result.seed,
             "dtype": key.dtype,
             "positions": self._positions,
             "data_checksum": result.data_checksum,
-            "subscores": {
-                group: {name: float(value) for name, value in values.items()}
-                for group, values in result.subscores.items()
-            },
+            "subscores": result.subscores,
             "files": [str(folder / name) for name in result.files],
             "choices_changed": self._num_choices_changed(key, result),
         }
         _write(file, record)
         for name, content in result.files.items():
-            _write(self._official_folder(key, result) / name, content)
+            _write(file.parent / folder / name, content)
         entry = _without_nan(entry)
         entries[result.task] = {**entry, "checksum": _checksum(entry, file.parent)}
         _write(file, record)
         return entries[result.task]
 
-    def _official_folder(self, key: ResultKey, result: Result) -> Path:
-        folder = self.of_model(key)
-        if not result.folder.startswith("finetune"):
-            folder = folder / "zero_shot" / key.backend
-        return folder / result.folder
-
     def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
         """Return the number of choices in bfloat16 that differ from those in float32.
 
-        It is None if the results are not in bfloat16, or if there are no readable results in
-        float32 of the same model on the same data.
+        It is None if the results are not choices in bfloat16, or if there are no intact results
+        in float32 of the same model on the same data.
         """
-        if not self.is_bf16 or result.folder.startswith("finetune"):
+        new = _choices(result.files.get("predictions.json", {})) if self.is_bf16 else {}
+        if not new:
             return None
         exact, exact_key = replace(self, is_bf16=False), replace(key, dtype="float32")
-        file = exact._official_folder(exact_key, result) / "predictions.json"
+        folder = exact.of_model(exact_key) / _official_folder(key, result)
         try:
             if not exact.find(exact_key, result.task, result.data_checksum):
                 return None
+            file = folder / "predictions.json"
             old = _choices(json.loads(file.read_text(encoding="utf-8")))
-        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (UserError, OSError, ValueError):
             return None
-        new = _choices(result.files["predictions.json"])
-        if not all(isinstance(choice, str) for choice in new.values()):
-            return None  # surprisals, all of which differ a little
         return sum(old.get(item) != choice for item, choice in new.items())
 
 
-def model_folder(model: str) -> str:
-    """Return the name of a model's folder, for `collate_preds --model_path_or_name`.
-
-    The official scripts cut a name at its last dot, so `lr-0.001` and `lr-0.002` would become
-    the same name. Therefore the folder's name has no dots.
-    """
-    return Path(model).name.replace(".", "_")
+def _official_folder(key: ResultKey, result: Result) -> Path:
+    """Return the folder of a result's official files, relative to the folder of its model."""
+    if result.folder.startswith("finetune"):
+        return Path(result.folder)
+    return Path("zero_shot", key.backend, result.folder)
 
 
 def _checksum(entry: Entry, folder: Path) -> str:
-    """Return the SHA-256 of an entry, without the field `checksum`, and of its files.
+    """Return the SHA-256 of an entry, without the field `checksum`, and of its existing files.
 
     Args:
         folder: folder of the model, to which the names of the files are relative.
     """
     values = {name: value for name, value in entry.items() if name != "checksum"}
-    files = checksum_of_files(folder / name for name in entry["files"])
-    content = json.dumps([values, files], sort_keys=True)
+    files = [folder / name for name in entry.get("files", ())]
+    of_files = checksum_of_files(file for file in files if file.is_file())
+    content = json.dumps([values, of_files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return a dictionary, (part of the task, id) -> prediction, from predictions.json."""
+    """Return a dictionary, (part of the task, id) -> chosen text, from predictions.json.
+
+    Surprisals and the labels of fine-tuning are left out.
+    """
     return {
         (part, item["id"]): item["pred"]
         for part, content in predictions.items()
         for item in content["predictions"]
+        if isinstance(item["pred"], str)
     }
 
 

@@ -174,20 +174,21 @@ def _score_names(
 ) -> dict[str, tuple[str, Optional[str]]]:
     """Return a dictionary: name of a score in a run's log -> its task and part.
 
-    The part is None for the score of the whole task. The scores of the user's own pairs are
-    called `pairs`, or `pairs/<folder>` if there are several folders, and those of their parts
-    `pairs/<part>` or `pairs/<folder>/<part>`.
+    The part is None for the score of a whole task, which has the task's name. Only the user's
+    own pairs have scores of parts, called `pairs/<folder>/<part>`. If there is only one folder
+    of own pairs, its scores are called `pairs` and `pairs/<part>`.
 
     Args:
         parts: task -> names of its parts.
     """
-    pairs = [task for task in parts if task.startswith(OWN_PAIRS)]
-    names = {task: task for task in parts}
-    for task in pairs:
-        folder = task.removeprefix(f"{OWN_PAIRS}_")
-        names[task] = OWN_PAIRS if pairs == [task] else f"{OWN_PAIRS}/{folder}"
-    of_parts = {f"{names[task]}/{p}": (task, p) for task in pairs for p in parts[task]}
-    return {**of_parts, **{name: (task, None) for task, name in names.items()}}
+    own = [task for task in parts if task.startswith(f"{OWN_PAIRS}/")]
+    names: dict[str, tuple[str, Optional[str]]] = {}
+    for task in parts:
+        name = OWN_PAIRS if own == [task] else task
+        if task in own:
+            names |= {f"{name}/{part}": (task, part) for part in parts[task]}
+        names[name] = (task, None)
+    return names
 
 
 def scores(results: Iterable[Result]) -> dict[str, float]:

@@ -105,11 +105,9 @@ def _published(task: str) -> Sequence[float | None]:
 
 
 def _sources(tasks: Iterable[str]) -> Iterator[str]:
-    """Yield the sources of the published scores, which are of the full sets, if there are any."""
-    fast = any(task.endswith("_fast") for task in tasks)
-    sets = " (of the full sets, not the fast ones)" if fast else ""
+    """Yield the sources of the published scores, if there are any for these tasks."""
     if any(any(_published(task)) for task in tasks):
-        yield f"Published{sets}: {SOURCES}."
+        yield f"Published scores are those of the full sets. {SOURCES}."
 
 
 def _text(score: float | None) -> str:
@@ -158,11 +156,9 @@ def _notes(entry: Entry) -> Iterator[str]:
         words = entry["subscores"]["words"]
         number = int(words["with_both_ages"])  # scores.json stores it as a float
         reason = f"{number:,} of {words['all']:,.0f} words with both ages are too few"
-        if correlation["r"] is not None:
-            reason = (
-                f"the correlation of {correlation['r']:.2f} over {counted(number, 'word')}"
-                f" may be chance (p = {correlation['p']:.2g})"
-            )
+        if (r := correlation["r"]) is not None:
+            found = f"the correlation of {r:.2f} over {counted(number, 'word')}"
+            reason = f"{found} may be chance (p = {correlation['p']:.2g})"
         yield f"0 means no score: {reason}"
     if (changed := entry.get("choices_changed")) is not None:
         yield f"{changed:,} of {entry['items']:,} choices differ from those in float32"

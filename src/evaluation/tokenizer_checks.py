@@ -39,10 +39,12 @@ def check_tokenizer(
     encoded = tokenizer("The dog", return_special_tokens_mask=True)
     mask = encoded["special_tokens_mask"]  # of one token, if two words are one
     first_is_special, last_is_special = 1 in mask[:1], 1 in mask[-1:]
+    # A word alone should have the same tokens as after another word.
+    following = _ids(tokenizer, "the dog")[len(_ids(tokenizer, "the")) :]
     faults = {
         NO_BOS: backend != "mlm" and not first_is_special,
         EOS: backend == "causal" and last_is_special,
-        NO_LEADING_SPACE: not _adds_leading_space(tokenizer),
+        NO_LEADING_SPACE: following != _ids(tokenizer, "dog"),
         PADDING.format(tokenizer.pad_token): _pads_with_text(tokenizer),
     }
     return [warning for warning, applies in faults.items() if applies]
@@ -50,12 +52,6 @@ def check_tokenizer(
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _adds_leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a word alone has the same tokens as after another word."""
-    following = _ids(tokenizer, "the dog")[len(_ids(tokenizer, "the")) :]
-    return following == _ids(tokenizer, "dog")
 
 
 def _pads_with_text(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_sentences_one_by_one(data, model, tokenizer):
     expected = {name: 100 * np.mean(rights) for name, rights in right.items()}
     assert found["blimp_fast"].subscores["UID"] == pytest.approx(expected)
     assert found["blimp_fast"].score == pytest.approx(np.mean(list(expected.values())))
-    assert found["pairs_mine"].score == expected["order"]
+    assert found["pairs/mine"].score == expected["order"]
     assert all(result.seconds > 0 for result in found.values())
 
 
@@ -127,7 +127,7 @@ def test_a_task_alone_and_among_others_is_the_same(data, model, tokenizer):
     assert [task.name for task in suite.immediate] == [
         "blimp_fast",
         "ewok_fast",
-        "pairs_mine",
+        "pairs/mine",
     ]
     together = list(suite.score(model, tokenizer))
     alone = [
@@ -217,11 +217,11 @@ def result(task, score, folder="x", **parts):
 
 def test_scores_are_flat_shares_and_own_pairs_are_called_pairs():
     blimp, wug = result("blimp", 71.0, a=71.0), result("wug_adj", math.nan)
-    own = result("pairs_mine", 75.0, "pairs/mine", a=100.0, b=50.0)
+    own = result("pairs/mine", 75.0, "pairs/mine", a=100.0, b=50.0)
     assert scores([blimp, wug, own]) == {
         "blimp": 0.71, "pairs/a": 1.0, "pairs/b": 0.5, "pairs": 0.75
     }  # fmt: skip
-    other = result("pairs_other", 50.0, "pairs/other", a=50.0)
+    other = result("pairs/other", 50.0, "pairs/other", a=50.0)
     assert scores([own, other]) == {
         "pairs/mine/a": 1.0, "pairs/mine/b": 0.5, "pairs/mine": 0.75,
         "pairs/other/a": 0.5, "pairs/other": 0.5,
@@ -233,8 +233,8 @@ def test_scores_are_flat_shares_and_own_pairs_are_called_pairs():
 
 
 def test_parts_and_folders_of_any_name_keep_their_own_scores():
-    a = result("pairs_a", 75.0, "pairs/a", b_c=100.0, pairs=50.0)
-    b = result("pairs_a_b", 50.0, "pairs/a_b", c=50.0, blimp=50.0)
+    a = result("pairs/a", 75.0, "pairs/a", b_c=100.0, pairs=50.0)
+    b = result("pairs/a_b", 50.0, "pairs/a_b", c=50.0, blimp=50.0)
     assert scores([a]) == {"pairs/b_c": 1.0, "pairs/pairs": 0.5, "pairs": 0.75}
     assert scores([a, b]) == {
         "pairs/a/b_c": 1.0, "pairs/a/pairs": 0.5, "pairs/a_b/c": 0.5,
@@ -262,10 +262,15 @@ def test_the_suite_knows_what_its_scores_will_be_called(data, model, tokenizer):
 
 def test_own_pairs_may_be_called_as_a_task_is(data, model, tokenizer):
     """They are their own task: neither takes the other's texts."""
-    write_rows(data / "blimp_fast", {"mine": pair_rows(PAIRS["order"])})
-    args = arguments(data, tasks=["blimp_fast"], pairs=str(data / "blimp_fast"))
-    found = {r.task: r.num_items for r in Suite.load(args).score(model, tokenizer)}
-    assert found == {"blimp_fast": 3, "pairs_blimp_fast": 1}
+    for name in ("blimp_fast", "pairs"):
+        write_rows(data / name, {name: pair_rows(PAIRS["order"])})
+    folders = [str(data / "blimp_fast"), str(data / "pairs")]
+    args = arguments(data, tasks=["blimp_fast"], pairs=folders)
+    results = list(Suite.load(args).score(model, tokenizer))
+    found = {result.task: result.num_items for result in results}
+    assert found == {"blimp_fast": 3, "pairs/blimp_fast": 1, "pairs/pairs": 1}
+    names = [*found, "pairs/blimp_fast/blimp_fast", "pairs/pairs/pairs"]
+    assert sorted(scores(results)) == sorted(names)
 
 
 def test_a_result_is_there_when_its_task_is_done(data, model, tokenizer, monkeypatch):
@@ -294,6 +299,6 @@ def test_what_one_task_fails_at_is_told_behind_the_others(data, model, tokenizer
     )
     results = Suite.load(args).score(broken, tokenizer)
     found = []
-    with pytest.raises(UserError, match=r"NaN for '(A é|é A).' \(pairs_accents\)$"):
+    with pytest.raises(UserError, match=r"NaN for '(A é|é A).' \(pairs/accents\)$"):
         found += (result.task for result in results)
-    assert found == ["blimp_fast", "ewok_fast", "pairs_mine"]
+    assert found == ["blimp_fast", "ewok_fast", "pairs/mine"]

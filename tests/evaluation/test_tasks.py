@@ -325,7 +325,7 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match="may not have the same name.*a/own.*b/own"):
         load_pairs_folders(folders)
     (task,) = load_pairs_folders(folders[:1])
-    assert (task.name, task.folder) == ("pairs_own", "pairs/own")
+    assert (task.name, task.folder) == ("pairs/own", "pairs/own")
 
 
 def test_the_checksum_is_that_of_the_data(blimp):
@@ -360,7 +360,7 @@ def test_tasks_that_take_long_come_last(tmp_path):
     described = [(t.name, t.takes, t.folder, t.bf16, t.seed) for t in tasks]
     assert described == [
         ("blimp_fast", "model", "blimp/blimp_fast", True, None),
-        ("pairs_mine", "model", "pairs/mine", True, None),
+        ("pairs/mine", "model", "pairs/mine", True, None),
         ("rte", "training", "finetune/rte", True, 3),
     ]
     assert "ewok_fast" in missing and {"rte", "aoa"} < set(TASKS)

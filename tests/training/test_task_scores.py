@@ -328,7 +328,7 @@ def test_all_processes_have_the_scores_or_the_error_of_the_first(
     assert found[0] == found[1]
     assert set(found[0]) == {"pairs", "pairs/dogs", "pairs/cats", "error"}
     assert "the model gives NaN" in found[0]["error"]
-    assert "(pairs_agreement)" in found[0]["error"]
+    assert "(pairs/agreement)" in found[0]["error"]
 
 
 def python_m(module: str, arguments: list[str], folder: Path) -> None:

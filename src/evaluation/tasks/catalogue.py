@@ -186,7 +186,7 @@ def _find(source: Source, data_dir: Path) -> Path | None:
 
 
 def load_pairs_folders(folders: Sequence[str], **common: Any) -> list[Task]:
-    """Return a task `pairs_<folder>` for each folder of the user's own minimal pairs.
+    """Return a task `pairs/<folder>` for each folder of the user's own minimal pairs.
 
     Args:
         common: other fields of `Task`.
@@ -201,6 +201,6 @@ def load_pairs_folders(folders: Sequence[str], **common: Any) -> list[Task]:
         raise UserError(f"two folders may not have the same name, got {folders}")
     common["folder"] = OWN_PAIRS
     return [
-        formats.PAIRS.load(path, name=f"{OWN_PAIRS}_{name}", **common)
+        formats.PAIRS.load(path, name=f"{OWN_PAIRS}/{name}", **common)
         for name, path in paths.items()
     ]
