@@ -167,9 +167,11 @@ def _cut(
                 " tokens, fewer than one block and the token after it"
             )
         if validation_stream is train_stream:
+            starts, ends = np.array(validation_spans).T
+            words = train_stream.num_words(starts + 1, ends).sum()
             logger.info(
                 f"Without validation text, the last {percentage:g} % of each training file"
-                f" are held out: {validation.words.sum():,} words"
+                f" are held out: {words:,} words"
             )
     names = [file["name"] for file in validation_stream.files]
     return Data(train_stream, train, validation, names)
