@@ -57,6 +57,7 @@ def config_for(args: ModelArguments, block_size: int):
 
 def refusal(args: ModelArguments, tokenizer=LETTERS) -> str:
     with pytest.raises(UserError) as raised:
+        config_for(args, block_size=32)
         built(args, tokenizer)
     return str(raised.value)
 
@@ -85,7 +86,10 @@ def test_what_follows_from_an_override_follows():
         ({"scale_attn_weights": 1}, ("scale_attn_weights", "bool", "1")),
         ({"resid_pdrop": "much"}, ("resid_pdrop", "much")),
         ({"activation_function": 5}, ("activation_function", "str", "5")),
-        ({"activation_function": "gelu_newest"}, ("gpt2", "gelu_newest")),
+        (
+            {"activation_function": "gelu_newest"},
+            ("activation_function", "gelu_newest"),
+        ),
         ({"n_embd": 15}, ("15",)),
         (["n_layer"], ("{key: value, …}", "n_layer")),
     ],
@@ -149,7 +153,7 @@ def test_the_attention_kernel_is_the_one_asked_for(kernel):
 
 def test_a_kernel_that_is_not_installed_is_refused():
     args = replace(arguments(), attn_implementation="flash_attention_2")
-    assert refusal(args).startswith("model: cannot build gpt2: ")
+    assert refusal(args).startswith("model: FlashAttention2 has been toggled on, but")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama"])
