@@ -549,7 +549,6 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_continues(limit, tiny, run_
         ("data.mix={childes: 1e9}", ("in an epoch, is too large", "data.mix")),
         ("training.max_steps=1000000000", ("a run of 1,000,000,000 steps",)),
         ("training.gradient_accumulation_steps=900000", ("steps of 100 epochs",)),
-        ("training.eval_delay=99", ("training.eval_delay=99 leaves no", "12 steps")),
     ],
 )
 def test_bad_input_ends_with_a_short_message_and_leaves_no_run(
