@@ -70,7 +70,7 @@ def model_config(args: Arguments) -> PretrainedConfig:
             raise fault
         return model
 
-    model = blaming(build, overrides, {}, "model.config_overrides", "model")
+    model = blaming(build, overrides, {}, "model.config_overrides")
     config = architecture(args.model)
     if model is None:
         positions = getattr(config, "max_position_embeddings", None)

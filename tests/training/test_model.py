@@ -317,10 +317,16 @@ def test_code_of_its_own_is_trained_only_if_it_is_trusted(own):  # noqa: F811
 
 
 def test_old_keys_of_rotary_positions_are_taken_where_they_count():
-    llama = architecture(ModelArguments("llama", {"rope_theta": 100.0}))
+    llama = architecture(
+        ModelArguments(model_type="llama", config_overrides={"rope_theta": 100.0})
+    )
     assert llama.rope_parameters["rope_theta"] == 100
-    neox = architecture(ModelArguments("gpt_neox", {"rotary_pct": 0.5}))
+    neox = architecture(
+        ModelArguments(model_type="gpt_neox", config_overrides={"rotary_pct": 0.5})
+    )
     assert neox.rope_parameters["partial_rotary_factor"] == 0.5
     for kind, name in [("gpt_neox", "rope_theta"), ("gpt2", "rope_scaling")]:
         with pytest.raises(UserError, match=f"unknown key .*{name}. for {kind}"):
-            architecture(ModelArguments(kind, {name: 100.0}))
+            architecture(
+                ModelArguments(model_type=kind, config_overrides={name: 100.0})
+            )
