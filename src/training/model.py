@@ -123,6 +123,8 @@ def _fault(model: PreTrainedModel) -> Optional[Exception]:
     try:
         with attention_of(model, CAUSAL):
             model(torch.zeros(1, 2, dtype=torch.long, device="meta"))
+    except (TypeError, ValueError):  # this attention does not suit the architecture
+        return None
     except Exception as error:
         return error
     return None
