@@ -90,7 +90,20 @@ class Section:
 
 
 @dataclass(frozen=True)
-class ModelArguments(Section):
+class LoadingArguments(Section):
+    """Options of loading models and tokenizers."""
+
+    token: str | None = neutral(
+        None, "Hub access token (better: variable HF_TOKEN)", secret=True
+    )
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with a model or tokenizer, as GPT-BERT needs"
+    )
+    cache_dir: str = neutral(".cache", "Folder for tokenizers, packed text, downloads")
+
+
+@dataclass(frozen=True)
+class ModelArguments(LoadingArguments):
     """Options of the network: its architecture and its initial weights."""
 
     section: ClassVar[str] = "model"
@@ -106,16 +119,9 @@ class ModelArguments(Section):
         None, "Model to start from, instead of random weights: a directory or hub name"
     )
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path")
-    token: str | None = neutral(
-        None, "Hub access token (better: variable HF_TOKEN)", secret=True
-    )
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with model_name_or_path or the tokenizer"
-    )
     attn_implementation: (
         Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     ) = option(None, "Attention implementation; null: the fastest for the architecture")
-    cache_dir: str = neutral(".cache", "Folder for tokenizers, packed text, downloads")
 
     def check(self) -> None:
         self.check_needed("model_name_or_path", "revision")
@@ -166,9 +172,9 @@ class DataTrainingArguments(Section):
     )
     document_boundary: str = option(
         "auto",
-        "Boundary between documents: blank_line, heading (`= = = Title = = =`), line or"
-        " file; auto: headings in a file that has them, else blank lines, else the end of"
-        " the file; any other string is a separator, which is no text: '<|endoftext|>'",
+        "Boundary between documents: blank_line, heading (`= = = Title = = =`), line,"
+        " file, or a separator such as '<|endoftext|>', which is no text; auto: a file's"
+        " headings, else its blank lines, else its end",
     )
     attend_across_documents: bool = option(
         True,
@@ -185,8 +191,7 @@ class DataTrainingArguments(Section):
     )
     order: Literal["shuffled", "sequential", "by_file"] = option(
         "shuffled",
-        "Order of the blocks in an epoch: shuffled; sequential, as in the text; by_file,"
-        " one file after the other, each of them shuffled",
+        "Order of an epoch's blocks; by_file: one file after the other, each shuffled",
     )
     file_order: Any = option(
         None, "All file names, in order, for order=by_file; null: as in train_file"
@@ -221,11 +226,10 @@ class DataTrainingArguments(Section):
     overwrite_cache: bool = neutral(False, "Train the tokenizer and pack the text anew")
 
     def check(self) -> None:
-        self.check_names("train_file", "validation_file")
+        self.check_names("train_file", "validation_file", "file_order")
         self.check_needed("dataset_name", "dataset_config_name", "dataset_revision")
         self._check_schedule()
-        self._check_mix()
-        self._check_file_order()
+        self._check_files()
         if not self.document_boundary:
             raise UserError("data.document_boundary must not be empty")
         if self.dataset_name and (self.train_file or self.validation_file):
@@ -246,26 +250,21 @@ class DataTrainingArguments(Section):
         if schedule is None:
             return
         key = f"data.block_size_schedule={schedule}"
-        if not isinstance(schedule, dict) or not schedule:
-            raise UserError(f"{key} must be {{length: share of the run, …}}")
-        for size, share in schedule.items():
-            if not isinstance(size, int) or size < 2 or block_size % size:
-                raise UserError(
-                    f"{key}: {size!r} must be a whole number of at least 2 that divides"
-                    f" data.block_size={block_size}"
-                )
-            if not isinstance(share, (int, float)) or not share > 0:
-                raise UserError(f"{key}: {share!r} must be a number above 0")
-        sizes, total = list(schedule), sum(schedule.values())
-        if sizes != sorted(sizes) or sizes[-1] != block_size:
+        sizes = list(schedule) if isinstance(schedule, dict) else []
+        divisors = [size for size in range(2, block_size + 1) if block_size % size == 0]
+        if sizes[-1:] != [block_size] or sizes != [x for x in divisors if x in sizes]:
             raise UserError(
-                f"{key}: lengths must grow and end with data.block_size={block_size}"
+                f"{key} must be {{length: share of the run, …}}; the lengths must grow and"
+                f" end with data.block_size={block_size}, and each must be a whole number of"
+                " at least 2 that divides it"
             )
-        if abs(total - 1) > 1e-6:
-            raise UserError(f"{key}: the shares must add up to 1, got {total:g}")
+        shares = list(schedule.values())
+        are_numbers = all(isinstance(x, (int, float)) and x > 0 for x in shares)
+        if not are_numbers or abs(sum(shares) - 1) > 1e-6:
+            raise UserError(f"{key}: the shares must be above 0 and add up to 1")
 
-    def _check_mix(self) -> None:
-        mix = self.mix or {}
+    def _check_files(self) -> None:
+        mix, order = self.mix or {}, self.file_order
         if not isinstance(mix, dict):
             raise UserError(f"data.mix={mix!r} must be {{file: passes, …}}")
         for name, passes in mix.items():
@@ -273,16 +272,9 @@ class DataTrainingArguments(Section):
                 raise UserError(
                     f"data.mix: {name}: {passes!r} must be a finite number of at least 0"
                 )
-
-    def _check_file_order(self) -> None:
-        names = self.file_order
-        if names is None:
-            return
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise UserError(f"data.file_order={names!r} must be a list of names")
-        if len(set(names)) != len(names):
-            raise UserError(f"data.file_order={names} names a file twice")
-        if self.order != "by_file":
+        if order and len(set(order)) != len(order):
+            raise UserError(f"data.file_order={order} names a file twice")
+        if order and self.order != "by_file":
             raise UserError(
                 f"data.file_order needs data.order=by_file, got {self.order}"
             )
@@ -343,7 +335,7 @@ class EvaluationArguments(ScoringArguments):
 
 
 @dataclass(frozen=True)
-class RunEvalArguments(ScoringArguments):
+class RunEvalArguments(LoadingArguments, ScoringArguments):
     """Options of `python -m src.run_eval`, whose keys have no section."""
 
     section: ClassVar[str] = ""
@@ -354,14 +346,7 @@ class RunEvalArguments(ScoringArguments):
     revision: Any = option(
         None, "Branch, tag or commit of a hub name, or a list of them; null: main"
     )
-    token: str | None = option(
-        None, "Hub access token (better: variable HF_TOKEN)", secret=True
-    )
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with a model, as GPT-BERT needs"
-    )
     use_cpu: bool = option(False, "Score on the CPU, even if there is a GPU")
-    cache_dir: str = option(".cache", "Directory for downloads from the hub")
     results_dir: str = option(
         "results", "Directory for scores and predictions, as in the official pipeline"
     )
@@ -402,28 +387,26 @@ HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Options of Hugging Face's TrainingArguments that have only one allowed value, each with the value
-# and the reason. Any other value would break a promise of this package.
+# Options of Hugging Face's TrainingArguments that must keep their default, with the reason: any
+# other value would break a promise of this package.
 FIXED_TRAINING_VALUES = {
-    "resume_from_checkpoint": (
-        None,
-        "the same command continues its run; other weights: model.model_name_or_path=",
-    ),
-    "save_only_model": (False, "a stopped run could not be continued"),
-    "ignore_data_skip": (False, "a continued run would see other data"),
-    "auto_find_batch_size": (False, "the batch would depend on the memory"),
-    "train_sampling_strategy": ("random", "data.order and the seed set the order"),
-    "dataloader_in_order": (True, "data.order and the seed set the order"),
-    "dataloader_drop_last": (False, "text would be left out"),
-    "eval_do_concat_batches": (True, "evaluations keep three numbers per block"),
-    "do_predict": (False, "there is no test text; src.run_eval scores a model"),
-    "batch_eval_metrics": (False, "evaluations keep three numbers per block anyway"),
-    "average_tokens_across_devices": (True, "the loss is the mean over all tokens"),
-    "torch_compile_mode": (None, "training.torch_compile compiles the training step"),
-    "torch_compile_backend": (None, "training.torch_compile compiles the step"),
-    "prediction_loss_only": (False, "an evaluation reports more than the loss"),
-    "bf16_full_eval": (False, "it would cast the final model; training.bf16 does not"),
-    "fp16_full_eval": (False, "it would cast the final model; training.bf16 does not"),
+    "resume_from_checkpoint": "the same command continues its run; other weights:"
+    " model.model_name_or_path=",
+    "save_only_model": "a stopped run could not be continued",
+    "ignore_data_skip": "a continued run would see other data",
+    "auto_find_batch_size": "the batch would depend on the memory",
+    "train_sampling_strategy": "data.order and the seed set the order",
+    "dataloader_in_order": "data.order and the seed set the order",
+    "dataloader_drop_last": "text would be left out",
+    "eval_do_concat_batches": "evaluations keep three numbers per block",
+    "do_predict": "there is no test text; src.run_eval scores a model",
+    "batch_eval_metrics": "evaluations keep three numbers per block anyway",
+    "average_tokens_across_devices": "the loss is the mean over all tokens",
+    "torch_compile_mode": "training.torch_compile compiles the training step",
+    "torch_compile_backend": "training.torch_compile compiles the training step",
+    "prediction_loss_only": "an evaluation reports more than the loss",
+    "bf16_full_eval": "it would cast the final model; training.bf16 does not",
+    "fp16_full_eval": "it would cast the final model; training.bf16 does not",
 }
 
 
@@ -475,8 +458,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
-        "muon: Muon for the matrices inside the layers, AdamW for other weights, with the"
-        " same learning rate and weight decay; adamw: AdamW, or training.optim, for all",
+        "muon: Muon for the matrices inside the layers, AdamW for the rest, at the same"
+        " learning rate and weight decay; adamw: AdamW, or training.optim, for all",
     )
     cooldown_steps: float = option(
         0.2,
@@ -522,12 +505,28 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
     def check(self) -> None:
-        for name, (fixed, reason) in FIXED_TRAINING_VALUES.items():
-            if (value := getattr(self, name)) != fixed:
+        for name, reason in FIXED_TRAINING_VALUES.items():
+            value, fixed = getattr(self, name), getattr(TrainingArguments, name)
+            if value != fixed:
                 raise UserError(
                     f"training.{name} must be {fixed}, got {value}: {reason}"
                 )
-        self._check_batch()
+        tokens, size = self.tokens_per_step, self.per_device_train_batch_size
+        if tokens is None and size is None:
+            raise UserError(
+                "training.per_device_train_batch_size must be given if"
+                " training.tokens_per_step is not, got null"
+            )
+        batch = {
+            "training.per_device_train_batch_size": size,
+            "training.gradient_accumulation_steps": self.gradient_accumulation_steps,
+        }
+        given = [f"{key}={value}" for key, value in batch.items() if value is not None]
+        if tokens is not None and given:
+            raise UserError(
+                f"training.tokens_per_step={tokens} and {', '.join(given)} both set the"
+                " size of a step: give one (the other as null)"
+            )
         if self.optimizer == "muon" and not self.optim.startswith("adamw_torch"):
             raise UserError(
                 "training.optimizer=muon uses AdamW for the other weights and cannot be"
@@ -537,22 +536,6 @@ class TrainingArguments(Section, transformers.TrainingArguments):
             raise UserError(
                 f"training.report_to={self.report_to}: wandb.log turns W&B on and off; name"
                 " only other loggers, as in training.report_to=[tensorboard]"
-            )
-
-    def _check_batch(self) -> None:
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        values = {self.key(name): getattr(self, name) for name in names}
-        given = [f"{key}={value}" for key, value in values.items() if value is not None]
-        tokens = self.tokens_per_step
-        if tokens is not None and given:
-            raise UserError(
-                f"training.tokens_per_step={tokens} and {', '.join(given)} both set the"
-                " size of a step: give one (the other as null)"
-            )
-        if tokens is None and self.per_device_train_batch_size is None:
-            raise UserError(
-                "training.per_device_train_batch_size must be given if"
-                " training.tokens_per_step is not, got null"
             )
 
 

@@ -105,7 +105,6 @@ def blaming(
     values: Mapping[str, Any],
     defaults: Mapping[str, Any],
     section: str,
-    everything: str,
 ) -> Any:
     """Return `build(values)`. If a library refuses, name the values that are to blame.
 
@@ -116,8 +115,8 @@ def blaming(
         build: Builds something from values that only a library can judge.
         values: The user's values by name.
         defaults: The defaults of the names that cannot be left out.
-        section: The section of the names, as in `section.name=value`.
-        everything: What to name if no single value is to blame.
+        section: The section of the names, as in `section.name=value`. If no single value is
+            to blame, its first part is named.
 
     Raises:
         UserError: With the values to blame and the library's words.
@@ -141,7 +140,8 @@ def blaming(
                     blamed.append(f"{section}.{name}={shown}")
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         reason = reason if " " in reason else f"{type(error).__name__} {reason}".strip()
-        raise UserError(f"{', '.join(blamed) or everything}: {reason}") from error
+        named = ", ".join(blamed) or section.partition(".")[0]
+        raise UserError(f"{named}: {reason}") from error
 
 
 def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
@@ -214,10 +214,10 @@ def fault_by_manifest(
     try:
         sums = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
         for name, checksum in sums.items():
-            file, is_compared = directory / name, any(
-                fnmatch(name, x) for x in patterns
-            )
-            if is_compared and not (file.is_file() and sha256(file) == checksum):
+            if not any(fnmatch(name, pattern) for pattern in patterns):
+                continue
+            file = directory / name
+            if not (file.is_file() and sha256(file) == checksum):
                 return f"is damaged ({name})"
     except (ValueError, AttributeError):  # not JSON, or no dictionary
         return f"is damaged ({MANIFEST})"

@@ -185,8 +185,7 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
             _check_bounds(key, value, bounds)
         if field.init:
             defaults[field.name] = _default(field, hints[field.name])
-    name = section.section
-    built = blaming(lambda values: section(**values), typed, defaults, name, name)
+    built = blaming(lambda x: section(**x), typed, defaults, section.section)
     built.check()
     return built
 

@@ -1,11 +1,9 @@
 """The model: any causal architecture of transformers, from scratch or from weights."""
 
 import contextlib
-import copy
 import difflib
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from src.data.packing.tokenizer import boundary_tokens
 from src.data.prepare import named_tokenizer
 from src.evaluation.models import find_checkpoints, load_config, load_model, loading
 from src.evaluation.scoring.network import num_positions
-from src.foundation import UserError, blaming, first_line, naming, write_atomically
+from src.foundation import UserError, blaming, naming, write_atomically
 from src.hardware import memory_of
 from src.training.optimization.optimizer import check_optimizer
 from src.training.step.forward import CAUSAL, attention_of
@@ -58,11 +56,27 @@ def model_config(args: Arguments) -> PretrainedConfig:
             unknown, the library cannot build the model, the model needs more memory than
             there is, blocks are longer than its context, or a training option cannot be used.
     """
+    overrides = args.model.config_overrides or {}
+    if not isinstance(overrides, dict):
+        raise UserError(
+            f"model.config_overrides must be {{key: value, …}}, got {overrides!r}"
+        )
+
+    def build(given: dict[str, Any]) -> Optional[PreTrainedModel]:
+        model = _without_memory(args, given)
+        fault = _fault(model) if model and given else None
+        # Some architectures cannot compute without memory, whatever the overrides are.
+        if fault and not _fault(_without_memory(args, {})):
+            raise fault
+        return model
+
+    model = blaming(build, overrides, {}, "model.config_overrides")
     config = architecture(args.model)
-    model = None
-    if type(config) in AutoModelForCausalLM._model_mapping:  # not for code of its own
-        model = _try_model(args, config)
-    positions = num_positions(model) if model else config.max_position_embeddings
+    if model is None:
+        positions = getattr(config, "max_position_embeddings", None)
+    else:
+        positions = num_positions(model)
+        _check_memory(args.training, model.num_parameters())
     if positions is not None and args.data.block_size > positions:
         raise UserError(
             f"data.block_size={args.data.block_size} exceeds the model's {positions}"
@@ -73,62 +87,47 @@ def model_config(args: Arguments) -> PretrainedConfig:
     return config
 
 
-def _try_model(args: Arguments, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the model without memory for its weights, after an attempt to compute with it."""
-    overrides = args.model.config_overrides or {}
-    tokenizer = named_tokenizer(args.tokenizer, args.model)
-
-    def build(given: dict[str, Any]) -> PreTrainedModel:
-        model = _without_memory(args, given, tokenizer)
-        fault = _fault(model) if given else None
-        # Some architectures cannot compute without memory, whatever the overrides are.
-        if fault and not _fault(_without_memory(args, {}, tokenizer)):
-            raise fault
-        return model
-
-    everything = f"model: cannot build {config.model_type} with {overrides}"
-    model = blaming(build, overrides, {}, "model.config_overrides", everything)
-    _check_memory(args.training, model.num_parameters())
-    return model
-
-
 def _without_memory(
-    args: Arguments,
-    overrides: dict[str, Any],
-    tokenizer: Optional[PreTrainedTokenizerBase],
-) -> PreTrainedModel:
+    args: Arguments, overrides: dict[str, Any]
+) -> Optional[PreTrainedModel]:
     """Return the model with these overrides. Its weights have shapes only.
 
-    Args:
-        tokenizer: the named tokenizer; None: one will be trained.
+    Returns:
+        None for a model with Python code of its own, which may need memory.
 
     Raises:
         UserError: the vocabulary is too small, or an override would have no effect.
     """
-    model_args = replace(args.model, config_overrides=overrides)
-    if tokenizer is not None:
-        size, special = len(tokenizer), _special_tokens(tokenizer)
-    else:  # 256 bytes and three special tokens may be all that it learns
-        size = 259 if "vocab_size" in overrides else args.tokenizer.vocab_size
-        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = architecture(model_args)
-    _adopt_vocabulary(config, model_args, size, special)
-    attention = args.model.attn_implementation
-    with torch.device("meta"), tempfile.TemporaryDirectory() as directory:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
-        )
-        model.config.save_pretrained(directory)  # which checks it again
+    args = replace(args, model=replace(args.model, config_overrides=overrides))
+    config = architecture(args.model)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return None
+    _adopt_tokenizer(config, args, named_tokenizer(args.tokenizer, args.model))
+    with torch.device("meta"):
+        model = _with_random_weights(config, args.model)
+    model.config.validate()  # as when it is saved
+    final = model.config.to_dict()
     for name, value in overrides.items():
-        final = getattr(model.config, name, value)
-        if isinstance(final, torch.dtype):
-            final = str(final).removeprefix("torch.")
-        if final is None or (type(final) is type(value) and final != value):
+        used = final.get(config.attribute_map.get(name, name), value)
+        if used is None or (type(used) is type(value) and used != value):
             raise UserError(
-                f"model.config_overrides.{name}={value} has no effect: it is always {final}"
+                f"model.config_overrides.{name}={value} has no effect: it is always {used}"
                 " in this run"
             )
     return model
+
+
+def _fault(model: PreTrainedModel) -> Optional[Exception]:
+    """Return the error that a forward pass over shapes raises, if there is one."""
+    model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
+    try:
+        with attention_of(model, CAUSAL):
+            model(torch.zeros(1, 2, dtype=torch.long, device="meta"))
+    except (TypeError, ValueError):  # this attention does not suit the architecture
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def _check_memory(training: TrainingArguments, num_parameters: int) -> None:
@@ -141,20 +140,6 @@ def _check_memory(training: TrainingArguments, num_parameters: int) -> None:
             f"model: {num_parameters:,} parameters need {needed / 1e9:,.0f} GB with their"
             f" gradients and the optimizer's state; there are {memory / 1e9:,.0f} GB"
         )
-
-
-def _fault(model: PreTrainedModel) -> Optional[Exception]:
-    """Return the error that a forward pass over shapes raises, if there is one."""
-    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
-    try:
-        with torch.no_grad(), attention_of(model, CAUSAL):
-            model(input_ids=ids).logits
-    except (RuntimeError, ZeroDivisionError, IndexError, AttributeError) as error:
-        return error
-    except (TypeError, ValueError):  # this attention does not suit the architecture
-        pass
-    return None
 
 
 def architecture(args: ModelArguments) -> PretrainedConfig:
@@ -183,45 +168,34 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
 
 
 def _override(
-    config: PretrainedConfig, overrides: Any, from_scratch: bool
+    config: PretrainedConfig, overrides: dict[str, Any], from_scratch: bool
 ) -> PretrainedConfig:
     """Return the configuration with the overrides.
 
     From scratch, values that depend on the overrides are computed anew: a Llama's `head_dim`
     is `hidden_size / num_attention_heads` unless it is given.
     """
-    if not isinstance(overrides, dict):
-        raise UserError(
-            f"model.config_overrides must be {{key: value, …}}, got {overrides!r}"
-        )
-    known = {**config.to_dict(), **config.attribute_map}
-    for name in overrides:
+    known, values = {**config.to_dict(), **config.attribute_map}, {}
+    for name, value in overrides.items():
+        key = f"model.config_overrides.{name}"
         is_old = from_scratch and name in OLD_ROTARY and _is_rotary(config, name)
         if name not in known and not is_old:
             close = difflib.get_close_matches(str(name), known, n=1)
             raise UserError(
-                f"unknown key `model.config_overrides.{name}` for {config.model_type}"
+                f"unknown key `{key}` for {config.model_type}"
                 + (f"; did you mean `{close[0]}`?" if close else "")
             )
-    names = {name: config.attribute_map.get(name, name) for name in overrides}
-    for name, value in overrides.items():
-        least = int(names[name] == config.attribute_map.get(LAYERS, LAYERS))
+        own_name = config.attribute_map.get(name, name)
+        least = int(own_name == config.attribute_map.get(LAYERS, LAYERS))
         if "layer" in name and type(value) is int and not least <= value <= MAX_LAYERS:
             raise UserError(
-                f"model.config_overrides.{name} must be at least {least} and at most"
-                f" {MAX_LAYERS:,}, got {value}"
+                f"{key} must be at least {least} and at most {MAX_LAYERS:,}, got {value}"
             )
-
-    def build(given: dict[str, Any]) -> PretrainedConfig:
-        values = {names[name]: value for name, value in given.items()}
-        if from_scratch:
-            return type(config)(**values)
-        changed = copy.deepcopy(config)
-        changed.update(values)
-        return changed
-
-    key = "model.config_overrides"
-    return blaming(build, overrides, {}, key, f"{key}={overrides}")
+        values[own_name] = value
+    if from_scratch:
+        return type(config)(**values)
+    config.update(values)
+    return config
 
 
 def _is_rotary(config: PretrainedConfig, name: str) -> bool:
@@ -268,57 +242,70 @@ def build_model(
 ) -> PreTrainedModel:
     """Build the model in float32 on its device, with random or existing weights.
 
-    Random weights are drawn from `training.seed`. The configuration gets the tokenizer's
-    vocabulary and special tokens.
+    Random weights are drawn from `training.seed`.
+
+    Args:
+        config: what `model_config` returned. It gets the tokenizer's vocabulary and special
+            tokens.
 
     Raises:
-        UserError: the vocabulary is too small, the library cannot build the model, or the
-            stored weights are not those of the configuration.
+        UserError: the vocabulary is too small, or the stored weights are not those of the
+            configuration.
     """
-    attention = args.model.attn_implementation
-    options = {"attn_implementation": attention} if attention else {}
-    _adopt_vocabulary(config, args.model, len(tokenizer), _special_tokens(tokenizer))
+    _adopt_tokenizer(config, args, tokenizer)
     set_seed(args.training.seed)
     if args.model.model_name_or_path:
-        where = (_directory(args.model), config, args.model.trust_remote_code)
         with _naming_weights(args.model):
-            model = load_model(AutoModelForCausalLM, *where, **options)
-    else:
-        try:
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, **options
+            model = load_model(
+                AutoModelForCausalLM,
+                _directory(args.model),
+                config,
+                args.model.trust_remote_code,
+                attn_implementation=args.model.attn_implementation,
             )
-        except Exception as error:
-            raise UserError(
-                f"model: cannot build {config.model_type}: {first_line(error)}"
-            ) from error
+    else:
+        model = _with_random_weights(config, args.model)
     # Blocks have no padding. The library would look for some, and wait for the device.
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *args: None
     return model.to(args.training.device)
 
 
-def _adopt_vocabulary(
-    config: PretrainedConfig, args: ModelArguments, size: int, special: dict[str, Any]
+def _with_random_weights(
+    config: PretrainedConfig, args: ModelArguments
+) -> PreTrainedModel:
+    """Return a model in float32 with random weights."""
+    attention = args.attn_implementation
+    return AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    )
+
+
+def _adopt_tokenizer(
+    config: PretrainedConfig,
+    args: Arguments,
+    tokenizer: Optional[PreTrainedTokenizerBase],
 ) -> None:
-    """Give the configuration the size of the tokenizer and its special tokens."""
-    is_given = args.model_name_or_path or "vocab_size" in (args.config_overrides or {})
-    if not is_given:
+    """Give the configuration the tokenizer's size and special tokens.
+
+    Args:
+        tokenizer: None: one that will be trained. It may learn nothing but 256 bytes and
+            three special tokens.
+    """
+    if tokenizer is None:
+        size, least, special = args.tokenizer.vocab_size, 259, (1, 2, 0)
+    else:
+        size = least = len(tokenizer)
+        special = (*boundary_tokens(tokenizer), tokenizer.pad_token_id)
+    overrides = args.model.config_overrides or {}
+    if not (args.model.model_name_or_path or "vocab_size" in overrides):
         config.vocab_size = size
-    if config.vocab_size < size:
+    if config.vocab_size < least:
         raise UserError(
             f"the model's vocabulary of {config.vocab_size:,} is too small for the tokenizer's"
-            f" {size:,} entries"
+            f" {least:,} entries"
         )
-    for name, token in special.items():
-        setattr(config, name, token)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = special
     config.use_cache = False
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the ids of BOS, EOS and padding, by their names in a configuration."""
-    bos, eos = boundary_tokens(tokenizer)
-    padding = tokenizer.pad_token_id
-    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": padding}
 
 
 def save_config(model: PreTrainedModel, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import re
 import shlex
@@ -124,12 +125,13 @@ def show_finished(
     known = {key.removeprefix("eval_").replace("/", "_") for key in results}
     names = [n for n in tasks.suite.score_names if n.replace("/", "_") not in known]
     if names:
-        overrides = [f"checkpoint={quoted(str(record.directory))}"]
+        values: dict[str, Any] = {"checkpoint": str(record.directory)}
         if args.model.trust_remote_code:
-            overrides.append("trust_remote_code=true")
+            values["trust_remote_code"] = True
         for field in dataclasses.fields(ScoringArguments):
             if (value := getattr(evaluation, field.name)) != field.default:
-                overrides.append(f"{field.name}={quoted(value)}")
+                values[field.name] = value
+        overrides = [f"{name}={quoted(value)}" for name, value in values.items()]
         logger.info(
             "Scores of %s are missing. To add them:\n  python -m src.run_eval %s",
             *(", ".join(of_whole_tasks(names)), shlex.join(overrides)),
@@ -138,12 +140,9 @@ def show_finished(
 
 
 def quoted(value: Any) -> str:
-    """Return a value of the command line, in quotes if Hydra needs them."""
-    if isinstance(value, list):
-        return f"[{','.join(map(quoted, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./-]+", value):
-        return "'" + value.replace("'", "\\'") + "'"
-    return str(value)
+    """Return a value of the command line: a list, or text in quotes if Hydra needs them."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9_./-]+", str(value))
+    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def exit_stopped(number: int, args: Arguments) -> NoReturn:

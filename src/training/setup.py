@@ -10,7 +10,6 @@ from typing import Any, Optional
 
 import torch
 import torch._functorch.config
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from src.arguments import Arguments, TrainingArguments
@@ -98,9 +97,10 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
         return None
     seed = training.seed if training.data_seed is None else training.data_seed
     order = order_of(args.data, data.train, seed)
-    steps = training.max_steps
-    if steps < 0:
-        steps = training.num_train_epochs * max(1, len(order) / sequences)
+    epochs, max_steps = training.num_train_epochs, None
+    steps = epochs * max(1, len(order) / sequences)
+    if training.max_steps > 0:
+        steps = max_steps = training.max_steps
     drawn = max(steps * sequences, len(order))
     if steps > MAX_STEPS or drawn > MAX_SEQUENCES or sequences > 100 * len(order) > 0:
         raise UserError(
@@ -109,23 +109,9 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
             f" {MAX_SEQUENCES:,} blocks in all, and steps of 100 epochs: see"
             " training.max_steps, training.num_train_epochs, data.mix and the batch size"
         )
-    plan = Plan(
-        data.train,
-        order,
-        sequences,
-        training.num_train_epochs,
-        training.max_steps if training.max_steps > 0 else None,
-        training.max_words,
-        args.data.block_size_schedule,
-    )
+    length = (epochs, max_steps, training.max_words)
+    plan = Plan(data.train, order, sequences, *length, args.data.block_size_schedule)
     check_budget(args.data, plan)
-    in_steps = training.eval_strategy == "steps"
-    length = plan.num_steps if in_steps else plan.num_steps / plan.steps_per_epoch
-    if training.eval_strategy != "no" and training.eval_delay > length:
-        raise UserError(
-            f"training.eval_delay={training.eval_delay:g} leaves no evaluation in a run of"
-            f" {length:g} {'steps' if in_steps else 'epochs'}"
-        )
     return plan
 
 
@@ -135,8 +121,6 @@ def refusing(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
-        if should_reduce_batch_size(error):
-            raise
         raise UserError(
             f"model: {model.config.model_type} cannot compute a batch:"
             f" {type(error).__name__}: {first_line(error)}"
@@ -309,9 +293,6 @@ def report(
         f" {counted(plan.num_steps, 'step')}; not trained on, because they do not fill a"
         f" block: the last {counted(plan.blocks.remainder, 'token')}"
     )
-    epochs_end = math.ceil(training.num_train_epochs * plan.steps_per_epoch)
-    if training.max_words and plan.num_steps == epochs_end:
-        logger.info(f"The epochs end before training.max_words={training.max_words:,}")
     for size, end in plan.stages:
         logger.info(f"Sequences of {size} tokens until step {end:,}")
     if training.do_eval and training.eval_strategy != "no" and validation is not None:
@@ -327,15 +308,15 @@ def _cost_of_evaluations(
         interval = training.eval_steps
         if interval < 1:
             interval = math.ceil(interval * plan.num_steps)
-    number = max(1, math.floor(plan.num_steps / interval))
+    number = max(1, int(plan.num_steps // interval))
     # An evaluation computes a forward pass; training also a backward pass, which costs twice
     # as much.
-    affordable = 0.1 * 3 * plan.num_steps * plan.blocks_per_step / number
-    share = num_blocks / affordable * 0.1
+    share = number * num_blocks / (3 * plan.num_steps * plan.blocks_per_step)
     line = (
         f"{counted(number, 'evaluation')} of {counted(num_blocks, 'block')}, about"
         f" {100 * share:.0f} % of the training's computation"
     )
-    if share <= 0.1:
-        return line
-    return f"{line}; data.max_eval_samples={max(1, int(affordable))} makes it a tenth"
+    if share > 0.1:
+        affordable = max(1, int(0.1 / share * num_blocks))
+        line += f"; data.max_eval_samples={affordable} makes it a tenth"
+    return line

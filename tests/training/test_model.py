@@ -57,6 +57,7 @@ def config_for(args: ModelArguments, block_size: int):
 
 def refusal(args: ModelArguments, tokenizer=LETTERS) -> str:
     with pytest.raises(UserError) as raised:
+        config_for(args, block_size=32)
         built(args, tokenizer)
     return str(raised.value)
 
@@ -85,7 +86,10 @@ def test_what_follows_from_an_override_follows():
         ({"scale_attn_weights": 1}, ("scale_attn_weights", "bool", "1")),
         ({"resid_pdrop": "much"}, ("resid_pdrop", "much")),
         ({"activation_function": 5}, ("activation_function", "str", "5")),
-        ({"activation_function": "gelu_newest"}, ("gpt2", "gelu_newest")),
+        (
+            {"activation_function": "gelu_newest"},
+            ("activation_function", "gelu_newest"),
+        ),
         ({"n_embd": 15}, ("15",)),
         (["n_layer"], ("{key: value, …}", "n_layer")),
     ],
@@ -149,7 +153,7 @@ def test_the_attention_kernel_is_the_one_asked_for(kernel):
 
 def test_a_kernel_that_is_not_installed_is_refused():
     args = replace(arguments(), attn_implementation="flash_attention_2")
-    assert refusal(args).startswith("model: cannot build gpt2: ")
+    assert refusal(args).startswith("model: FlashAttention2 has been toggled on, but")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama"])
@@ -313,10 +317,16 @@ def test_code_of_its_own_is_trained_only_if_it_is_trusted(own):  # noqa: F811
 
 
 def test_old_keys_of_rotary_positions_are_taken_where_they_count():
-    llama = architecture(ModelArguments("llama", {"rope_theta": 100.0}))
+    llama = architecture(
+        ModelArguments(model_type="llama", config_overrides={"rope_theta": 100.0})
+    )
     assert llama.rope_parameters["rope_theta"] == 100
-    neox = architecture(ModelArguments("gpt_neox", {"rotary_pct": 0.5}))
+    neox = architecture(
+        ModelArguments(model_type="gpt_neox", config_overrides={"rotary_pct": 0.5})
+    )
     assert neox.rope_parameters["partial_rotary_factor"] == 0.5
     for kind, name in [("gpt_neox", "rope_theta"), ("gpt2", "rope_scaling")]:
         with pytest.raises(UserError, match=f"unknown key .*{name}. for {kind}"):
-            architecture(ModelArguments(kind, {name: 100.0}))
+            architecture(
+                ModelArguments(model_type=kind, config_overrides={name: 100.0})
+            )

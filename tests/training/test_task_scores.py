@@ -240,7 +240,7 @@ def test_a_finished_run_says_which_scores_it_has_not(tiny, run_clm, pairs, caplo
     caplog.clear()
     rules = ["evaluation.backend=causal", "evaluation.protocol=2025"]
     pairs.rename(pairs.with_name("my pairs"))
-    pairs = f"evaluation.pairs='{pairs.with_name('my pairs')}'"
+    pairs = f'evaluation.pairs="{pairs.with_name("my pairs")}"'
     assert run_clm(*tiny, pairs, "evaluation.bf16=true", *rules) == 0
     (line,) = [line for line in caplog.text.split("\n") if "src.run_eval" in line]
     _, *overrides = shlex.split(line.partition("src.run_eval ")[2])

@@ -204,7 +204,7 @@ def check_optimizer(
             _try_training(replace(training, **values), model)
 
         values = {name: getattr(training, name) for name in defaults}
-        blaming(build, values, defaults, "training", "training")
+        blaming(build, values, defaults, "training")
     if training.optimizer == "muon" and model is not None:
         _check_muon(model)
 
