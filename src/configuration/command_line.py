@@ -11,17 +11,18 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
-from yaml import YAMLError
 
 from src.arguments import Arguments
-from src.configuration.errors import explain, new_key, not_utf8, unknown_override
+from src.configuration.errors import explain, new_key, unknown_override
 from src.configuration.run_configuration import SECRETS, hide_secrets
 from src.configuration.schema import group_choices, options
 from src.foundation import UserError, write_fault
@@ -71,6 +72,28 @@ def set_up_logging() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def job(config: DictConfig, key: str) -> Iterator[None]:
+    """Log a job's messages. If a user can correct its error, end it with one message.
+
+    In a sweep, the other jobs continue.
+
+    Args:
+        key: the option that names the folder into which the job writes.
+    """
+    set_up_logging()
+    try:
+        yield
+    except Exception as error:
+        message = explain(error) or unwritten(error, key, OmegaConf.select(config, key))
+        if message is None:
+            raise
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {message}")
+        logging.error("error: %s", message)
+        raise UserError(message) from error
+
+
 def command_line(
     run: Callable[[], object], interrupted: str, root: type = Arguments
 ) -> None:
@@ -92,17 +115,12 @@ def command_line(
     except BrokenPipeError:  # what reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        sys.exit(f"error: {hide_secrets(explain(error, root, arguments))}")
-    except UnicodeDecodeError as error:  # from Hydra, without the name of the file
-        if not (files := not_utf8()):
-            raise
-        names = ", ".join(map(str, files))
-        sys.exit(f"error: {names} must be saved as UTF-8: {error}")
     except Exception as error:
-        if (message := unwritten(error, Path("exp"))) is None:
+        message = explain(error, root, arguments)
+        message = message or unwritten(error, "training.output_dir", "exp")
+        if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {hide_secrets(message)}")
 
 
 def show(run: Callable[[], object]) -> None:
@@ -194,14 +212,14 @@ def _intended(argument: str, following: str, root: type) -> str:
     return f": write {'+' * (key in groups)}{key}={value}"
 
 
-def unwritten(error: Exception, run_dir: Path) -> Optional[str]:
+def unwritten(error: Exception, key: str, folder: str) -> Optional[str]:
     """Return a line about a file that could not be written; None for any other error.
 
     Args:
-        run_dir: the directory to name if the error names no file.
+        key: the option that names `folder`, which is to blame if the error names no file.
     """
     if (reason := write_fault(error)) is None:
         return None
-    file = Path(str(getattr(error, "filename", None) or run_dir))
-    in_run = file.is_relative_to(run_dir) or run_dir.is_relative_to(file)
-    return f"{'training.output_dir: ' * in_run}{file} cannot be written: {reason}"
+    file = Path(str(getattr(error, "filename", None) or folder))
+    is_inside = file.is_relative_to(folder) or Path(folder).is_relative_to(file)
+    return f"{f'{key}: ' * is_inside}{file} cannot be written: {reason}"

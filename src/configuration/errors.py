@@ -97,13 +97,22 @@ def _missing(what: str, group: str, keys: str) -> str:
 
 def explain(
     error: Exception, root: type = Arguments, arguments: Sequence[str] = ()
-) -> str:
-    """Return a short message for an error of composition: the key, the value, the rule.
+) -> Optional[str]:
+    """Return a short message for an error that a user can correct: the key, value and rule.
 
     Args:
         root: the dataclass of the command's keys.
         arguments: the arguments of the command line.
+
+    Returns:
+        None for an error that a user cannot correct.
     """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeDecodeError):  # Hydra does not name the file
+        files = schema.CONF_DIR.rglob("*.yaml")
+        names = [str(file) for file in files if error.object in file.read_bytes()]
+        return f"{', '.join(names)} must be saved as UTF-8: {error}" if names else None
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         advice = " (indent with spaces)" if r"\t" in str(error.problem) else ""
         return f"{mark.name}, line {mark.line + 1}: {error.problem}{advice}"
@@ -111,7 +120,8 @@ def explain(
     while isinstance(cause, HydraException):  # it wraps the error of OmegaConf
         cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
-        return _explain_hydra(str(error), arguments)
+        is_from_hydra = isinstance(error, HydraException)
+        return _explain_hydra(str(error), arguments) if is_from_hydra else None
     match = re.match(r"In '([^']*)'", str(error))
     if match and root is Arguments and (advice := _advice_on_file(match.group(1))):
         return advice
@@ -130,17 +140,6 @@ def explain(
     if "Invalid value 'False', expected one of [no," in reason:
         reason += " (YAML reads a bare no as false: write 'no' in quotes)"
     return file + (f"{key}: " if key else "") + reason
-
-
-def not_utf8() -> list[Path]:
-    """Return the files of groups that are not UTF-8, which Hydra cannot read."""
-    files = []
-    for file in sorted(schema.CONF_DIR.rglob("*.yaml")):
-        try:
-            file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            files.append(file)
-    return files
 
 
 def unknown_override(key: str) -> Optional[str]:
