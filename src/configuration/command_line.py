@@ -184,20 +184,24 @@ def _readable(argument: str, following: str, root: type) -> str:
             ) from None
         return "{}='{}'".format(key, value.replace("'", r"\'"))
     name = override.key_or_group
-    if root is Arguments and (message := unknown_override(name)):
+    if message := unknown_override(name, root):
         raise UserError(message)
     if override.is_sweep_override() and name in SECRETS:
         raise UserError(
-            f"{name} must be one token: Hydra records the values of a sweep"
+            f"{name} must be one token, since Hydra records the values of a sweep"
         )
-    is_group = root is Arguments and name in group_choices()
-    if not is_group and (override.is_delete() or not value):
-        raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
-    if is_group and not override.is_delete():
-        names = str if name in ("model", "dataset") else (str, list)
-        if not (override.is_sweep_override() or isinstance(override.value(), names)):
-            choices = ", ".join(group_choices()[name])
-            raise UserError(f"`{argument}` must name one of these: {choices}")
+    groups = group_choices() if root is Arguments else {}
+    if name not in groups:
+        if override.is_delete() or not value:
+            raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
+        # An option that takes any keys may get new ones.
+        takes_keys = name.count(".") > 1 or isinstance(override.value(), dict)
+        return f"++{argument.lstrip('+')}" if takes_keys else argument
+    names = str if name in ("model", "dataset") else (str, list)
+    is_checked_by_hydra = override.is_delete() or override.is_sweep_override()
+    if not (is_checked_by_hydra or isinstance(override.value(), names)):
+        choices = ", ".join(groups[name])
+        raise UserError(f"`{argument}` must name one of these: {choices}")
     return argument
 
 
