@@ -1,19 +1,21 @@
-"""Errors of the command line: unknown keys, missing choices, and the errors of Hydra."""
+"""Reading of the arguments that users type, and messages for what is wrong with them."""
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.arguments import Arguments
 from src.configuration import schema
+from src.configuration.run_configuration import SECRETS
 from src.configuration.schema import group_choices, options, sections
 from src.foundation import UserError
 
@@ -43,24 +45,87 @@ REMOVED = {
 }
 
 
-def refuse_missing_choice(config: DictConfig) -> None:
-    """Raise `UserError`, with the choices, for a run without a model or without data."""
-    needed = {
-        ("model", "model"): ("model_type", "model_name_or_path"),
-        ("data", "dataset"): ("train_file", "dataset_name", "validation_file"),
-    }
-    problems = []
-    for (section, group), names in needed.items():
-        if not any(config[section][name] for name in names):
-            chosen = HydraConfig.get().runtime.choices.get(group)
-            reason = f"+{group}={chosen} sets none; " if chosen else ""
-            choices = ", ".join(group_choices()[group])
-            problems.append(
-                f"no {section}: {reason}choose with +{group}=… ({choices}), or give"
-                f" {section}.{names[0]}= or {section}.{names[1]}="
-            )
+def readable(arguments: Sequence[str], root: type) -> tuple[list[str], bool]:
+    """Return the arguments in a form that Hydra reads, and whether they only ask for a text.
+
+    Flags come first, since Hydra reads no override behind a flag that follows another one.
+
+    Raises:
+        UserError: arguments are no overrides, or their keys are unknown; all at once.
+    """
+    # Hydra has no public parser of its flags.
+    flags, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    others = [*flags.overrides, *unknown]
+    read = [argument for argument in arguments if argument not in others]
+    read += ["--resolve"] * (flags.cfg == "job")
+    problems: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        is_value = problems and not re.search("=|^-", argument)  # of a refused key
+        if argument in others and not is_value:
+            try:
+                read.append(_readable(argument, following, root))
+            except UserError as error:
+                problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+    shows = flags.help or flags.hydra_help or flags.cfg or flags.info
+    return read, bool(shows)
+
+
+def _readable(argument: str, following: str, root: type) -> str:
+    """Return an override that Hydra can read.
+
+    A value that Hydra's grammar cannot read is text, and gets quotes, unless it looks like a
+    list, a dictionary or several values.
+
+    Args:
+        following: the next argument, which may be the value in `training.seed 1`.
+    """
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not key.strip("+") or not (equals or "~" in key):
+        intended = _intended(argument, following, root)
+        raise UserError(f"`{argument}` is not of the form key=value{intended}")
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        if re.match(r"[\[{'\"]|.*,", value) or re.search(r"[\s:]", key):
+            quoted = shlex.quote(f'{key.strip()}="{value.strip()}"')
+            raise UserError(
+                f"cannot read `{argument}`: a list is written [a,b], a dictionary"
+                f" '{{a: 1}}', and text with special characters gets quotes: {quoted}"
+            ) from None
+        return "{}='{}'".format(key, value.replace("'", r"\'"))
+    name = override.key_or_group
+    if message := _unknown_override(name, root):
+        raise UserError(message)
+    if override.is_sweep_override() and name in SECRETS:
+        raise UserError(
+            f"{name} must be one token, since Hydra records the values of a sweep"
+        )
+    groups = group_choices() if root is Arguments else {}
+    if name not in groups:
+        if override.is_delete() or not value:
+            raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
+        # An option that takes any keys may get new ones.
+        takes_keys = name.count(".") > 1 or isinstance(override.value(), dict)
+        return f"++{argument.lstrip('+')}" if takes_keys else argument
+    names = str if name in ("model", "dataset") else (str, list)
+    is_checked_by_hydra = override.is_delete() or override.is_sweep_override()
+    if not (is_checked_by_hydra or isinstance(override.value(), names)):
+        choices = ", ".join(groups[name])
+        raise UserError(f"`{argument}` must name one of these: {choices}")
+    return argument
+
+
+def _intended(argument: str, following: str, root: type) -> str:
+    """Return what to write instead of `--training.seed=1`, `training.seed 1` and the like."""
+    name, value = re.match(r"[-+]*([^\s:=]*)[\s:=]*(.*)", argument).groups()
+    groups = group_choices() if root is Arguments else {}
+    key = name if name in options(root) or name in groups else _new_key(name)
+    if not key:
+        return ", with quotes around values that have spaces; --help lists the keys"
+    value = value or ("…" if re.search("=|^-|^$", following) else following)
+    return f": write {'+' * (key in groups)}{key}={value}"
 
 
 def explain(
@@ -106,7 +171,7 @@ def explain(
     return file + (f"{key}: " if key else "") + reason
 
 
-def unknown_override(key: str, root: type = Arguments) -> Optional[str]:
+def _unknown_override(key: str, root: type = Arguments) -> Optional[str]:
     """Return advice on a typed key that is no option; None for any other key.
 
     Without this check, Hydra would report unknown keys one at a time, and would take those
@@ -119,11 +184,11 @@ def unknown_override(key: str, root: type = Arguments) -> Optional[str]:
         key = ".".join([section, *names[:1]])  # an option may hold any keys
         is_known = not names or key in options()
     else:  # perhaps a group of a folder that `--config-dir` names
-        is_known = key in group_choices() or not new_key(key)
+        is_known = key in group_choices() or not _new_key(key)
     return None if is_known else _unknown(key, root)
 
 
-def new_key(name: str) -> str:
+def _new_key(name: str) -> str:
     """Return the key of an option that is named without a section; "" for no option."""
     if name in RENAMED:
         return re.split("[, ]", RENAMED[name])[0]
@@ -148,30 +213,27 @@ def _advice_on_file(name: str) -> Optional[str]:
     content = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(content, dict):
         return f"{file} must hold keys with values, got {content!r}"
-    includes, moved, unknown = content.pop("defaults", []), [], []
-    right: dict[str, dict] = {key: {} for key in content if key in sections()}
     is_right = bool(re.match(r"(\s*#.*\n)*\s*#\s*@package\s+_global_", text))
+    includes, written, unknown = content.pop("defaults", []), {}, []
     for key, value in content.items():
-        section, _, option = new_key(str(key)).partition(".")
+        section, _, option = _new_key(str(key)).partition(".")
         if key in sections() and isinstance(value, dict):
-            right[key].update(value)
+            written.setdefault(key, {}).update(value)
         elif isinstance(value, str) and value in group_choices().get(key, ()):
             includes.append(value if key == file.parent.name else {f"/{key}": value})
             is_right = False
         elif section:
-            right.setdefault(section, {})[option] = value
-            moved.append(f"{section}.{option}")
+            written.setdefault(section, {})[option] = value
+            is_right = False
         else:
             unknown.append(_unknown(str(key)))
-    right = {section: values for section, values in right.items() if values}
-    if (is_right and not moved) or not (includes or right):
+    if is_right or not (includes or written):
         return None
     if includes:
-        right = {"defaults": [*includes, "_self_"], **right}
-    keys = f" ({', '.join(moved)})" if moved else ""
-    advice = f"{file}: options belong to sections{keys}. Write instead:"
-    written = yaml.safe_dump(right, sort_keys=False)
-    return "\n".join([advice, "", "# @package _global_", written, *unknown]).strip()
+        written = {"defaults": [*includes, "_self_"], **written}
+    advice = f"{file}: options belong to sections. Write instead:"
+    text = yaml.safe_dump(written, sort_keys=False)
+    return "\n".join([advice, "", "# @package _global_", text, *unknown]).strip()
 
 
 def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
@@ -222,7 +284,7 @@ def _unknown(key: str, root: type = Arguments) -> str:
             return f"`{key}`: does its file begin with the line `# @package _global_`?"
         if name in REMOVED:
             return f"{message}: leave it out; {REMOVED[name]}"
-        if moved := RENAMED.get(name) or new_key(name):
+        if moved := RENAMED.get(name) or _new_key(name):
             return f"{message}: write {moved}"
         if section not in sections():
             message = (

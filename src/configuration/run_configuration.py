@@ -20,9 +20,8 @@ from src.arguments import (
     RunEvalArguments,
     is_text_figure,
 )
-from src.configuration.errors import refuse_missing_choice
 from src.configuration.identity import defaults, identity, typed_overrides
-from src.configuration.schema import build, schema, sections
+from src.configuration.schema import build, group_choices, schema, sections
 from src.foundation import UserError
 from src.hardware import resolve_hardware
 
@@ -38,13 +37,13 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
         UserError: if a key is unknown, a model or data is missing, or a value is refused.
     """
     values = _plain(config, Arguments)
-    refuse_missing_choice(config)
+    _refuse_missing_choice(config)
     given = values["training"]
     values["training"], reasons = _resolve_training(given)
     _refuse_without_effect(given, values["training"])
     recorded = copy.deepcopy(values)
     for section, secret in (key.split(".") for key in SECRETS):
-        recorded[section][secret] = None
+        recorded[section][secret] = recorded[section][secret] and NOT_RECORDED
     built = {name: build(section, values[name]) for name, section in sections().items()}
     args = Arguments(**built)
     args.check()
@@ -65,6 +64,26 @@ def build_run_eval(config: DictConfig) -> RunEvalArguments:
         UserError: if a key is unknown or a value is refused.
     """
     return build(RunEvalArguments, _plain(config, RunEvalArguments))
+
+
+def _refuse_missing_choice(config: DictConfig) -> None:
+    """Raise `UserError`, with the choices, for a run without a model or without data."""
+    needed = {
+        ("model", "model"): ("model_type", "model_name_or_path"),
+        ("data", "dataset"): ("train_file", "dataset_name", "validation_file"),
+    }
+    problems = []
+    for (section, group), names in needed.items():
+        if not any(config[section][name] for name in names):
+            chosen = HydraConfig.get().runtime.choices.get(group)
+            reason = f"+{group}={chosen} sets none; " if chosen else ""
+            choices = ", ".join(group_choices()[group])
+            problems.append(
+                f"no {section}: {reason}choose with +{group}=… ({choices}), or give"
+                f" {section}.{names[0]}= or {section}.{names[1]}="
+            )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _plain(config: DictConfig, root: type) -> dict[str, Any]:

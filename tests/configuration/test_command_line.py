@@ -6,7 +6,8 @@ import pytest
 from tqdm import tqdm
 
 from src.arguments import Arguments, RunEvalArguments
-from src.configuration.command_line import readable, set_up_logging
+from src.configuration.command_line import set_up_logging
+from src.configuration.errors import readable
 from src.foundation import UserError
 from tests.terminal import shown
 
