@@ -85,9 +85,8 @@ def run_name(*, _root_: DictConfig) -> str:
         _root_: the whole configuration, which OmegaConf passes. The values come from it, so
             that `1e-3` and `0.001` give the same name.
     """
-    parsed = OverridesParser.create().parse_overrides(typed_overrides())
     by_key = {}
-    for override in parsed:
+    for override in OverridesParser.create().parse_overrides(typed_overrides()):
         key, value = override.key_or_group, override.value()
         if key in sections() and isinstance(value, dict):
             by_key.update({f"{key}.{name}": item for name, item in value.items()})
@@ -96,11 +95,10 @@ def run_name(*, _root_: DictConfig) -> str:
     parts = [f"seed-{_root_.training.seed}"]
     for key, value in sorted(by_key.items()):
         is_shown_already = key in ("model", "dataset", "training.seed")
-        if is_shown_already or not _changes_result(key, _root_.training):
-            continue
-        composed = OmegaConf.select(_root_, key) if "." in key else None
-        value = value if composed is None else composed
-        parts.append(f"{_short(key)}-{_safe(as_text(value))}")
+        if not is_shown_already and _changes_result(key, _root_.training):
+            composed = OmegaConf.select(_root_, key) if "." in key else None
+            value = value if composed is None else composed
+            parts.append(f"{_short(key)}-{_safe(as_text(value))}")
     return _limited("_".join(parts))
 
 

@@ -194,29 +194,28 @@ def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
     """
     texts = []
     for section in sections(ROOTS[root]).values():
-        hints, ours = (
-            typing.get_type_hints(section),
-            section.__dict__["__annotations__"],
-        )
-        fields = [field for field in dataclasses.fields(section) if field.init]
-        for field in sorted(fields, key=lambda field: field.name not in ours):
-            if field.name not in FIXED_TRAINING_VALUES:
+        hints = typing.get_type_hints(section)
+        ours = section.__dict__["__annotations__"]
+        fields = sorted(dataclasses.fields(section), key=lambda f: f.name not in ours)
+        for field in fields:
+            if field.init and field.name not in FIXED_TRAINING_VALUES:
                 key = section.key(field.name)
-                # Of steps, Hugging Face says at length that a number below 1 is a share.
-                meaning, *is_share = re.split(
-                    r"\. (?:Should|Can) be an integer", field.metadata.get("help", "")
-                )
-                meaning = meaning.rstrip(" .") + "; below 1: a share of the run" * len(
-                    is_share
-                )
-                if choices := ", ".join(_choices(hints[field.name])):
-                    meaning += f". One of: {choices}"
                 value = as_text(OmegaConf.select(_root_, key)).replace('"', "")
-                texts.append(f"  {key}={value}")
-                texts.append(_wrapped(meaning, indent=6))
+                meaning = _wrapped(_meaning(field, hints[field.name]), indent=6)
+                texts += [f"  {key}={value}", meaning]
         texts.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(texts).replace("$", "$$")
+
+
+def _meaning(field: dataclasses.Field, hint: Any) -> str:
+    """Return the meaning of an option, with its choices if it is a closed choice."""
+    # Hugging Face says in a sentence of its own that a number of steps may be a share.
+    full = field.metadata.get("help", "").rstrip(" .")
+    meaning, *share = re.split(r"\. (?:Should|Can) be an integer", full)
+    meaning += "; below 1: a share of the run" if share else ""
+    choices = ", ".join(_choices(hint))
+    return f"{meaning}. One of: {choices}" if choices else meaning
 
 
 def as_text(value: Any) -> str:
