@@ -7,29 +7,24 @@
 `--help` lists the groups and every key; `--cfg job` prints the composed configuration.
 """
 
-import contextlib
 import logging
 import math
 import os
 import sys
-from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     # The libraries below take up to 40 s to load from a slow disk.
     print("Loading the libraries …", file=sys.stderr, flush=True)
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src.configuration.command_line import command_line, set_up_logging, unwritten
+from src.configuration.command_line import command_line, job, set_up_logging
 from src.configuration.run_configuration import run_configuration
 from src.configuration.schema import CONF_DIR
-from src.foundation import UserError
 
 logger = logging.getLogger("src.run_clm")
 
@@ -37,8 +32,7 @@ logger = logging.getLogger("src.run_clm")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def run(config: DictConfig) -> Optional[float]:
     """Run one job (see `src/training/run.py`) and return its evaluation loss."""
-    set_up_logging()
-    with job(Path(config.training.output_dir)):
+    with job(config, "training.output_dir"):
         configuration = run_configuration(config)
         if not configuration.args.training.only_preprocess_dataset:
             logger.info("Run: %s", configuration.args.training.output_dir)
@@ -48,26 +42,6 @@ def run(config: DictConfig) -> Optional[float]:
         if configuration.args.training.only_preprocess_dataset:
             return prepare_data(configuration.args)
         return train(configuration)
-
-
-@contextlib.contextmanager
-def job(run_dir: Path) -> Iterator[None]:
-    """End a refused job with its message.
-
-    In a sweep, the other jobs continue.
-    """
-    try:
-        yield
-    except Exception as error:
-        message = (
-            str(error) if isinstance(error, UserError) else unwritten(error, run_dir)
-        )
-        if message is None:
-            raise
-        if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {message}")
-        logger.error("error: %s", message)
-        raise UserError(message) from error
 
 
 class Sweep(Callback):
@@ -101,6 +75,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Import by name, so that launchers can pickle `run`: not as `__main__.run`.
-    from src.run_clm import main
+    from src import run_clm
 
-    main()
+    run_clm.main()

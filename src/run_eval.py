@@ -21,7 +21,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.arguments import RunEvalArguments
-from src.configuration.command_line import command_line, set_up_logging
+from src.configuration.command_line import command_line, job
 from src.configuration.run_configuration import build_run_eval
 from src.configuration.schema import CONF_DIR
 from src.foundation import UserError, naming, shows_bars
@@ -33,11 +33,8 @@ logger = logging.getLogger("src.run_eval")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="run_eval")
 def run(config: DictConfig) -> None:
     """Score the models that `checkpoint` names, and end with an error if some failed."""
-    set_up_logging()
-    try:
+    with job(config, "results_dir"):
         evaluate(build_run_eval(config))
-    except UserError as error:  # Hydra would add its own advice
-        sys.exit(f"error: {error}")
 
 
 def evaluate(args: RunEvalArguments) -> None:

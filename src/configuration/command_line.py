@@ -5,25 +5,21 @@ import io
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
-from yaml import YAMLError
 
 from src.arguments import Arguments
-from src.configuration.errors import explain, new_key, not_utf8, unknown_override
-from src.configuration.run_configuration import SECRETS, hide_secrets
-from src.configuration.schema import group_choices, options
+from src.configuration.errors import explain, readable
+from src.configuration.run_configuration import hide_secrets
 from src.foundation import UserError, write_fault
 
 UNBROKEN = dict(break_long_words=False, break_on_hyphens=False)
@@ -71,6 +67,28 @@ def set_up_logging() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def job(config: DictConfig, key: str) -> Iterator[None]:
+    """Log a job's messages. If a user can correct its error, end it with one message.
+
+    In a sweep, the other jobs continue.
+
+    Args:
+        key: the option that names the folder into which the job writes.
+    """
+    set_up_logging()
+    try:
+        yield
+    except Exception as error:
+        message = explain(error) or unwritten(error, key, OmegaConf.select(config, key))
+        if message is None:
+            raise
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {message}")
+        logging.error("error: %s", message)
+        raise UserError(message) from error
+
+
 def command_line(
     run: Callable[[], object], interrupted: str, root: type = Arguments
 ) -> None:
@@ -92,17 +110,12 @@ def command_line(
     except BrokenPipeError:  # what reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        sys.exit(f"error: {hide_secrets(explain(error, root, arguments))}")
-    except UnicodeDecodeError as error:  # from Hydra, without the name of the file
-        if not (files := not_utf8()):
-            raise
-        names = ", ".join(map(str, files))
-        sys.exit(f"error: {names} must be saved as UTF-8: {error}")
     except Exception as error:
-        if (message := unwritten(error, Path("exp"))) is None:
+        message = explain(error, root, arguments)
+        message = message or unwritten(error, "training.output_dir", "exp")
+        if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {hide_secrets(message)}")
 
 
 def show(run: Callable[[], object]) -> None:
@@ -115,93 +128,14 @@ def show(run: Callable[[], object]) -> None:
         print(hide_secrets(output.getvalue()), end="", flush=True)
 
 
-def readable(arguments: Sequence[str], root: type) -> tuple[list[str], bool]:
-    """Return the arguments in a form that Hydra reads, and whether they only ask for a text.
-
-    Flags come first, since Hydra reads no override behind a flag that follows another one.
-
-    Raises:
-        UserError: arguments are no overrides, or their keys are unknown; all at once.
-    """
-    # Hydra has no public parser of its flags.
-    flags, unknown = get_args_parser().parse_known_intermixed_args(arguments)
-    others = [*flags.overrides, *unknown]
-    read = [argument for argument in arguments if argument not in others]
-    read += ["--resolve"] * (flags.cfg == "job")
-    problems: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""]):
-        is_value = problems and not re.search("=|^-", argument)  # of a refused key
-        if argument in others and not is_value:
-            try:
-                read.append(_readable(argument, following, root))
-            except UserError as error:
-                problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-    shows = flags.help or flags.hydra_help or flags.cfg or flags.info
-    return read, bool(shows)
-
-
-def _readable(argument: str, following: str, root: type) -> str:
-    """Return an override that Hydra can read.
-
-    A value that Hydra's grammar cannot read is text, and gets quotes, unless it looks like a
-    list, a dictionary or several values.
-
-    Args:
-        following: the next argument, which may be the value in `training.seed 1`.
-    """
-    key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not key.strip("+") or not (equals or "~" in key):
-        intended = _intended(argument, following, root)
-        raise UserError(f"`{argument}` is not of the form key=value{intended}")
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        if re.match(r"[\[{'\"]|.*,", value) or re.search(r"[\s:]", key):
-            quoted = shlex.quote(f'{key.strip()}="{value.strip()}"')
-            raise UserError(
-                f"cannot read `{argument}`: a list is written [a,b], a dictionary"
-                f" '{{a: 1}}', and text with special characters gets quotes: {quoted}"
-            ) from None
-        return "{}='{}'".format(key, value.replace("'", r"\'"))
-    name = override.key_or_group
-    if root is Arguments and (message := unknown_override(name)):
-        raise UserError(message)
-    if override.is_sweep_override() and name in SECRETS:
-        raise UserError(
-            f"{name} must be one token: Hydra records the values of a sweep"
-        )
-    is_group = root is Arguments and name in group_choices()
-    if not is_group and (override.is_delete() or not value):
-        raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
-    if is_group and not override.is_delete():
-        names = str if name in ("model", "dataset") else (str, list)
-        if not (override.is_sweep_override() or isinstance(override.value(), names)):
-            choices = ", ".join(group_choices()[name])
-            raise UserError(f"`{argument}` must name one of these: {choices}")
-    return argument
-
-
-def _intended(argument: str, following: str, root: type) -> str:
-    """Return what to write instead of `--training.seed=1`, `training.seed 1` and the like."""
-    name, value = re.match(r"[-+]*([^\s:=]*)[\s:=]*(.*)", argument).groups()
-    groups = group_choices() if root is Arguments else {}
-    key = name if name in options(root) or name in groups else new_key(name)
-    if not key:
-        return ", with quotes around values that have spaces; --help lists the keys"
-    value = value or ("…" if re.search("=|^-|^$", following) else following)
-    return f": write {'+' * (key in groups)}{key}={value}"
-
-
-def unwritten(error: Exception, run_dir: Path) -> Optional[str]:
+def unwritten(error: Exception, key: str, folder: str) -> Optional[str]:
     """Return a line about a file that could not be written; None for any other error.
 
     Args:
-        run_dir: the directory to name if the error names no file.
+        key: the option that names `folder`, which is to blame if the error names no file.
     """
     if (reason := write_fault(error)) is None:
         return None
-    file = Path(str(getattr(error, "filename", None) or run_dir))
-    in_run = file.is_relative_to(run_dir) or run_dir.is_relative_to(file)
-    return f"{'training.output_dir: ' * in_run}{file} cannot be written: {reason}"
+    file = Path(str(getattr(error, "filename", None) or folder))
+    is_inside = file.is_relative_to(folder) or Path(folder).is_relative_to(file)
+    return f"{f'{key}: ' * is_inside}{file} cannot be written: {reason}"

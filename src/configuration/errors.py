@@ -1,19 +1,21 @@
-"""Errors of the command line: unknown keys, missing choices, and the errors of Hydra."""
+"""Reading of the arguments that users type, and messages for what is wrong with them."""
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.arguments import Arguments
 from src.configuration import schema
+from src.configuration.run_configuration import SECRETS
 from src.configuration.schema import group_choices, options, sections
 from src.foundation import UserError
 
@@ -21,19 +23,10 @@ from src.foundation import UserError
 # listed if `difflib` finds the new one anyway.
 RENAMED = {
     "no_cuda": "training.use_cpu",
-    "use_mps_device": "training.use_cpu",
-    "evaluation_strategy": "training.eval_strategy",
-    "evaluate_during_training": "training.eval_strategy",
     "warmup_ratio": "training.warmup_steps (a value below 1 is a share of the run)",
     "logging_dir": "training.report_to, with the directory in TENSORBOARD_LOGGING_DIR",
-    "fp16_backend": "training.fp16",
-    "half_precision_backend": "training.fp16",
     "adafactor": "training.optim (training.optim=adafactor)",
-    "split_batches": "training.accelerator_config",
-    "dispatch_batches": "training.accelerator_config",
     "push_to_hub_token": "training.hub_token",
-    "push_to_hub_model_id": "training.hub_model_id",
-    "torchdynamo": "training.torch_compile",
     "torch_dtype": "training.bf16",
     "lr": "training.learning_rate",
     "epochs": "training.num_train_epochs",
@@ -49,61 +42,110 @@ REMOVED = {
     "streaming": "the packed text is read from the disk anyway",
     "use_fast_tokenizer": "all tokenizers are fast",
     "keep_linebreaks": "the text keeps every byte",
-    **dict.fromkeys(
-        "fp16_opt_level past_index jit_mode_eval use_ipex ray_scope tpu_num_cores"
-        " low_cpu_mem_usage include_tokens_per_second".split(),
-        "transformers no longer has it",
-    ),
 }
 
 
-def refuse_unknown_keys(config: DictConfig, root: type = Arguments) -> None:
-    """Raise `UserError` for unknown keys that a `+` or `++` has added.
+def readable(arguments: Sequence[str], root: type) -> tuple[list[str], bool]:
+    """Return the arguments in a form that Hydra reads, and whether they only ask for a text.
 
-    Hydra accepts `+models=gpt2-small` and `+training.lerning_rate=1` as new keys, even in a
-    structured config. Without this check, such a run would train with the defaults.
+    Flags come first, since Hydra reads no override behind a flag that follows another one.
+
+    Raises:
+        UserError: arguments are no overrides, or their keys are unknown; all at once.
+    """
+    # Hydra has no public parser of its flags.
+    flags, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    others = [*flags.overrides, *unknown]
+    read = [argument for argument in arguments if argument not in others]
+    read += ["--resolve"] * (flags.cfg == "job")
+    problems: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        is_value = problems and not re.search("=|^-", argument)  # of a refused key
+        if argument in others and not is_value:
+            try:
+                read.append(_readable(argument, following, root))
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    shows = flags.help or flags.hydra_help or flags.cfg or flags.info
+    return read, bool(shows)
+
+
+def _readable(argument: str, following: str, root: type) -> str:
+    """Return an override that Hydra can read.
+
+    A value that Hydra's grammar cannot read is text, and gets quotes, unless it looks like a
+    list, a dictionary or several values.
 
     Args:
-        root: the dataclass of the command's keys.
+        following: the next argument, which may be the value in `training.seed 1`.
     """
-    keys: list[str] = []
-    for name in map(str, config):
-        nested = config[name] if name in sections(root) else ()
-        keys += [f"{name}.{option}" for option in nested] or [name]
-    if unknown := [key for key in keys if key not in options(root)]:
-        raise UserError("\n".join(_unknown(key, root) for key in unknown))
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not key.strip("+") or not (equals or "~" in key):
+        intended = _intended(argument, following, root)
+        raise UserError(f"`{argument}` is not of the form key=value{intended}")
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        if re.match(r"[\[{'\"]|.*,", value) or re.search(r"[\s:]", key):
+            quoted = shlex.quote(f'{key.strip()}="{value.strip()}"')
+            raise UserError(
+                f"cannot read `{argument}`: a list is written [a,b], a dictionary"
+                f" '{{a: 1}}', and text with special characters gets quotes: {quoted}"
+            ) from None
+        return "{}='{}'".format(key, value.replace("'", r"\'"))
+    name = override.key_or_group
+    if message := _unknown_override(name, root):
+        raise UserError(message)
+    if override.is_sweep_override() and name in SECRETS:
+        raise UserError(
+            f"{name} must be one token, since Hydra records the values of a sweep"
+        )
+    groups = group_choices() if root is Arguments else {}
+    if name not in groups:
+        if override.is_delete() or not value:
+            raise UserError(f"`{argument}` gives no value; for none, write {name}=null")
+        # An option that takes any keys may get new ones.
+        takes_keys = name.count(".") > 1 or isinstance(override.value(), dict)
+        return f"++{argument.lstrip('+')}" if takes_keys else argument
+    names = str if name in ("model", "dataset") else (str, list)
+    is_checked_by_hydra = override.is_delete() or override.is_sweep_override()
+    if not (is_checked_by_hydra or isinstance(override.value(), names)):
+        choices = ", ".join(groups[name])
+        raise UserError(f"`{argument}` must name one of these: {choices}")
+    return argument
 
 
-def refuse_missing_choice(config: DictConfig) -> None:
-    """Raise `UserError`, with the choices, for a run without a model or without data."""
-    missing, data = [], config.data
-    if not (config.model.model_type or config.model.model_name_or_path):
-        keys = "model.model_type= or model.model_name_or_path="
-        missing.append(_missing("model", "model", keys))
-    if not (data.train_file or data.validation_file or data.dataset_name):
-        keys = "data.train_file= or data.dataset_name="
-        missing.append(_missing("data", "dataset", keys))
-    if missing:
-        raise UserError("\n".join(missing))
-
-
-def _missing(what: str, group: str, keys: str) -> str:
-    """Return the message for a run without a model or data, which `group` chooses."""
-    chosen = HydraConfig.get().runtime.choices.get(group)
-    reason = f"no {what}: " + (f"+{group}={chosen} sets none; " if chosen else "")
-    choices = ", ".join(group_choices()[group])
-    return f"{reason}choose with +{group}=… ({choices}), or give {keys}"
+def _intended(argument: str, following: str, root: type) -> str:
+    """Return what to write instead of `--training.seed=1`, `training.seed 1` and the like."""
+    name, value = re.match(r"[-+]*([^\s:=]*)[\s:=]*(.*)", argument).groups()
+    groups = group_choices() if root is Arguments else {}
+    key = name if name in options(root) or name in groups else _new_key(name)
+    if not key:
+        return ", with quotes around values that have spaces; --help lists the keys"
+    value = value or ("…" if re.search("=|^-|^$", following) else following)
+    return f": write {'+' * (key in groups)}{key}={value}"
 
 
 def explain(
     error: Exception, root: type = Arguments, arguments: Sequence[str] = ()
-) -> str:
-    """Return a short message for an error of composition: the key, the value, the rule.
+) -> Optional[str]:
+    """Return a short message for an error that a user can correct: the key, value and rule.
 
     Args:
         root: the dataclass of the command's keys.
         arguments: the arguments of the command line.
+
+    Returns:
+        None for an error that a user cannot correct.
     """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeDecodeError):  # Hydra does not name the file
+        files = schema.CONF_DIR.rglob("*.yaml")
+        names = [str(file) for file in files if error.object in file.read_bytes()]
+        return f"{', '.join(names)} must be saved as UTF-8: {error}" if names else None
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         advice = " (indent with spaces)" if r"\t" in str(error.problem) else ""
         return f"{mark.name}, line {mark.line + 1}: {error.problem}{advice}"
@@ -111,7 +153,8 @@ def explain(
     while isinstance(cause, HydraException):  # it wraps the error of OmegaConf
         cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
-        return _explain_hydra(str(error), arguments)
+        is_from_hydra = isinstance(error, HydraException)
+        return _explain_hydra(str(error), arguments) if is_from_hydra else None
     match = re.match(r"In '([^']*)'", str(error))
     if match and root is Arguments and (advice := _advice_on_file(match.group(1))):
         return advice
@@ -119,11 +162,7 @@ def explain(
     key = cause.full_key or ""
     reason = str(cause.msg or cause).split("\n")[0]
     if key and "not in" in reason:
-        # OmegaConf has no public way from a node to its root.
-        model_type = (
-            root is Arguments and cause.parent_node._get_root().model.model_type
-        )
-        return file + (_no_such_override(key, model_type) or _unknown(key, root))
+        return file + _unknown(key, root)
     reason = re.sub(r"field '.*' is not Optional", "null is not allowed", reason)
     section = r"Merge error: \w+ is not a subclass of (\w+)ArgumentsSchema. value: (.*)"
     reason = re.sub(section, r"a section (\1) must hold options, got \2", reason)
@@ -132,29 +171,28 @@ def explain(
     return file + (f"{key}: " if key else "") + reason
 
 
-def not_utf8() -> list[Path]:
-    """Return the files of groups that are not UTF-8, which Hydra cannot read."""
-    files = []
-    for file in sorted(schema.CONF_DIR.rglob("*.yaml")):
-        try:
-            file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            files.append(file)
-    return files
+def _unknown_override(key: str, root: type = Arguments) -> Optional[str]:
+    """Return advice on a typed key that is no option; None for any other key.
 
-
-def unknown_override(key: str) -> Optional[str]:
-    """Return advice on an option of a run that has a wrong name or no section.
-
-    Other keys may be groups of a folder that `--config-dir` names.
+    Without this check, Hydra would report unknown keys one at a time, and would take those
+    with a `+` for new ones.
     """
-    section, _, name = key.partition(".")
-    if name:
-        option = f"{section}.{name.split('.')[0]}"
-        is_unknown = section in sections() and option not in options()
-    else:
-        is_unknown = key not in {*sections(), *group_choices()} and new_key(key)
-    return _unknown(key) if is_unknown else None
+    section, *names = key.split(".")
+    if root is not Arguments:  # `RunEvalArguments` has neither sections nor groups
+        is_known = key in options(root) or key.startswith("hydra")
+    elif section in sections():
+        key = ".".join([section, *names[:1]])  # an option may hold any keys
+        is_known = not names or key in options()
+    else:  # perhaps a group of a folder that `--config-dir` names
+        is_known = key in group_choices() or not _new_key(key)
+    return None if is_known else _unknown(key, root)
+
+
+def _new_key(name: str) -> str:
+    """Return the key of an option that is named without a section; "" for no option."""
+    if name in RENAMED:
+        return re.split("[, ]", RENAMED[name])[0]
+    return next((key for key in options() if key.endswith(f".{name}")), "")
 
 
 def _advice_on_file(name: str) -> Optional[str]:
@@ -175,31 +213,27 @@ def _advice_on_file(name: str) -> Optional[str]:
     content = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(content, dict):
         return f"{file} must hold keys with values, got {content!r}"
-    choices, nested, moved, unknown = group_choices(), {}, [], []
-    includes = content.pop("defaults", [])
-    has_form = re.match(r"(\s*#.*\n)*\s*#\s*@package\s+_global_", text)
+    is_right = bool(re.match(r"(\s*#.*\n)*\s*#\s*@package\s+_global_", text))
+    includes, written, unknown = content.pop("defaults", []), {}, []
     for key, value in content.items():
-        option = new_key(str(key))
-        if isinstance(value, str) and value in choices.get(key, ()):
+        section, _, option = _new_key(str(key)).partition(".")
+        if key in sections() and isinstance(value, dict):
+            written.setdefault(key, {}).update(value)
+        elif isinstance(value, str) and value in group_choices().get(key, ()):
             includes.append(value if key == file.parent.name else {f"/{key}": value})
-        elif key in sections() and isinstance(value, dict):
-            nested.setdefault(key, {}).update(value)
-            continue
-        elif option:
-            section, name = option.split(".")
-            nested.setdefault(section, {})[name] = value
-            moved.append(option)
+            is_right = False
+        elif section:
+            written.setdefault(section, {})[option] = value
+            is_right = False
         else:
             unknown.append(_unknown(str(key)))
-            continue
-        has_form = None
-    if has_form or not (includes or nested):
+    if is_right or not (includes or written):
         return None
-    defaults = {"defaults": [*includes, "_self_"]} if includes else {}
-    written = yaml.safe_dump({**defaults, **nested}, sort_keys=False)
-    keys = f" ({', '.join(moved)})" if moved else ""
-    advice = f"{file}: options belong to sections{keys}. Write instead:"
-    return "\n".join([advice, "", "# @package _global_", written, *unknown]).strip()
+    if includes:
+        written = {"defaults": [*includes, "_self_"], **written}
+    advice = f"{file}: options belong to sections. Write instead:"
+    text = yaml.safe_dump(written, sort_keys=False)
+    return "\n".join([advice, "", "# @package _global_", text, *unknown]).strip()
 
 
 def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
@@ -210,82 +244,57 @@ def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
         choices = re.findall(r"\t(.*)", message) or group_choices().get(group, [])
         close = difflib.get_close_matches(choice, choices, n=1)
         advice = f"; did you mean {close[0]}?" if close else "."
-        message = f"+{group}={choice}: there is no such {group}{advice}"
-        message += f" Choices: {', '.join(choices)}"
-        return message if file in ("config", "run_eval") else f"In {file}: {message}"
-    if several := re.match(r"Ambiguous value for argument '(\+*)(.*?)=(.*)'", message):
-        plus, key, values = several.groups()
-        message = (
-            f"{plus}{key}={values} has several values: add -m to run one after the"
+        origin = "" if file in ("config", "run_eval") else f"In {file}: "
+        return (
+            f"{origin}+{group}={choice}: there is no such {group}{advice}"
+            f" Choices: {', '.join(choices)}"
         )
-        message += " other" + ("" if plus else f"; for a list write {key}=[{values}]")
+    if several := re.match(r"Ambiguous value for argument '(.*?)=(.*)'", message):
+        key, values = several.groups()
+        as_list = "" if key.startswith("+") else f"; for a list write {key}=[{values}]"
+        return (
+            f"{key}={values} has several values: add -m to run one after the other"
+            + as_list
+        )
+    if plain := re.match(r"Could not override '(.*)'.*\n.* (\S+)$", message):
+        return f"{plain[1]}: nothing has been chosen yet: write {plain[2]}"
     if twice := re.match(
         r"Multiple values for (\w+)|(\w+) appears more than once", message
     ):
         group = twice[1] or twice[2]
         typed = [x for x in arguments if x.startswith(f"+{group}=")]
-        message = f"{' and '.join(typed)} are both given: choose one"
-        if len(typed) == 1:
+        if len(typed) > 1:
+            return f"{' and '.join(typed)} are both given: choose one"
+        if typed:
             message = f"{typed[0]}: a {group} has already been chosen"
-            if group == "model":
-                message += (
-                    ". A recipe brings the model for which its values were chosen: leave"
-                    f" +model out, or use its values for another: {typed[0][1:]}, without"
-                    " the +"
-                )
-    if plain := re.match(r"Could not override '(.*)'.*\n.* (\S+)$", message):
-        message = (
-            f"{plain.group(1)}: nothing has been chosen yet: write {plain.group(2)}"
-        )
+        if typed and group == "model":
+            message += (
+                ". A recipe brings the model for which its values were chosen: leave +model"
+                f" out, or use its values for another: {typed[0][1:]}, without the +"
+            )
     return message
-
-
-def new_key(name: str) -> str:
-    """Return the key of an option that is named without a section; "" for no option."""
-    if name in RENAMED:
-        return re.split("[, ]", RENAMED[name])[0]
-    return next((key for key in options() if key.endswith(f".{name}")), "")
-
-
-def _no_such_override(key: str, model_type: Any) -> Optional[str]:
-    """Return advice on an override of the model that its architecture does not have."""
-    prefix, _, name = key.rpartition(".")
-    if prefix != "model.config_overrides" or not model_type:
-        return None
-    from transformers import CONFIG_MAPPING
-
-    if model_type not in CONFIG_MAPPING:
-        return None
-    config = CONFIG_MAPPING[model_type]()
-    known = [*config.to_dict(), *config.attribute_map]
-    close = difflib.get_close_matches(name, known, n=1)
-    nearest = f"; did you mean `{close[0]}`?" if close else ""
-    return None if name in known else f"`{key}`: {model_type} has no {name}{nearest}"
 
 
 def _unknown(key: str, root: type = Arguments) -> str:
     """Return advice on an unknown key: its new name, its section or the nearest key."""
-    message, known, groups = f"unknown key `{key}`", options(root), group_choices()
+    message, groups = f"unknown key `{key}`", group_choices()
     section, _, name = key.rpartition(".")
     if root is Arguments:  # `RunEvalArguments` has neither sections nor groups
-        if key.count(".") > 1:  # inside an option that takes any keys
-            return f"`{key}` is not in the chosen files; to add it write +{key}=…"
         if key in groups or (section in groups and name in sections()):
             return f"`{key}`: does its file begin with the line `# @package _global_`?"
         if name in REMOVED:
             return f"{message}: leave it out; {REMOVED[name]}"
-        if name in RENAMED:
-            return f"{message}: it is now {RENAMED[name]}"
-        if moved := new_key(name):
-            return f"{message}: write `{moved}`"
+        if moved := RENAMED.get(name) or _new_key(name):
+            return f"{message}: write {moved}"
         if section not in sections():
             message = (
                 f"`{key}` is neither a section ({', '.join(sections())}) nor a group"
             )
-        if close := difflib.get_close_matches(key, groups, n=1):
-            choices = ", ".join(groups[close[0]])
-            return f"{message}; did you mean +{close[0]}=… ({choices})?"
+            if close := difflib.get_close_matches(key, groups, n=1):
+                choices = ", ".join(groups[close[0]])
+                return f"{message}; did you mean +{close[0]}=… ({choices})?"
+    known = options(root)
     siblings = [other for other in known if other.startswith(f"{section}.")] or known
     by_name = {other.rpartition(".")[2]: other for other in siblings}
-    close = difflib.get_close_matches(name, by_name, n=1)
+    close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
     return message + (f"; did you mean `{by_name[close[0]]}`?" if close else "")

@@ -8,9 +8,7 @@ one when it continues.
 """
 
 import dataclasses
-import enum
 import hashlib
-import json
 import re
 from typing import Any, Mapping
 
@@ -19,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src.arguments import is_text_figure
-from src.configuration.schema import options, sections
+from src.configuration.schema import as_text, options, sections
 
 # Prefixes of keys, and their short forms in the names of runs. The first match counts.
 SHORT_FORMS = {
@@ -87,9 +85,8 @@ def run_name(*, _root_: DictConfig) -> str:
         _root_: the whole configuration, which OmegaConf passes. The values come from it, so
             that `1e-3` and `0.001` give the same name.
     """
-    parsed = OverridesParser.create().parse_overrides(typed_overrides())
     by_key = {}
-    for override in parsed:
+    for override in OverridesParser.create().parse_overrides(typed_overrides()):
         key, value = override.key_or_group, override.value()
         if key in sections() and isinstance(value, dict):
             by_key.update({f"{key}.{name}": item for name, item in value.items()})
@@ -98,11 +95,10 @@ def run_name(*, _root_: DictConfig) -> str:
     parts = [f"seed-{_root_.training.seed}"]
     for key, value in sorted(by_key.items()):
         is_shown_already = key in ("model", "dataset", "training.seed")
-        if is_shown_already or not _changes_result(key, _root_.training):
-            continue
-        composed = OmegaConf.select(_root_, key) if "." in key else None
-        value = value if composed is None else composed
-        parts.append(f"{_short(key)}-{_safe(_text(value))}")
+        if not is_shown_already and _changes_result(key, _root_.training):
+            composed = OmegaConf.select(_root_, key) if "." in key else None
+            value = value if composed is None else composed
+            parts.append(f"{_short(key)}-{_safe(as_text(value))}")
     return _limited("_".join(parts))
 
 
@@ -171,21 +167,6 @@ def _limited(name: str) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _text(value: Any) -> str:
-    """Return a value as short text. Equal values have equal texts."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, enum.Enum):
-        value = value.name
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(
-        value, dict
-    ):  # its keys may be of several types, which cannot be sorted
-        value = {str(key): value[key] for key in value}
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 for _resolver in (run_name, group_name):

@@ -20,9 +20,8 @@ from src.arguments import (
     RunEvalArguments,
     is_text_figure,
 )
-from src.configuration.errors import refuse_missing_choice, refuse_unknown_keys
 from src.configuration.identity import defaults, identity, typed_overrides
-from src.configuration.schema import build, sections
+from src.configuration.schema import build, group_choices, schema, sections
 from src.foundation import UserError
 from src.hardware import resolve_hardware
 
@@ -37,13 +36,14 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
     Raises:
         UserError: if a key is unknown, a model or data is missing, or a value is refused.
     """
-    refuse_unknown_keys(config)
-    refuse_missing_choice(config)
-    values = _plain(config)
+    values = _plain(config, Arguments)
+    _refuse_missing_choice(config)
     given = values["training"]
     values["training"], reasons = _resolve_training(given)
     _refuse_without_effect(given, values["training"])
-    recorded = _without_secrets(values)
+    recorded = copy.deepcopy(values)
+    for section, secret in (key.split(".") for key in SECRETS):
+        recorded[section][secret] = recorded[section][secret] and NOT_RECORDED
     built = {name: build(section, values[name]) for name, section in sections().items()}
     args = Arguments(**built)
     args.check()
@@ -63,13 +63,38 @@ def build_run_eval(config: DictConfig) -> RunEvalArguments:
     Raises:
         UserError: if a key is unknown or a value is refused.
     """
-    refuse_unknown_keys(config, RunEvalArguments)
-    return build(RunEvalArguments, _plain(config))
+    return build(RunEvalArguments, _plain(config, RunEvalArguments))
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """Return resolved and plain values. A `~` at the beginning of a path is expanded."""
+def _refuse_missing_choice(config: DictConfig) -> None:
+    """Raise `UserError`, with the choices, for a run without a model or without data."""
+    needed = {
+        ("model", "model"): ("model_type", "model_name_or_path"),
+        ("data", "dataset"): ("train_file", "dataset_name", "validation_file"),
+    }
+    problems = []
+    for (section, group), names in needed.items():
+        if not any(config[section][name] for name in names):
+            chosen = HydraConfig.get().runtime.choices.get(group)
+            reason = f"+{group}={chosen} sets none; " if chosen else ""
+            choices = ", ".join(group_choices()[group])
+            problems.append(
+                f"no {section}: {reason}choose with +{group}=… ({choices}), or give"
+                f" {section}.{names[0]}= or {section}.{names[1]}="
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _plain(config: DictConfig, root: type) -> dict[str, Any]:
+    """Return resolved and plain values. A `~` at the beginning of a path is expanded.
+
+    Raises:
+        ConfigKeyError: a key is unknown. Hydra accepts `+foo=1` as a new key, even in a
+            structured config.
+    """
     values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    OmegaConf.merge(schema(root), values)
     return _with_home(values)
 
 
@@ -123,15 +148,6 @@ def _refuse_without_effect(given: Mapping[str, Any], used: Mapping[str, Any]) ->
                 f"training.{name}={given[name]} has no effect: it needs"
                 f" training.{other}={needed}, got {used[other]}"
             )
-
-
-def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the nested values, with placeholders for secrets."""
-    recorded = copy.deepcopy(dict(values))
-    for section, name in (key.split(".") for key in SECRETS):
-        if recorded[section][name] is not None:
-            recorded[section][name] = NOT_RECORDED
-    return recorded
 
 
 def hide_secrets(text: str) -> str:

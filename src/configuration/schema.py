@@ -10,8 +10,10 @@ import copy
 import dataclasses
 import enum
 import functools
+import json
 import math
 import operator
+import re
 import shutil
 import sys
 import textwrap
@@ -20,7 +22,6 @@ import typing
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,27 +40,6 @@ BOUNDS = {
     "above": ("above", operator.gt),
     "maximum": ("at most", operator.le),
     "below": ("below", operator.lt),
-}
-
-
-# Options of Hugging Face's TrainingArguments that `--help` leaves out: they have one allowed
-# value, are deprecated, or have no use here.
-NOT_IN_HELP = {
-    *FIXED_TRAINING_VALUES,
-    *"use_cache do_predict local_rank"
-    " remove_unused_columns label_names length_column_name include_for_metrics project"
-    " run_name trackio_space_id trackio_bucket_id trackio_static_space_id log_on_each_node"
-    " eval_do_concat_batches eval_use_gather_object include_num_input_tokens_seen"
-    " average_tokens_across_devices save_on_each_node debug".split(),
-}
-STEPS = {
-    name: f"Steps {kind}; below 1: a share of the run"
-    for name, kind in {
-        "warmup_steps": "in which the learning rate grows linearly from 0",
-        "eval_steps": "between evaluations, for eval_strategy=steps",
-        "save_steps": "between checkpoints, for save_strategy=steps",
-        "logging_steps": "between log messages",
-    }.items()
 }
 
 
@@ -134,6 +114,7 @@ def _default(field: dataclasses.Field, hint: Any) -> Any:
     return default
 
 
+@functools.cache
 def schema(section: type) -> type:
     """Return a dataclass with the fields of `section`, in types that OmegaConf checks.
 
@@ -173,10 +154,10 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
         UserError: if a value is out of its bounds, or if values exclude each other.
     """
     hints = typing.get_type_hints(section)
-    typed = dict(values)
-    for name, value in values.items():
-        if choices := _choices(hints[name]):
-            typed[name] = choices.get(value)
+    typed = {
+        name: choices.get(value) if (choices := _choices(hints[name])) else value
+        for name, value in values.items()
+    }
     defaults = {}
     for field in dataclasses.fields(section):
         key, value = section.key(field.name), typed.get(field.name)
@@ -204,27 +185,23 @@ def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
     """Return the text of `--help`: each option with its value and meaning, ours first.
 
-    Options with only one allowed value, or without a use here, are left out.
+    Options with only one allowed value are left out.
 
     Args:
         root: the name of the command's schema.
         _root_: the whole configuration, which OmegaConf passes.
     """
     texts = []
-    for name, section in sections(ROOTS[root]).items():
-        # Not the section `hydra`, which holds this text itself.
-        keys = [key for key in _root_ if key != "hydra"]
-        node = _root_[name] if name else OmegaConf.masked_copy(_root_, keys)
-        values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-        ours = section.__dict__.get("__annotations__", {})
+    for section in sections(ROOTS[root]).values():
         hints = typing.get_type_hints(section)
-        fields = [f for f in dataclasses.fields(section) if f.init and f.name in values]
-        for field in sorted(fields, key=lambda field: field.name not in ours):
-            if field.name in ours or field.name not in NOT_IN_HELP:
-                line = yaml.safe_dump(values[field.name], default_flow_style=True)
-                value = " ".join(line.removesuffix("\n...\n").split())
-                texts.append(f"  {section.key(field.name)}={value}")
-                texts.append(_wrapped(_meaning(field, hints[field.name]), indent=6))
+        ours = section.__dict__["__annotations__"]
+        fields = sorted(dataclasses.fields(section), key=lambda f: f.name not in ours)
+        for field in fields:
+            if field.init and field.name not in FIXED_TRAINING_VALUES:
+                key = section.key(field.name)
+                value = as_text(OmegaConf.select(_root_, key)).replace('"', "")
+                meaning = _wrapped(_meaning(field, hints[field.name]), indent=6)
+                texts += [f"  {key}={value}", meaning]
         texts.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(texts).replace("$", "$$")
@@ -232,9 +209,25 @@ def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
 
 def _meaning(field: dataclasses.Field, hint: Any) -> str:
     """Return the meaning of an option, with its choices if it is a closed choice."""
-    meaning = STEPS.get(field.name) or field.metadata.get("help", "").rstrip(" .")
+    # Hugging Face says in a sentence of its own that a number of steps may be a share.
+    full = field.metadata.get("help", "").rstrip(" .")
+    meaning, *share = re.split(r"\. (?:Should|Can) be an integer", full)
+    meaning += "; below 1: a share of the run" if share else ""
     choices = ", ".join(_choices(hint))
     return f"{meaning}. One of: {choices}" if choices else meaning
+
+
+def as_text(value: Any) -> str:
+    """Return a composed value as short text. Equal values have equal texts."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, enum.Enum):
+        value = value.name
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, dict):  # JSON cannot sort keys of several types
+        value = {str(key): value[key] for key in value}
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def describe_groups() -> str:

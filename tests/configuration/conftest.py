@@ -1,9 +1,7 @@
 import pytest
-from hydra.errors import HydraException
 
 from src.configuration.errors import explain
 from src.configuration.run_configuration import run_configuration
-from src.foundation import UserError
 
 
 @pytest.fixture
@@ -13,7 +11,7 @@ def refusal(composed):
     def call(*overrides: str) -> str:
         try:
             run_configuration(composed(*overrides))
-        except (UserError, HydraException) as error:
+        except Exception as error:
             return explain(error, arguments=overrides)
         pytest.fail(f"{overrides} was not refused")
 
