@@ -505,6 +505,11 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         " this number, or after its epochs",
         minimum=1,
     )
+    milestones: Any = neutral(
+        None,
+        "Words seen at which a model is saved for good, as chck_1M and so on: [1M, 2M];"
+        " +milestones=strict_small and strict have those of the challenge",
+    )
     overwrite_output_dir: bool = neutral(False, "Start anew and move the old run aside")
     only_preprocess_dataset: bool = neutral(
         False, "Only train the tokenizer, pack the text and print a table of it"
