@@ -28,6 +28,7 @@ from src.arguments import (
     FIXED_TRAINING_VALUES,
     HUGGING_FACE_BOUNDS,
     Arguments,
+    ExportArguments,
     RunEvalArguments,
     Section,
 )
@@ -64,10 +65,12 @@ STEPS = {
 
 
 def sections(root: type = Arguments) -> dict[str, type[Section]]:
-    """Return the sections by name. `RunEvalArguments` is a single section without a name."""
-    if issubclass(root, Section):
-        return {root.section: root}
-    return typing.get_type_hints(root)
+    """Return the sections by name. The keys of other commands than training have none."""
+    hints = typing.get_type_hints(root)
+    inner = {
+        n: h for n, h in hints.items() if isinstance(h, type) and issubclass(h, Section)
+    }
+    return {root.section: root, **inner} if issubclass(root, Section) else inner
 
 
 @functools.cache
@@ -77,7 +80,7 @@ def options(root: type = Arguments) -> dict[str, dataclasses.Field]:
         section.key(field.name): field
         for section in sections(root).values()
         for field in dataclasses.fields(section)
-        if field.init
+        if field.init and section.key(field.name) not in sections(root)
     }
 
 
@@ -158,7 +161,11 @@ def schema(section: type) -> type:
 
 
 # The name of each command's schema, which its file under src/conf/ refers to.
-ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
+ROOTS = {
+    "base_config": Arguments,
+    "run_eval_config": RunEvalArguments,
+    "export_config": ExportArguments,
+}
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=_name, node=schema(_root))
 
@@ -219,7 +226,10 @@ def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
         values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
         ours = section.__dict__.get("__annotations__", {})
         hints = typing.get_type_hints(section)
-        fields = [f for f in dataclasses.fields(section) if f.init and f.name in values]
+        known = options(ROOTS[root])
+        fields = [
+            f for f in dataclasses.fields(section) if section.key(f.name) in known
+        ]
         for field in sorted(fields, key=lambda field: field.name not in ours):
             if field.name in ours or field.name not in NOT_IN_HELP:
                 line = yaml.safe_dump(values[field.name], default_flow_style=True)
