@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from src.arguments import ExportArguments, ScoringArguments
+from src.arguments import ExportArguments, RunEvalArguments
 from src.entry.checks import (
     Check,
     Run,
@@ -23,12 +23,13 @@ from src.entry.collate import Scored, collate
 from src.entry.form import build_form, describe_form, predictions_file, write_card
 from src.entry.rules import TRACKS, Track
 from src.evaluation.evaluator import Evaluator
-from src.evaluation.models import MODEL_FILES, Checkpoint, find_checkpoints
+from src.evaluation.glue.data import FORMATS
+from src.evaluation.models import MODEL_FILES, find_checkpoints
 from src.evaluation.results import model_folder
 from src.evaluation.suite import Suite
 from src.evaluation.table import report
 from src.evaluation.tasks.aoa import MIN_POINTS
-from src.evaluation.tasks.catalogue import GROUPS, expand, find_data
+from src.evaluation.tasks.catalogue import expand, find_data
 from src.foundation import (
     UserError,
     counted,
@@ -134,7 +135,7 @@ def score(
         path for folder in run.milestones for path in find_checkpoints(str(folder))
     ]
     with naming("data"):
-        full = _with_data([*expand("full"), *GROUPS["glue"]], args)
+        full = _with_data([*expand("full"), *FORMATS], args)
         fast = _with_data(expand("fast"), args) if steps else []
     if len(steps) < MIN_POINTS:
         full = [task for task in full if task != "aoa"]
@@ -143,7 +144,7 @@ def score(
         if not models or not tasks:
             continue
         suite = Suite.load(
-            ScoringArguments(
+            RunEvalArguments(
                 tasks=tasks, data=args.data, batch_tokens=args.batch_tokens
             )
         )
@@ -167,6 +168,10 @@ def score(
 def _with_data(names: Iterable[str], args: ExportArguments) -> list[str]:
     """Return the tasks that have data, and log the others."""
     folders, missing = find_data(dict.fromkeys(names, False), Path(args.data))
+    for name in set(FORMATS) & {*folders}:  # all tasks of GLUE share a folder
+        if not (folders[name] / f"{name}.train.jsonl").is_file():
+            del folders[name]
+            missing.append(name)
     if missing:
         logger.warning("warning: %s has no data of %s", args.data, ", ".join(missing))
     return list(folders)
