@@ -19,8 +19,8 @@ from src.foundation import UserError, write_atomically
 from src.training.record.ledger import FILE, read_ledger
 
 FOR_THE_TEAM = "(for the team to fill in)"
-# The counts that the server divides, with the smallest value that is a raw count.
-COUNTS = {"num_parameters": 100_000, "num_words_data": 100_000, "flops": 10**12}
+# The counts that the server divides by a million or more.
+COUNTS = ("num_parameters", "num_words_data", "flops")
 
 
 def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
         "gpu_train": hours,
-        "gpu_dev": round(sum(others), 2),
+        "gpu_dev": round(sum(others), 3),
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
         "num_words_data": run.results.get("corpus_words"),
@@ -85,8 +85,11 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "teacher_models": "none" if not weights else FOR_THE_TEAM,
     }
     earlier = _read(before) if before.exists() else {}
-    for field, value in earlier.items():
-        if field in COUNTS and (type(value) is not int or value < COUNTS[field]):
+    for field in {*COUNTS} & {*earlier}:
+        value = earlier[field]
+        if value != form[field] and (
+            type(value) is not int or value < form[field] / 100
+        ):
             raise UserError(
                 f"{before}: {field} must be a raw count such as {form[field]}, got {value!r}"
             )
