@@ -29,8 +29,10 @@ MAY_IMPORT = {
     "data": {*BASE, "data"},
     "evaluation": {*BASE, "evaluation"},
     "training": {*BASE, "data", "evaluation", "training"},
+    "entry": {*BASE, "data", "training", "evaluation", "entry"},
     **dict.fromkeys(
-        FRONT_DOORS, {*BASE, "configuration", "data", "training", "evaluation"}
+        FRONT_DOORS,
+        {*BASE, "configuration", "data", "training", "evaluation", "entry"},
     ),
 }
 HYDRA = {*FRONT_DOORS, "configuration"}
