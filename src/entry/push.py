@@ -152,7 +152,9 @@ def log_summary(
     Args:
         was_private: Whether the existing repository is private; None: it is a new one.
     """
-    is_new, is_private = was_private is None, private if was_private is None else was_private
+    is_new, is_private = was_private is None, (
+        private if was_private is None else was_private
+    )
     shown = "private" if is_private else "public"
     every = [change for of_branch in changes.values() for change in of_branch]
     new = [change for change in every if isinstance(change, CommitOperationAdd)]
