@@ -9,9 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
 
 from src.entry.checks import check_name
-from src.foundation import UserError, counted, first_line
+from src.foundation import UserError, counted, first_line, shows_bars
 
 # On `main`, it tells which run a repository belongs to. Its bytes must not change from one
 # version of this module to the next, because they are compared by their checksum.
@@ -54,6 +55,8 @@ def push(
     """
     check_name(name)
     branches = read_branches(entry, run)
+    if not shows_bars():
+        disable_progress_bars()
     api = HfApi(token=token)
     url = f"{api.endpoint}/{name}"
     with hub_errors(name):
@@ -152,9 +155,7 @@ def log_summary(
     Args:
         was_private: Whether the existing repository is private; None: it is a new one.
     """
-    is_new, is_private = was_private is None, (
-        private if was_private is None else was_private
-    )
+    is_private = private if was_private is None else was_private
     shown = "private" if is_private else "public"
     every = [change for of_branch in changes.values() for change in of_branch]
     new = [change for change in every if isinstance(change, CommitOperationAdd)]
@@ -162,15 +163,15 @@ def log_summary(
         "Push to %s (%s%s): upload %s (%.1f MB), delete %s\n  branches: %s",
         url,
         shown,
-        ", new" * is_new,
+        ", new" if was_private is None else "",
         counted(len(new), "file"),
         sum(change.upload_info.size for change in new) / 1e6,
         counted(len(every) - len(new), "file"),
         ", ".join(changes),
     )
     if is_private != private:
-        warning = "warning: the repository is %s and stays so; %s/settings changes it"
-        logger.warning(warning, shown, url)
+        warning = "warning: hub.private is for new repositories; this one stays %s"
+        logger.warning(warning + " (%s/settings changes it)", shown, url)
 
 
 def upload(

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,6 +105,8 @@ class Answer(BaseHTTPRequestHandler):
     def serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
         hub, body = self.server, self.body()
+        if path == "/api/agent-harnesses":  # the client asks for it once a day
+            return self.reply(404)
         hub.requests.append(f"{self.command} {path}")
         fault = hub.fault
         number = len(hub.requests)
@@ -322,9 +323,9 @@ def test_one_changed_file_uploads_only_that_file_and_a_removed_one_is_deleted(
     ]
 
 
-@pytest.mark.parametrize("kind", ["500", "dropped", "lost"])
+@pytest.mark.parametrize("kinds", [("500", "dropped"), ("lost",)], ids=" or ".join)
 def test_a_push_continues_after_a_failure_at_any_request(
-    hub: Hub, entry: Path, kind: str
+    hub: Hub, entry: Path, kinds: tuple[str, ...]
 ):
     push(entry, NAME, "a")
     complete, number = expected(entry), len(hub.requests)
@@ -333,7 +334,7 @@ def test_a_push_continues_after_a_failure_at_any_request(
         hub.repositories.clear()
         hub.storage.clear()
         hub.requests.clear()
-        hub.fault = Fault(kind, request)
+        hub.fault = Fault(kinds[request % len(kinds)], request)
         with pytest.raises(
             UserError, match="^name=team/model: the hub did not complete"
         ):
@@ -407,7 +408,7 @@ def test_an_empty_repository_is_used_and_keeps_its_visibility(
     push(entry, NAME, "a")
     assert not repository.private
     assert repository.branches == expected(entry)
-    assert "the repository is public and stays so" in caplog.text
+    assert "hub.private is for new repositories; this one stays public" in caplog.text
     hub.requests.clear()
     push(entry, NAME, "a")
     assert not hub.writes()
