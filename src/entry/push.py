@@ -87,9 +87,8 @@ def hub_errors(name: str) -> Iterator[None]:
     # operating system, of Xet, and for an answer that is no JSON.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         # The reason why a file was not uploaded is the cause of a RuntimeError.
-        is_upload = type(error) is RuntimeError
-        reason = (error.__cause__ if is_upload else None) or error
-        status = getattr(getattr(reason, "response", None), "status_code", None)
+        reason = (type(error) is RuntimeError and error.__cause__) or error
+        status = getattr(getattr(error, "response", None), "status_code", None)
         fault = FAULTS.get(status, OTHER_FAULT)
         raise UserError(f"name={name}: {fault} ({first_line(reason)})") from error
 

@@ -59,6 +59,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.storage: dict[str, bytes] = {}  # large files by their SHA-256
         self.requests: list[str] = []
+        self.sent: list[str] = []  # what commits do to which file
         self.fault: Fault | None = None
 
     @property
@@ -229,6 +230,8 @@ class Answer(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 assert key == "header", key
+                continue
+            self.server.sent.append(f"{key} {branch}/{value['path']}")
         repository.commit(branch, files)
         number = len(repository.commits) - 1
         url = f"{self.server.url}/{NAME}/commit/{number}"
@@ -304,23 +307,31 @@ def test_a_second_push_uploads_nothing(hub: Hub, entry: Path):
     assert hub.repositories[NAME].commits == commits
 
 
-def test_one_changed_file_uploads_only_that_file_and_a_removed_one_is_deleted(
-    hub: Hub, entry: Path
-):
+def test_one_changed_file_uploads_only_that_file(hub: Hub, entry: Path):
     push(entry, NAME, "a")
-    number = len(hub.repositories[NAME].commits)
     hub.requests.clear()
+    hub.sent.clear()
     weights = entry / "chck_2M/model.safetensors"
     weights.write_bytes(weights.read_bytes().swapcase())
-    (entry / "main/config.json").unlink()
     push(entry, NAME, "a")
-    repository = hub.repositories[NAME]
-    assert repository.branches == expected(entry)
-    assert [branch for branch, _ in repository.commits[number:]] == ["chck_2M", "main"]
+    assert hub.repositories[NAME].branches == expected(entry)
+    assert hub.sent == ["lfsFile chck_2M/model.safetensors"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert [x for x in hub.writes() if x.startswith("PUT")] == [
         f"PUT /storage/{digest}"
     ]
+
+
+def test_a_changed_and_a_removed_file_are_one_commit(hub: Hub, entry: Path):
+    push(entry, NAME, "a")
+    number = len(hub.repositories[NAME].commits)
+    hub.sent.clear()
+    (entry / "main/README.md").write_text("---\nlicense: gpl\n---\n# A model\n")
+    (entry / "main/config.json").unlink()
+    push(entry, NAME, "a")
+    assert hub.repositories[NAME].branches == expected(entry)
+    assert hub.sent == ["file main/README.md", "deletedFile main/config.json"]
+    assert len(hub.repositories[NAME].commits) == number + 1
 
 
 @pytest.mark.parametrize("kinds", [("500", "dropped"), ("lost",)], ids=" or ".join)
