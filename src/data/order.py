@@ -141,6 +141,12 @@ class Plan(Sampler):
         """Return the words in the targets of the first `num_steps` steps."""
         return int(self.words[num_steps])
 
+    def blocks_seen(self, num_steps: int) -> int:
+        """Return the number of blocks in the first `num_steps` steps, without `NO_BLOCK`."""
+        epochs, steps = divmod(num_steps, self.steps_per_epoch)
+        per_epoch = len(self.order)
+        return epochs * per_epoch + min(steps * self.blocks_per_step, per_epoch)
+
     def block_size(self, step: int) -> int:
         """Return the length of a sequence at a step, counted from 0."""
         sizes = (size for size, end in self.stages if step < end)

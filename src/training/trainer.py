@@ -310,10 +310,11 @@ class LanguageModelTrainer(Trainer):
         return {} if self.plan is None else self._rates_since(*self._began)
 
     def _rates_since(self, step: int, seconds: float) -> dict[str, float]:
-        """Return the rates since a step. The tokens of `NO_BLOCK` are counted, too."""
+        """Return the rates since a step."""
         plan, now = self.plan, self.state.global_step
         return rates(
-            tokens=(now - step) * plan.blocks_per_step * plan.blocks.block_size,
+            tokens=(plan.blocks_seen(now) - plan.blocks_seen(step))
+            * plan.blocks.block_size,
             words=plan.words_seen(now) - plan.words_seen(step),
             seconds=self.clock.seconds()["training"] - seconds,
             flops_per_token=6 * self._num_parameters,

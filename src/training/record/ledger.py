@@ -35,7 +35,7 @@ class Ledger(TrainerCallback):
         self.file, self.plan = run_dir / FILE, plan
         self.names = [file["name"] for file in plan.blocks.stream.files]
         self._owners, self._words = plan.blocks.owners, plan.blocks.words
-        self._step, self._blocks = 0, 0
+        self._step = 0
         self._of_files = np.zeros(len(self.names), np.int64)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -54,7 +54,7 @@ class Ledger(TrainerCallback):
         row = {
             "step": state.global_step,
             "words": int(self._of_files.sum()),
-            "tokens": self._blocks * self.plan.blocks.block_size,
+            "tokens": self.plan.blocks_seen(self._step) * self.plan.blocks.block_size,
             "epoch": round(state.epoch, 6),
             "files": dict(zip(self.names, self._of_files.tolist())),
             "loss": logs["loss"],
@@ -64,10 +64,9 @@ class Ledger(TrainerCallback):
             file.write(json.dumps(row) + "\n")
 
     def _count(self, step: int) -> None:
-        """Count the blocks and words of the steps until `step`."""
+        """Count the words of each file in the steps until `step`."""
         for blocks in self.plan.drawn(self._step, step):
             blocks = blocks[blocks != NO_BLOCK]
-            self._blocks += len(blocks)
             self._of_files += np.bincount(
                 self._owners[blocks], self._words[blocks], len(self.names)
             ).astype(np.int64)
