@@ -355,6 +355,48 @@ class RunEvalArguments(LoadingArguments, ScoringArguments):
     seed: int = option(42, "Random seed of fine-tuning (tasks=glue)", **SEED)
 
 
+@dataclass(frozen=True)
+class HubArguments(Section):
+    """Options of an upload to the hub."""
+
+    section: ClassVar[str] = "hub"
+
+    license: str | None = option(
+        None,
+        "Licence of the model, by its name on the hub: mit, apache-2.0, cc-by-4.0, …",
+    )
+    push: bool = option(False, "Upload the entry to the hub")
+    private: bool = option(True, "Create the repository as a private one")
+    token: str | None = option(
+        None, "Hub access token (better: variable HF_TOKEN)", secret=True
+    )
+
+
+@dataclass(frozen=True)
+class ExportArguments(Section):
+    """Options of `python -m src.export`."""
+
+    section: ClassVar[str] = ""
+
+    run: str | None = option(None, "Directory of a finished run")
+    name: str | None = option(None, "Name of the entry on the hub: <owner>/<model>")
+    track: Literal["strict-small", "strict"] | None = option(
+        None, "Track of the challenge; null: by data.word_budget of the run"
+    )
+    data: str = option(
+        "babylm_data/evaluation_data", "Folder that holds full_eval and fast_eval"
+    )
+    results_dir: str = option("results", "Directory of scores and predictions")
+    batch_tokens: int = option(
+        16384, "Most tokens in a forward pass; a longer text is scored alone", minimum=1
+    )
+    use_cpu: bool = option(False, "Score on the CPU, even if there is a GPU")
+    python_4_51: str | None = option(
+        None, "Python of an environment with transformers 4.51.3, to compare logits"
+    )
+    hub: HubArguments = field(default_factory=HubArguments)
+
+
 # Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.
 HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     "training.learning_rate": {"above": 0},
@@ -487,6 +529,11 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         "Most words that training may see; it ends before the step that would exceed"
         " this number, or after its epochs",
         minimum=1,
+    )
+    milestones: Any = neutral(
+        None,
+        "Words seen at which a model is saved for good, as chck_1M and so on: [1M, 2M];"
+        " +milestones=strict_small and strict have those of the challenge",
     )
     overwrite_output_dir: bool = neutral(False, "Start anew and move the old run aside")
     only_preprocess_dataset: bool = neutral(

@@ -13,7 +13,7 @@ SOURCE = REPOSITORY / "src"
 MODULES = sorted(path for path in SOURCE.rglob("*.py"))
 # Of all modules together, without blank lines, comments and docstrings. It may only fall, or
 # grow with a capability: a theme that needs 400 lines looks for 100 that it can retire.
-MAX_CODE_LINES = 8437
+MAX_CODE_LINES = 9214
 
 FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
 NO_CODE = {
@@ -29,8 +29,10 @@ MAY_IMPORT = {
     "data": {*BASE, "data"},
     "evaluation": {*BASE, "evaluation"},
     "training": {*BASE, "data", "evaluation", "training"},
+    "entry": {*BASE, "data", "evaluation", "training", "entry"},
     **dict.fromkeys(
-        FRONT_DOORS, {*BASE, "configuration", "data", "training", "evaluation"}
+        FRONT_DOORS,
+        {*BASE, "configuration", "data", "training", "evaluation", "entry"},
     ),
 }
 HYDRA = {*FRONT_DOORS, "configuration"}

@@ -31,6 +31,7 @@ SHORT_FORMS = {
 }
 # Options that change a result only if evaluations choose the best model.
 EVALUATION_TIMES = {"eval_strategy", "eval_steps", "eval_delay"}
+NEUTRAL_GROUPS = {"milestones"}
 MAX_NAME_LENGTH = 120
 
 # Options of Hugging Face's TrainingArguments that change neither weights nor reported numbers.
@@ -123,7 +124,7 @@ def _changes_result(key: str, training: Mapping[str, Any]) -> bool:
         training: the values of the section `training`.
     """
     if "." not in key:
-        return True  # the choice of a group
+        return key not in NEUTRAL_GROUPS  # the choice of a group
     section, name = key.split(".")[:2]
     keeps_best = bool(training["load_best_model_at_end"])
     if name in EVALUATION_TIMES:

@@ -16,6 +16,8 @@ from src.arguments import (
     EFFECTIVE_WITH,
     FIGURES,
     Arguments,
+    ExportArguments,
+    HubArguments,
     RunConfiguration,
     RunEvalArguments,
     is_text_figure,
@@ -64,6 +66,17 @@ def build_run_eval(config: DictConfig) -> RunEvalArguments:
         UserError: if a key is unknown or a value is refused.
     """
     return build(RunEvalArguments, _plain(config, RunEvalArguments))
+
+
+def build_export(config: DictConfig) -> ExportArguments:
+    """Return the checked arguments of `export`.
+
+    Raises:
+        UserError: if a key is unknown or a value is refused.
+    """
+    values = _plain(config, ExportArguments)
+    hub = build(HubArguments, values.pop("hub"))
+    return build(ExportArguments, {**values, "hub": hub})
 
 
 def _refuse_missing_choice(config: DictConfig) -> None:
@@ -167,7 +180,7 @@ class MoveSecrets(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Move the secrets of a run, or of all runs of a sweep."""
         job, overrides = config.hydra.job, config.hydra.overrides
-        for key in (*SECRETS, "token"):
+        for key in (*SECRETS, "token", "hub.token"):
             if (secret := OmegaConf.select(config, key)) is None:
                 continue
             variable = key.replace(".", "_").upper()

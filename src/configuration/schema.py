@@ -29,6 +29,7 @@ from src.arguments import (
     FIXED_TRAINING_VALUES,
     HUGGING_FACE_BOUNDS,
     Arguments,
+    ExportArguments,
     RunEvalArguments,
     Section,
 )
@@ -44,10 +45,12 @@ BOUNDS = {
 
 
 def sections(root: type = Arguments) -> dict[str, type[Section]]:
-    """Return the sections by name. `RunEvalArguments` is a single section without a name."""
-    if issubclass(root, Section):
-        return {root.section: root}
-    return typing.get_type_hints(root)
+    """Return the sections by name. The keys of other commands than training have none."""
+    hints = typing.get_type_hints(root)
+    inner = {
+        n: h for n, h in hints.items() if isinstance(h, type) and issubclass(h, Section)
+    }
+    return {root.section: root, **inner} if issubclass(root, Section) else inner
 
 
 @functools.cache
@@ -57,7 +60,7 @@ def options(root: type = Arguments) -> dict[str, dataclasses.Field]:
         section.key(field.name): field
         for section in sections(root).values()
         for field in dataclasses.fields(section)
-        if field.init
+        if field.init and section.key(field.name) not in sections(root)
     }
 
 
@@ -139,7 +142,11 @@ def schema(section: type) -> type:
 
 
 # The name of each command's schema, which its file under src/conf/ refers to.
-ROOTS = {"base_config": Arguments, "run_eval_config": RunEvalArguments}
+ROOTS = {
+    "base_config": Arguments,
+    "run_eval_config": RunEvalArguments,
+    "export_config": ExportArguments,
+}
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=_name, node=schema(_root))
 
@@ -191,14 +198,14 @@ def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
         root: the name of the command's schema.
         _root_: the whole configuration, which OmegaConf passes.
     """
-    texts = []
+    texts, known = [], options(ROOTS[root])
     for section in sections(ROOTS[root]).values():
         hints = typing.get_type_hints(section)
         ours = section.__dict__["__annotations__"]
         fields = sorted(dataclasses.fields(section), key=lambda f: f.name not in ours)
         for field in fields:
-            if field.init and field.name not in FIXED_TRAINING_VALUES:
-                key = section.key(field.name)
+            key = section.key(field.name)
+            if key in known and field.name not in FIXED_TRAINING_VALUES:
                 value = as_text(OmegaConf.select(_root_, key)).replace('"', "")
                 meaning = _wrapped(_meaning(field, hints[field.name]), indent=6)
                 texts += [f"  {key}={value}", meaning]

@@ -6,6 +6,7 @@ depend on the number of devices, micro-batches, loader processes or restarts, an
 words seen after each step is known before the run begins.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Iterator, Optional
@@ -101,6 +102,8 @@ class Plan(Sampler):
                 "data.mix: an epoch would have no block: the share of every file rounds to 0"
             )
         self.blocks, self.order, self.blocks_per_step = blocks, order, blocks_per_step
+        # The ledger asks for parts of the current epoch, again and again.
+        self._filled = functools.lru_cache(maxsize=1)(self._filled)
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
@@ -138,6 +141,12 @@ class Plan(Sampler):
         """Return the words in the targets of the first `num_steps` steps."""
         return int(self.words[num_steps])
 
+    def blocks_seen(self, num_steps: int) -> int:
+        """Return the number of blocks in the first `num_steps` steps, without `NO_BLOCK`."""
+        epochs, steps = divmod(num_steps, self.steps_per_epoch)
+        per_epoch = len(self.order)
+        return epochs * per_epoch + min(steps * self.blocks_per_step, per_epoch)
+
     def block_size(self, step: int) -> int:
         """Return the length of a sequence at a step, counted from 0."""
         sizes = (size for size, end in self.stages if step < end)
@@ -145,10 +154,20 @@ class Plan(Sampler):
 
     def blocks_of(self, step: int) -> list[int]:
         """Return the indices of the blocks that a step, counted from 0, trains on."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        first = number * self.blocks_per_step
-        blocks = self._filled(epoch)[first : first + self.blocks_per_step].tolist()
-        return [block for block in blocks if block != NO_BLOCK]
+        (blocks,) = self.drawn(step, step + 1)
+        return blocks[blocks != NO_BLOCK].tolist()
+
+    def drawn(self, start: int, end: int) -> Iterator[np.ndarray]:
+        """Yield the blocks of the steps from `start` to before `end`, epoch by epoch.
+
+        They may contain `NO_BLOCK`.
+        """
+        while start < end:
+            epoch, number = divmod(start, self.steps_per_epoch)
+            length = min(end - start, self.steps_per_epoch - number)
+            blocks = self._filled(epoch).reshape(-1, self.blocks_per_step)
+            yield blocks[number : number + length].ravel()
+            start += length
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose blocks the sampler yields."""

@@ -110,8 +110,8 @@ class Checkpoint:
     @property
     def words_seen(self) -> Optional[int]:
         """The number of words it was trained on, by its name (chck_10M) or the Trainer's log."""
-        if match := re.fullmatch(r"chck_(\d+)M", self.revision):
-            return int(match[1]) * 1_000_000
+        if match := re.fullmatch(r"chck_(\d+)([kM]?)", self.revision):
+            return int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
         state = _read_json(self.directory / "trainer_state.json")
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:
@@ -120,8 +120,10 @@ class Checkpoint:
         return round(logs[-1]["words"] * state["global_step"] / logs[-1]["step"])
 
     def checkpoints(self) -> list["Checkpoint"]:
-        """Return the complete checkpoints in a run's directory; none for other models."""
-        paths = sorted(self.directory.glob("checkpoint-*"), key=_natural_order)
+        """Return the milestones in a run's directory, or else its complete checkpoints."""
+        milestones = list(self.directory.glob("chck_*"))
+        paths = milestones or self.directory.glob("checkpoint-*")
+        paths = sorted(paths, key=_natural_order)
         return [_local(path) for path in paths if _is_model(path)]
 
 

@@ -42,6 +42,8 @@ def final_scores(
     if plan is not None:
         words = plan.words_seen(state.global_step)
         scores.update(steps=state.global_step, epochs=state.epoch, words_seen=words)
+        scores["corpus_words"] = plan.blocks.stream.info["words"]
+        scores["total_flos"] = state.total_flos
     return scores
 
 
@@ -88,7 +90,6 @@ def save(
         data.train_stream,
         args.model.model_name_or_path,
     )
-    model.config.use_cache = True  # it was off in training, but speeds up generation
     staging = trainer.run_dir / ".model"
     trainer.save_model(str(staging))
     if not trainer.is_world_process_zero():

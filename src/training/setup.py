@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,6 +20,7 @@ from src.evaluation.scoring.network import REFUSALS
 from src.foundation import UserError, counted, first_line
 from src.training.decision import Decision
 from src.training.optimization.schedule import averaging_steps, choose_schedule
+from src.training.record.milestones import milestone_steps, parse_milestones
 from src.training.step import forward, micro_batching
 from src.training.step.document_masking import add_mask, choose_document_masking
 from src.training.step.micro_batching import MicroBatching, shortened
@@ -42,6 +43,7 @@ class Setup:
         masks_documents: whether our mask separates documents.
         precision: dtype of the matrix products.
         metric: name of the score that picks the best model.
+        milestones: step -> name of each milestone that the run reaches.
         compiled: whether the step is compiled.
         attention: name of the attention; None: the architecture's own.
         logit_chunk: tokens whose logits are in memory at once; None: all of a micro-batch.
@@ -55,6 +57,7 @@ class Setup:
     masks_documents: Decision[bool]
     precision: Decision[torch.dtype]
     metric: Optional[str]
+    milestones: Mapping[int, str] = field(default_factory=dict)
     compiled: Decision[bool] = Decision(False, "not compiled")
     attention: Decision[Optional[str]] = Decision(None, "")
     logit_chunk: Decision[Optional[int]] = Decision(None, "")
@@ -149,6 +152,8 @@ def decide(
     setup = Setup(plan, model.forward, masking, _precision(training, reasons), metric)
     if plan is None:
         return setup
+    milestones = parse_milestones(training.milestones)
+    setup = replace(setup, milestones=milestone_steps(plan, milestones))
     sequences = plan.blocks_per_step // training.world_size
     tokens = sequences * args.data.block_size
     if recorded := micro_batching.recorded(run_dir, sequences):
@@ -295,8 +300,21 @@ def report(
     )
     for size, end in plan.stages:
         logger.info(f"Sequences of {size} tokens until step {end:,}")
+    if setup.milestones:
+        logger.info(_describe_milestones(setup, model))
     if training.do_eval and training.eval_strategy != "no" and validation is not None:
         logger.info(_cost_of_evaluations(training, plan, len(validation)))
+
+
+def _describe_milestones(setup: Setup, model: PreTrainedModel) -> str:
+    """Return one line with the steps of the milestones, and the space that they need."""
+    steps = list(setup.milestones)
+    size = 4 * model.num_parameters() / 1e9
+    return (
+        f"{counted(len(steps), 'milestone')}, from {setup.milestones[steps[0]]} at step"
+        f" {steps[0]:,} to {setup.milestones[steps[-1]]} at step {steps[-1]:,}, each of"
+        f" {size:.2g} GB"
+    )
 
 
 def _cost_of_evaluations(

@@ -42,6 +42,8 @@ from src.training.optimization.averaging import WeightAverage
 from src.training.optimization.divergence import DivergenceCheck
 from src.training.optimization.optimizer import muon_with_adamw
 from src.training.record.checkpoints import newest_whole, prune, seal
+from src.training.record.ledger import Ledger
+from src.training.record.milestones import Milestones
 from src.training.record.run_record import TrainingStopped
 from src.training.record.throughput import Clock, rates
 from src.training.setup import Setup
@@ -129,6 +131,13 @@ class LanguageModelTrainer(Trainer):
             self.add_callback(self.weight_average)
         for callback in (self.stop, TrainerHooks(self)):
             self.add_callback(callback)
+        if setup.milestones:
+            words = setup.plan.words
+            save = self._save_milestone
+            milestones = Milestones(self.run_dir, setup.milestones, words, save)
+            self.add_callback(milestones)
+        if setup.plan is not None and self.is_world_process_zero():
+            self.add_callback(Ledger(self.run_dir, setup.plan))
         self.bars = ProgressBars()
         if shows_bars() and not self.args.disable_tqdm:
             self.add_callback(self.bars)
@@ -301,10 +310,11 @@ class LanguageModelTrainer(Trainer):
         return {} if self.plan is None else self._rates_since(*self._began)
 
     def _rates_since(self, step: int, seconds: float) -> dict[str, float]:
-        """Return the rates since a step. The tokens of `NO_BLOCK` are counted, too."""
+        """Return the rates since a step."""
         plan, now = self.plan, self.state.global_step
         return rates(
-            tokens=(now - step) * plan.blocks_per_step * plan.blocks.block_size,
+            tokens=(plan.blocks_seen(now) - plan.blocks_seen(step))
+            * plan.blocks.block_size,
             words=plan.words_seen(now) - plan.words_seen(step),
             seconds=self.clock.seconds()["training"] - seconds,
             flops_per_token=6 * self._num_parameters,
@@ -376,6 +386,12 @@ class LanguageModelTrainer(Trainer):
             seal(checkpoint)
             best = self.state.best_model_checkpoint
             prune(self.run_dir, self.save_total_limit, best)
+
+    def _save_milestone(self, directory: str) -> None:
+        """Save the model and the tokenizer of a milestone. All processes call it."""
+        self._refuse_diverged_weights()
+        with self.clock.phase("saving"):
+            self.save_model(directory)
 
     def _loss_window(self) -> dict[str, Any]:
         """Return the sums since the last log, which the Trainer's checkpoint lacks.

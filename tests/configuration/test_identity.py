@@ -40,6 +40,7 @@ def test_a_run_is_named_by_tag_model_dataset_and_seed(composed):
         (["data.preprocessing_num_workers=2"], "seed-42"),
         (["training.overwrite_output_dir=true"], "seed-42"),
         (["training.per_device_eval_batch_size=2"], "seed-42"),
+        (["+milestones=strict_small"], "seed-42"),
     ],
 )
 def test_the_name_holds_the_overrides_that_change_the_result(composed, overrides, name):

@@ -1,0 +1,1 @@
+"""From a run to an entry of the BabyLM challenge: checks, scores, forms, the hub."""

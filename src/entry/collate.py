@@ -1,0 +1,113 @@
+"""The one file of predictions that the challenge asks for, from the results on disk.
+
+It has the same content as the file that the official collate script writes (`collate_preds` of
+serdardoesml/babylm-eval, July 2026), which reads the same folders. As there, a part that is missing
+or has the wrong size is null.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.entry.rules import FAST_PARTS, FULL_PARTS, SIZES, Track, expected_size
+from src.evaluation.glue.data import FORMATS
+from src.evaluation.results import Entry
+
+Predictions = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The results of one model.
+
+    Args:
+        folder: the folder of its `scores.json`.
+        entries: task -> entry of `scores.json`.
+    """
+
+    folder: Path
+    entries: Mapping[str, Entry]
+
+    def read(self, task: str, name: str = "predictions.json") -> Any:
+        """Return the content of an official file of a task; None if there is no result."""
+        files = self.entries.get(task, {}).get("files", [])
+        file = next((f for f in files if f.endswith(f"/{name}")), None)
+        if file is None:
+            return None
+        return json.loads((self.folder / file).read_text(encoding="utf-8"))
+
+
+def collate(
+    main: Scored, milestones: Mapping[str, Scored], track: Track
+) -> dict[str, Any]:
+    """Return the content of `all_full_preds_and_fast_scores_<backend>.json`.
+
+    Args:
+        main: results of the final model on the full tasks.
+        milestones: name -> results of a milestone on the fast tasks.
+    """
+    content: dict[str, Any] = {
+        part: _of_right_size(part, main.read(task)) for part, task in FULL_PARTS.items()
+    }
+    surprisals = main.read("aoa", "surprisal.json")
+    content["aoa_surprisals"] = surprisals if _is_whole(surprisals, track) else None
+    content["aoa"] = main.read("aoa", "aoa_score.json")
+    content["glue"] = {}
+    for task in FORMATS:
+        content["glue"] |= _of_right_size("glue", main.read(task)) or {}
+    content["fast_eval_results"] = {
+        part: [
+            _fast_scores(part, milestones[name]) if name in milestones else None
+            for name in track.milestones
+        ]
+        for part in FAST_PARTS
+    }
+    return content
+
+
+def _of_right_size(
+    part: str, predictions: Predictions | None, fast: bool = False
+) -> Predictions | None:
+    """Return the predictions of a part; None if they do not have the expected size."""
+    if predictions is None:
+        return None
+    total = SIZES["global_piqa"].get(part)
+    if total is not None and len(predictions) != total:
+        return None
+    for name, content in predictions.items():
+        if len(content["predictions"]) != expected_size(part, name, fast):
+            return None
+    return predictions
+
+
+def _is_whole(surprisals: dict[str, Any] | None, track: Track) -> bool:
+    """Return whether the surprisals are those of all checkpoints and all words."""
+    steps = [row["step"] for row in (surprisals or {}).get("results", [])]
+    return set(steps) == set(track.milestones) and all(
+        steps.count(name) == SIZES["aoa_pairs"] for name in track.milestones
+    )
+
+
+def _fast_scores(part: str, scored: Scored) -> dict[str, float] | None:
+    """Return the scores of a milestone by subset, as shares; None without a result."""
+    task = FAST_PARTS[part]
+    predictions = _of_right_size(part, scored.read(task), fast=True)
+    if predictions is None:
+        return None
+    subscores = scored.entries[task]["subscores"]
+    if part == "reading":
+        measures = subscores["measure"]
+        return {
+            "spr": measures["self_paced"] / 100,
+            "rt": measures["eye_tracking"] / 100,
+        }
+    if part.startswith("global_piqa"):
+        return {part: scored.entries[task]["score"] / 100}
+    # The number of right choices divided by their number, as the script computes it.
+    shares = {}
+    for name, content in predictions.items():
+        number = len(content["predictions"])
+        shares[name] = round(subscores["UID"][name] / 100 * number) / number
+    return shares

@@ -1,0 +1,231 @@
+"""The stages from a finished run to an entry of the challenge."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.arguments import ExportArguments, RunEvalArguments
+from src.entry.checks import (
+    Check,
+    Run,
+    check_name,
+    check_other_python,
+    check_predictions,
+    check_run,
+)
+from src.entry.collate import Scored, collate
+from src.entry.form import build_form, describe_form, predictions_file, write_card
+from src.entry.rules import TRACKS, Track
+from src.evaluation.evaluator import Evaluator
+from src.evaluation.glue.data import FORMATS
+from src.evaluation.models import MODEL_FILES, find_checkpoints
+from src.evaluation.results import model_folder
+from src.evaluation.suite import Suite
+from src.evaluation.table import report
+from src.evaluation.tasks.aoa import MIN_POINTS
+from src.evaluation.tasks.catalogue import expand, find_data
+from src.foundation import (
+    UserError,
+    counted,
+    naming,
+    sha256,
+    shows_bars,
+    write_atomically,
+)
+
+ENTRY = "entry"
+logger = logging.getLogger(__name__)
+
+
+def export(args: ExportArguments) -> None:
+    """Check a run, score what is missing, write `entry/` in its directory, and push it.
+
+    Raises:
+        UserError: the run cannot be entered, or something of the entry would be refused or
+            count as 0; everything is named.
+    """
+    check_name(args.name)
+    with naming("run"):
+        run = load_run(args.run)
+    track = find_track(args, run)
+    checks = [
+        *check_run(run, track, "causal"),
+        check_other_python(run, args.python_4_51),
+    ]
+    detail = args.hub.license or "give hub.license=mit, or another one"
+    checks.append(Check("licence", args.hub.license is not None, detail))
+    logger.info(
+        "%s, track %s\n  %s", run.directory, track.name, "\n  ".join(map(str, checks))
+    )
+    scored, evaluator = score(run, args)
+    faults = [str(check) for check in checks if check.passed is False]
+    faults += write_entry(run, track, args, scored)
+    logger.info("\n%s", report(evaluator, False))
+    logger.info("Entry: %s", run.directory / ENTRY)
+    if faults:
+        raise UserError("the entry is not ready:\n  " + "\n  ".join(faults))
+    logger.info("The entry is ready: fill in what form.md leaves to the team.")
+    if args.hub.push:
+        from src.entry.push import push
+
+        with naming("hub.push"):
+            run_id = sha256(run.directory / "run.json")
+            entry = run.directory / ENTRY
+            url = push(entry, args.name, run_id, args.hub.private, args.hub.token)
+        logger.info("Pushed: %s", url)
+
+
+def load_run(directory: str | None) -> Run:
+    """Return a finished run.
+
+    Raises:
+        UserError: there is no run, or it is not finished.
+    """
+    if not directory:
+        raise UserError("name a finished run: run=exp/<group>/<name>")
+    path = Path(directory)
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path} is not a run (it has no run.json)")
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not (path / "results.json").is_file():
+            raise UserError(
+                f"{path} is not finished; this continues it: {record['command']}"
+            )
+        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not (path / "model.safetensors").is_file() and not any(path.glob("model-*")):
+        raise UserError(f"{path} has no model")
+    return Run(path, record, results, config)
+
+
+def find_track(args: ExportArguments, run: Run) -> Track:
+    """Return the track: the chosen one, or that of the run's budget of words."""
+    budget = run.config["data"]["word_budget"]
+    by_budget = [name for name, track in TRACKS.items() if track.words == budget]
+    name = args.track or next(iter(by_budget), None)
+    if name is None:
+        raise UserError(
+            f"choose track={' or '.join(TRACKS)}: the run's data.word_budget is {budget}"
+        )
+    return TRACKS[name]
+
+
+def score(
+    run: Run, args: ExportArguments
+) -> tuple[dict[str, Scored], dict[str, dict[str, Any]]]:
+    """Score what has no result yet: the full tasks of the model, the fast ones of milestones.
+
+    Returns:
+        revision -> results; and label -> entries of the final model, for a table.
+
+    Raises:
+        UserError: data are missing, or a model could not be scored.
+    """
+    (main,) = find_checkpoints(str(run.directory))
+    steps = [
+        path for folder in run.milestones for path in find_checkpoints(str(folder))
+    ]
+    with naming("data"):
+        full = _with_data([*expand("full"), *FORMATS], args)
+        fast = _with_data(expand("fast"), args) if steps else []
+    if len(steps) < MIN_POINTS:
+        full = [task for task in full if task != "aoa"]
+    scored: dict[str, Scored] = {}
+    for models, tasks in (([main], full), (steps, fast)):
+        if not models or not tasks:
+            continue
+        suite = Suite.load(
+            RunEvalArguments(
+                tasks=tasks, data=args.data, batch_tokens=args.batch_tokens
+            )
+        )
+        evaluator = Evaluator(
+            suite,
+            models,
+            Path(args.results_dir),
+            progress=shows_bars(),
+            use_cpu=args.use_cpu,
+        )
+        evaluator.run()
+        if evaluator.failures:
+            lines = [f"{name}: {why}" for name, why in evaluator.failures.items()]
+            raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))
+        for model in models:
+            folder = Path(args.results_dir) / model_folder(model.model) / model.revision
+            scored[model.revision] = Scored(folder, evaluator.entries(model))
+    return scored, {str(run.directory): dict(scored["main"].entries)}
+
+
+def _with_data(names: Iterable[str], args: ExportArguments) -> list[str]:
+    """Return the tasks that have data, and log the others."""
+    folders, missing = find_data(dict.fromkeys(names, False), Path(args.data))
+    for name in set(FORMATS) & {*folders}:  # all tasks of GLUE share a folder
+        if not (folders[name] / f"{name}.train.jsonl").is_file():
+            del folders[name]
+            missing.append(name)
+    if missing:
+        logger.warning("warning: %s has no data of %s", args.data, ", ".join(missing))
+    return list(folders)
+
+
+def write_entry(
+    run: Run, track: Track, args: ExportArguments, scored: dict[str, Scored]
+) -> list[str]:
+    """Write `entry/`, and return the faults of its predictions.
+
+    The old entry is replaced only when the new one is complete.
+    """
+    entry, staging = run.directory / ENTRY, run.directory / ".entry"
+    shutil.rmtree(staging, ignore_errors=True)
+    milestones = {path.name: path for path in run.milestones}
+    for name, folder in {"main": run.directory, **milestones}.items():
+        copy_model(folder, staging / name)
+    predictions = staging / "predictions" / model_folder(args.name)
+    for revision, results in scored.items():
+        files = [f for item in results.entries.values() for f in item.get("files", [])]
+        for file in ["scores.json", *files]:
+            target = predictions / revision / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(results.folder / file, target)
+    of_milestones = {name: scored[name] for name in milestones if name in scored}
+    content = collate(scored["main"], of_milestones, track)
+    text = json.dumps(content)
+    write_atomically(predictions / predictions_file(args.name), text)
+    form = build_form(run, track, args.name, entry / "form.json")
+    write_atomically(staging / "form.json", form)
+    write_atomically(staging / "form.md", describe_form(form))
+    write_card(
+        run,
+        staging / "main" / "README.md",
+        form,
+        args.hub.license,
+        scored["main"].entries,
+    )
+    shutil.rmtree(entry, ignore_errors=True)
+    os.replace(staging, entry)
+    logger.info(
+        "%s and their tokenizers are in %s",
+        counted(len(milestones) + 1, "model"),
+        entry,
+    )
+    return check_predictions(json.loads(text), track)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the files of a model, as links to the same data where the file system has them."""
+    target.mkdir(parents=True)
+    files = {path for pattern in MODEL_FILES for path in source.glob(pattern)}
+    for file in files | {*source.glob("generation_config.json")}:
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)

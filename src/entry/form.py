@@ -1,0 +1,173 @@
+"""The form of a submission and the model card, filled in from a run.
+
+Numbers are in the units that the server reads: parameters, words and FLOPs as raw counts, of which
+it shows millions and 1e15. What only the team can know is marked; such answers are kept when the
+form is written again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from src.entry.checks import Run
+from src.entry.rules import Track
+from src.evaluation.table import table
+from src.foundation import UserError, write_atomically
+from src.training.record.ledger import FILE, read_ledger
+
+FOR_THE_TEAM = "(for the team to fill in)"
+# The counts that the server divides by a million or more.
+COUNTS = ("num_parameters", "num_words_data", "flops")
+
+
+def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any]:
+    """Return the fields of the submission form.
+
+    Args:
+        name: the repository on the hub.
+        before: `form.json` of an earlier export, whose answers of the team are kept.
+
+    Raises:
+        UserError: `before` is damaged, or the team has changed a count to another unit.
+    """
+    training, model = run.config["training"], _read(run.directory / "config.json")
+    tokenizer = run.config["tokenizer"]["name_or_path"]
+    batch = training["tokens_per_step"] or (
+        f"{training['per_device_train_batch_size']} sequences x"
+        f" {training['gradient_accumulation_steps'] or 1} per device"
+    )
+    optimizer = training["optimizer"]
+    weights = run.config["model"]["model_name_or_path"]
+    hours = device_hours(run.directory)
+    others = [
+        device_hours(path.parent) for path in run.directory.parent.glob("*/run.json")
+    ]
+    form = {
+        "model_name": name,
+        "revision": "main",
+        "hf_repo": name,
+        "track": track.name,
+        "predictions_file": f"predictions/{predictions_file(name)}",
+        "model_type": "decoder",
+        "main_contributions": FOR_THE_TEAM,
+        "base_model": weights or "none",
+        "architecture": model["architectures"][0],
+        "optimizer": training["optim"] if optimizer == "adamw" else optimizer,
+        "learning_rate": training["learning_rate"],
+        "learning_rate_scheduler": training["lr_scheduler_type"],
+        "batch_size": batch,
+        "training_epochs": round(run.results["epochs"], 2),
+        "seed": training["seed"],
+        "tokenizer": tokenizer or "byte-level BPE, trained on the same text",
+        "token_set_size": model["vocab_size"],
+        "num_layers": _first(model, "num_hidden_layers", "n_layer", "num_layers"),
+        "num_heads": _first(model, "num_attention_heads", "n_head", "num_heads"),
+        "max_seq_length": run.config["data"]["block_size"],
+        "num_parameters": _num_parameters(run.directory),
+        "flops": int(run.results.get("total_flos", 0)),
+        "gpu_train": hours,
+        "gpu_dev": round(sum(others), 3),
+        "training_data": run.config["data"]["train_file"]
+        or run.config["data"]["dataset_name"],
+        "num_words_data": run.results.get("corpus_words"),
+        "data_genre": FOR_THE_TEAM,
+        "data_preprocessing": FOR_THE_TEAM,
+        "data_human_annotation": FOR_THE_TEAM,
+        "data_syn_aug": FOR_THE_TEAM,
+        "model_description": FOR_THE_TEAM,
+        "other_hyp": ", ".join(
+            f"{key}={training[key]}"
+            for key in ("weight_decay", "warmup_steps", "adam_beta2", "averaging")
+        ),
+        "teacher_models": "none" if not weights else FOR_THE_TEAM,
+    }
+    earlier = _read(before) if before.exists() else {}
+    for field in {*COUNTS} & {*earlier}:
+        value = earlier[field]
+        if value != form[field] and (
+            type(value) is not int or value < form[field] / 100
+        ):
+            raise UserError(
+                f"{before}: {field} must be a raw count such as {form[field]}, got {value!r}"
+            )
+    return form | {f: v for f, v in earlier.items() if form.get(f) == FOR_THE_TEAM}
+
+
+def describe_form(form: Mapping[str, Any]) -> str:
+    """Return the form as a table in Markdown."""
+    rows = [f"| {field} | {value} |" for field, value in form.items()]
+    return "\n".join(["| field | value |", "|---|---|", *rows, ""])
+
+
+def predictions_file(name: str) -> str:
+    """Return the name that the official collate script gives the file of predictions."""
+    return "all_full_preds_and_fast_scores_causal.json"
+
+
+def write_card(
+    run: Run, file: Path, form: Mapping[str, Any], license: str, entries: Any
+) -> None:
+    """Write the model card: that of the run, with the licence and the challenge's scores.
+
+    Args:
+        entries: task -> entry of `scores.json` of the final model.
+    """
+    card = ModelCard.load(run.directory / "README.md")
+    card.data.license = license
+    milestones = ", ".join(path.name for path in run.milestones) or "none"
+    text = [
+        card.text.rstrip(),
+        "",
+        f"## BabyLM challenge, {form['track']}",
+        "",
+        f"Branches with checkpoints by words seen: {milestones}. Load one with"
+        f' `AutoModelForCausalLM.from_pretrained("{form["hf_repo"]}", revision=…)`.',
+        "",
+        "```",
+        table(entries),
+        "```",
+        "",
+    ]
+    card.text = "\n".join(text)
+    write_atomically(file, str(card))
+
+
+def device_hours(run_dir: Path) -> float:
+    """Return the hours of all devices that a run has trained, from its ledger."""
+    rows = read_ledger(run_dir / FILE)
+    return round(rows[-1]["device_seconds"] / 3600, 3) if rows else 0.0
+
+
+def _num_parameters(directory: Path) -> int:
+    """Return the number of parameters, from the headers of the stored weights."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in directory.glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                shape = weights.get_slice(name).get_shape()
+                total += int(_product(shape))
+    return total
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _first(config: Mapping[str, Any], *names: str) -> Any:
+    """Return the first of several values that a configuration has."""
+    return next((config[name] for name in names if name in config), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error

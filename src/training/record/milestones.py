@@ -1,0 +1,139 @@
+"""Milestones: models that are kept at numbers of words seen, as the challenge asks for them.
+
+The challenge wants a model after 1M, 2M, … words, under names such as `chck_1M`. The words that
+each step sees are known from the plan, so the steps are known before the first one. A milestone
+has the weights of the first step whose words seen reach it.
+"""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from src.data.order import Plan
+from src.foundation import MANIFEST, UserError, sha256, write_atomically
+from src.training.record.checkpoints import seal
+
+KEY = "training.milestones"
+WORDS_FILE = "words_seen.json"
+# A run reaches a milestone also if it ends less than this share before it: the last tokens of the
+# text fill no block, so ten epochs of 10M words see a little less than 100M.
+TOLERANCE = 0.01
+logger = logging.getLogger(__name__)
+
+
+def parse_milestones(values: Any) -> dict[str, int]:
+    """Return a dictionary, name of a milestone -> words: {"chck_1M": 1_000_000}.
+
+    Args:
+        values: numbers of words in ascending order, such as `1M`, `300k` or `250000`.
+
+    Raises:
+        UserError: a value is no number of words, or the values do not ascend.
+    """
+    milestones: dict[str, int] = {}
+    for value in values or []:
+        match = re.fullmatch(r"([1-9]\d*)([kM]?)", str(value))
+        if match is None:
+            raise UserError(
+                f"{KEY}: {value!r} is no number of words; write 1M, 300k or 250000"
+            )
+        words = int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
+        if words <= max(milestones.values(), default=0):
+            raise UserError(f"{KEY} must ascend, got {value} after a larger number")
+        milestones[milestone_name(words)] = words
+    return milestones
+
+
+def milestone_name(words: int) -> str:
+    """Return the challenge's name of a milestone: `chck_1M`, and `chck_1000M` for 1B words."""
+    for unit, letter in ((1_000_000, "M"), (1000, "k")):
+        if words % unit == 0:
+            return f"chck_{words // unit}{letter}"
+    return f"chck_{words}"
+
+
+def milestone_steps(plan: Plan, milestones: Mapping[str, int]) -> dict[int, str]:
+    """Return a dictionary, step -> name, of the milestones that the run reaches.
+
+    Raises:
+        UserError: one step passes two milestones.
+    """
+    steps: dict[int, str] = {}
+    last = int(plan.words[-1])
+    for name, words in milestones.items():
+        step = int(np.searchsorted(plan.words, words))
+        if step > plan.num_steps and last >= (1 - TOLERANCE) * words:
+            step = plan.num_steps
+        if step > plan.num_steps:
+            break
+        if step in steps:
+            apart = words - milestones[steps[step]]
+            tokens = plan.blocks_per_step * plan.blocks.block_size
+            largest = tokens * apart / np.diff(plan.words).max()
+            raise UserError(
+                f"{KEY}: step {step:,} passes both {steps[step]} and {name}, since a step"
+                f" sees up to {np.diff(plan.words).max():,} words: a batch of at most"
+                f" {int(largest):,} tokens keeps them apart (training.tokens_per_step)"
+            )
+        steps[step] = name
+    return steps
+
+
+class Milestones(TrainerCallback):
+    """Callback that saves the model at each milestone, before any checkpoint of that step.
+
+    So if a checkpoint exists, the earlier milestones do, too. A milestone that exists is left
+    as it is, since a run that continues has the same weights at the same step.
+
+    Args:
+        run_dir: the directory of the run, which gets a folder for each milestone. The folder
+            has a file with the words seen, and the checksum of `run.json`, which names the run.
+        steps: the value of `milestone_steps`.
+        words: words seen before each step [num_steps + 1].
+        save_model: saves the model and the tokenizer in a directory; all processes call it.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        steps: Mapping[int, str],
+        words: np.ndarray,
+        save_model: Callable[[str], None],
+    ):
+        self.run_dir, self.steps, self.words = run_dir, steps, words
+        self.save_model = save_model
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        passed = [n for s, n in self.steps.items() if s <= state.global_step]
+        if lost := [n for n in passed if not (self.run_dir / n / MANIFEST).is_file()]:
+            logger.warning(
+                "warning: %s cannot be made any more: the run continues after them",
+                ", ".join(lost),
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        name = self.steps.get(state.global_step)
+        if name is None or (self.run_dir / name / MANIFEST).is_file():
+            return
+        staging = self.run_dir / f".{name}"
+        if args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # of a start that was killed
+        self.save_model(str(staging))
+        if not args.should_save:
+            return
+        (staging / "training_args.bin").unlink(missing_ok=True)
+        words = int(self.words[state.global_step])
+        run = sha256(self.run_dir / "run.json")
+        seen = {"words": words, "step": state.global_step, "run": run}
+        write_atomically(staging / WORDS_FILE, seen)
+        seal(staging)
+        shutil.rmtree(self.run_dir / name, ignore_errors=True)
+        os.replace(staging, self.run_dir / name)
+        logger.info("%s is saved, after %s words", self.run_dir / name, f"{words:,}")
