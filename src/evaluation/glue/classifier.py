@@ -8,8 +8,6 @@ babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to Jul
 import contextlib
 import copy
 import logging
-from dataclasses import dataclass
-from typing import Any, Literal, Optional
 
 import torch
 from torch import nn
@@ -74,23 +72,10 @@ class Classifier(nn.Module):
                 type(self.backbone).__name__,
             )
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: Optional[torch.Tensor] = None,
-    ) -> dict[str, torch.Tensor]:
-        """Return logits [B, num_labels] and the mean cross-entropy in nats.
-
-        Args:
-            input_ids, attention_mask: [B, T].
-            labels: [B]; None: no loss is returned.
-        """
-        states = self._states(input_ids, attention_mask, self.gives_positions)
-        logits = self.head(states[:, -1 if self.last else 0]).float()
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits [B, num_labels] for ids and mask [B, T]."""
+        states = self._states(ids, mask, self.gives_positions)
+        return self.head(states[:, -1 if self.last else 0]).float()
 
     def _states(
         self, ids: torch.Tensor, mask: torch.Tensor, gives_positions: bool = False
@@ -136,31 +121,3 @@ class Classifier(nn.Module):
                     exact.append(gives_positions)
         self.backbone.train()
         return exact
-
-
-@dataclass(frozen=True)
-class Collate:
-    """A collator of rows into padded ids and mask [B, T], and labels [B].
-
-    T is the length of the longest text, or the largest `width` of a row if that is larger.
-
-    Args:
-        side: the side on which texts are padded.
-    """
-
-    pad_id: int
-    side: Literal["left", "right"]
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = [row["input_ids"] for row in rows]
-        width = max([*map(len, texts), *(row.get("width", 0) for row in rows)])
-
-        def padded(values: list[int], fill: int) -> list[int]:
-            missing = [fill] * (width - len(values))
-            return missing + values if self.side == "left" else values + missing
-
-        return {
-            "input_ids": torch.tensor([padded(text, self.pad_id) for text in texts]),
-            "attention_mask": torch.tensor([padded([1] * len(t), 0) for t in texts]),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
