@@ -607,10 +607,12 @@ def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog
 def test_many_models_of_one_tokenizer_tokenize_a_task_once(
     short_rte, a_run, run_eval, monkeypatch
 ):
-    encode, calls = glue.encode, []
-    monkeypatch.setattr(glue, "encode", lambda *a: calls.append(a) or encode(*a))
+    prepare, calls = glue.FineTuning.prepare, []
+    monkeypatch.setattr(
+        glue.FineTuning, "prepare", lambda *a: calls.append(a) or prepare(*a)
+    )
     assert run_eval("checkpoint=exp/*/*/checkpoint-1*", "tasks=[rte]") == 0
-    assert len(calls) == 2  # its two files
+    assert len(calls) == 1
     _, entries = read_scores("run-tiny-sample_seed-7", "checkpoint-15")
     assert entries["rte"]["items"] == 8
 

@@ -130,9 +130,6 @@ class ChoiceTask(Task):
     def prepare(self, scorer: Scorer) -> list[list[Query]]:
         return scorer.queries(self.items)
 
-    def ask(self, scorer: Scorer, prepared: list[list[Query]]) -> Scored:
-        return scorer.score(prepared)
-
     def result(self, answers: Sequence[Answer]) -> Result:
         """Return the result of one model.
 
