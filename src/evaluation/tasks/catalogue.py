@@ -33,7 +33,7 @@ class Source:
         kind: an object whose method `load` takes a directory and fields, and returns the task.
         folder: its folder in full_eval, fast_eval or both.
         sets: the sets that have the folder, of `full` and `fast`.
-        official: its folder among the official results; None: `folder`.
+        official: its folder among the official results, if it is not called as the task is.
         is_share: whether its score is a share of right answers, rather than a correlation
             or an explained variance.
     """
@@ -47,27 +47,19 @@ class Source:
 
 # fmt: off
 TASKS = {
-    "blimp": Source(formats.PAIRS, "blimp_filtered", FULL, "blimp"),
-    "blimp_fast": Source(formats.PAIRS, "blimp_fast", FAST, "blimp"),
+    "blimp": Source(formats.PAIRS, "blimp_filtered"),
+    "blimp_fast": Source(formats.PAIRS, "blimp_fast", FAST),
     "supplement": Source(formats.PAIRS, "supplement_filtered", FULL, "blimp"),
     "supplement_fast": Source(formats.PAIRS, "supplement_fast", FAST, "blimp"),
-    "ewok": Source(formats.EWOK, "ewok_filtered", FULL, "ewok"),
-    "ewok_fast": Source(formats.EWOK, "ewok_fast", FAST, "ewok"),
+    "ewok": Source(formats.EWOK, "ewok_filtered"),
+    "ewok_fast": Source(formats.EWOK, "ewok_fast", FAST),
     "entity_tracking": Source(formats.ENTITY_TRACKING, "entity_tracking"),
-    "entity_tracking_fast": Source(
-        formats.ENTITY_TRACKING, "entity_tracking_fast", FAST, "entity_tracking"
-    ),
+    "entity_tracking_fast": Source(formats.ENTITY_TRACKING, "entity_tracking_fast", FAST),
     "comps": Source(formats.COMPS, "comps"),
     "global_piqa_parallel": Source(formats.GLOBAL_PIQA, "global_piqa_parallel", BOTH),
-    "global_piqa_nonparallel": Source(
-        formats.GLOBAL_PIQA, "global_piqa_nonparallel", BOTH
-    ),
-    "wug_adj": Source(
-        formats.WUG_ADJECTIVES, "wug_adj_nominalization", BOTH, "wug_adj", False
-    ),
-    "wug_past": Source(
-        formats.WUG_PAST_TENSE, "wug_past_tense", BOTH, "wug_past", False
-    ),
+    "global_piqa_nonparallel": Source(formats.GLOBAL_PIQA, "global_piqa_nonparallel", BOTH),
+    "wug_adj": Source(formats.WUG_ADJECTIVES, "wug_adj_nominalization", BOTH, is_share=False),
+    "wug_past": Source(formats.WUG_PAST_TENSE, "wug_past_tense", BOTH, is_share=False),
     "reading": Source(ReadingTimes, "reading", BOTH, is_share=False),
     "aoa": Source(AgeOfAcquisition, "aoa", FULL, "AoA_word", is_share=False),
     **{n: Source(FineTuning, "glue_filtered", FULL, f"finetune/{n}") for n in FORMATS},
@@ -110,8 +102,8 @@ def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]
             if source.kind is FineTuning:
                 fields |= {"bf16": args.bf16, "seed": seed}
                 fields["exact_positions"] = args.exact_positions
-            folder = source.official or source.folder
-            tasks.append(source.kind.load(directory, folder=folder, **fields))
+            fields["folder"] = source.official or name.removesuffix("_fast")
+            tasks.append(source.kind.load(directory, **fields))
     with naming(args.key("pairs")):
         pairs = [args.pairs] if isinstance(args.pairs, str) else args.pairs or []
         tasks += load_pairs_folders(pairs, **common)
