@@ -275,9 +275,11 @@ def _crossing(
 ) -> float | None:
     """Return the x at which the sigmoid fitted to the points (x, y) [n] passes the threshold.
 
-    It is None if the fit fails or the sigmoid does not rise through the threshold.
+    It is None if the fit fails, or if the sigmoid does not rise through the threshold within
+    the range of x.
 
     Args:
+        x: ascending values.
         least: the sigmoid's slope and height must be above this value.
         fit: other arguments of `curve_fit`.
     """
@@ -292,7 +294,8 @@ def _crossing(
         return None
     if b <= least or a <= least or threshold <= d or threshold >= a + d:
         return None
-    return float(c - np.log(a / (threshold - d) - 1) / b)
+    crossing = float(c - np.log(a / (threshold - d) - 1) / b)
+    return crossing if x[0] <= crossing <= x[-1] else None
 
 
 def child_age(shares: np.ndarray) -> float | None:
@@ -307,8 +310,7 @@ def child_age(shares: np.ndarray) -> float | None:
     ages = AGES[given]
     bounds = ([0, 0, ages[0], -0.5], [2.0, 1.0, ages[-1], 0.5])
     start = [1.0, 0.1, ages.mean(), 0.0]
-    age = _crossing(ages, shares[given], 0.5, p0=start, bounds=bounds, maxfev=1000)
-    return age if age is not None and ages[0] <= age <= ages[-1] else None
+    return _crossing(ages, shares[given], 0.5, p0=start, bounds=bounds, maxfev=1000)
 
 
 def model_age(
@@ -335,8 +337,7 @@ def model_age(
         lower = [0.0, 0.0, steps.min() - 1, low - 2 * size - 1]
         upper = [10 * size + 1, 100.0, steps.max() + 1, high + 1]
         fit = {**fit, "bounds": (lower, upper), "maxfev": 20000, "least": 1e-6}
-    age = _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
-    return age if age is not None and steps[0] <= age <= steps[-1] else None
+    return _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
 
 
 def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:
