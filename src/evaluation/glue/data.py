@@ -34,8 +34,11 @@ Example = tuple[str, str, int]  # two texts and a label
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of the protocol, equal in 2025 and 2026."""
+    """The templates of a row's two texts, and the hyperparameters, equal in 2025 and 2026."""
 
+    first: str
+    second: str
+    num_labels: int = 2
     metric: Metric = "accuracy"  # chooses the epoch, and is the score
     batch_size: int = 32
     num_epochs: int = 10
@@ -45,16 +48,6 @@ class Recipe:
     weight_decay: float = 0.01  # of all weights, including norms and biases
     classifier_dropout: float = 0.1
     max_length: int = 512  # tokens; longer texts are cut
-
-
-@dataclass(frozen=True)
-class Format:
-    """The templates of a row's two texts, and the recipe of the task's training."""
-
-    first: str
-    second: str
-    recipe: Recipe = Recipe()
-    num_labels: int = 2
 
     @property
     def fields(self) -> dict[str, type]:
@@ -70,20 +63,16 @@ class Format:
         return self.first.format(**row), self.second.format(**row), label
 
 
-FORMATS = {
-    "boolq": Format("{question}", "{passage}", Recipe(batch_size=16)),
-    "mnli": Format("{premise}", "{hypothesis}", num_labels=3),
-    "mrpc": Format("{sentence1}", "{sentence2}", Recipe("f1")),
-    "multirc": Format(
-        "Question: {question} Answer: {answer}", "{paragraph}", Recipe(batch_size=16)
-    ),
-    "qqp": Format("{question1}", "{question2}", Recipe("f1")),
-    "rte": Format("{sentence1}", "{sentence2}"),
-    "wsc": Format(
-        'Does "{span2_text}" refer to "{span1_text}" in this passage?',
-        "{text}",
-        Recipe(num_epochs=30),
-    ),
+MULTIRC = "Question: {question} Answer: {answer}"
+WSC = 'Does "{span2_text}" refer to "{span1_text}" in this passage?'
+RECIPES = {
+    "boolq": Recipe("{question}", "{passage}", batch_size=16),
+    "mnli": Recipe("{premise}", "{hypothesis}", num_labels=3),
+    "mrpc": Recipe("{sentence1}", "{sentence2}", metric="f1"),
+    "multirc": Recipe(MULTIRC, "{paragraph}", batch_size=16),
+    "qqp": Recipe("{question1}", "{question2}", metric="f1"),
+    "rte": Recipe("{sentence1}", "{sentence2}"),
+    "wsc": Recipe(WSC, "{text}", num_epochs=30),
 }
 
 
@@ -142,10 +131,9 @@ class FineTuning(Task):
     train: list[Example]
     valid: list[Example]
     recipe: Recipe
-    num_labels: int
     exact_positions: bool = False
     takes: ClassVar = "training"
-    mean: ClassVar = Mean("glue", tuple(FORMATS))
+    mean: ClassVar = Mean("glue", tuple(RECIPES))
 
     @classmethod
     def load(
@@ -161,15 +149,14 @@ class FineTuning(Task):
         Raises:
             UserError: a file is missing, or a line cannot be used.
         """
-        form = FORMATS[name]
+        recipe = RECIPES[name]
         files = [directory / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-        train, valid = (read_rows(file, form.fields, form.read) for file in files)
+        train, valid = (read_rows(file, recipe.fields, recipe.read) for file in files)
         return cls(
             name=name,
             train=train,
             valid=valid,
-            recipe=form.recipe,
-            num_labels=form.num_labels,
+            recipe=recipe,
             bf16=fast_bfloat16(use_cpu=False) if bf16 is None else bf16,
             data_checksum=checksum_of_files(files),
             **common,
@@ -181,10 +168,8 @@ class FineTuning(Task):
 
     def prepare(self, scorer: Scorer) -> dict[str, Encoded]:
         """Return the token sequences of the two files, "train" and "valid"."""
-        return {
-            "train": self._encode("train", self.train, scorer),
-            "valid": self._encode("valid", self.valid, scorer),
-        }
+        files = {"train": self.train, "valid": self.valid}
+        return {name: self._encode(name, file, scorer) for name, file in files.items()}
 
     def _encode(self, split: str, examples: list[Example], scorer: Scorer) -> Encoded:
         """Return the token sequences of a file, with the tokenizer's own special tokens.

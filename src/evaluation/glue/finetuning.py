@@ -61,7 +61,7 @@ def finetune(
         set_seed(task.seed)
         model = Classifier(
             scorer.model,
-            task.num_labels,
+            recipe.num_labels,
             recipe.classifier_dropout,
             last=train.side == "left",
             exact_positions=task.exact_positions or task.protocol == 2025,
@@ -93,7 +93,7 @@ def finetune(
             if not np.isfinite(logits).all():
                 raise UserError(f"NaN after epoch {epoch} of fine-tuning")
             predictions = logits.argmax(-1)
-            metrics = measure(predictions, np.array(valid.labels), task.num_labels)
+            metrics = measure(predictions, np.array(valid.labels), recipe.num_labels)
             tuned.predictions.append(predictions)
             tuned.metrics.append(metrics)
             score = 100 * metrics[recipe.metric]

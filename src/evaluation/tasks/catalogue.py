@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from src.arguments import ScoringArguments
-from src.evaluation.glue.data import FORMATS, FineTuning
+from src.evaluation.glue.data import RECIPES, FineTuning
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.aoa import AgeOfAcquisition
 from src.evaluation.tasks.reading import ReadingTimes
@@ -62,13 +62,13 @@ TASKS = {
     "wug_past": Source(formats.WUG_PAST_TENSE, "wug_past_tense", BOTH, is_share=False),
     "reading": Source(ReadingTimes, "reading", BOTH, is_share=False),
     "aoa": Source(AgeOfAcquisition, "aoa", FULL, "AoA_word", is_share=False),
-    **{n: Source(FineTuning, "glue_filtered", FULL, f"finetune/{n}") for n in FORMATS},
+    **{n: Source(FineTuning, "glue_filtered", FULL, f"finetune/{n}") for n in RECIPES},
 }
 # fmt: on
 GROUPS = {
     "global_piqa": ("global_piqa_parallel", "global_piqa_nonparallel"),
     "wug": ("wug_adj", "wug_past"),
-    "glue": tuple(FORMATS),
+    "glue": tuple(RECIPES),
 }
 # Each name that users may give -> its tasks.
 NAMES = {**{name: (name,) for name in TASKS}, **GROUPS}
@@ -125,7 +125,7 @@ def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
         if name in BOTH:
             # Fine-tuning takes hours, so the sets leave it out.
             in_set = [
-                t for t, s in TASKS.items() if name in s.sets and t not in FORMATS
+                t for t, s in TASKS.items() if name in s.sets and t not in RECIPES
             ]
             wanted = {**dict.fromkeys(in_set, False), **wanted}
         elif name in NAMES:

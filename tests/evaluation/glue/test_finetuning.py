@@ -21,15 +21,16 @@ from transformers import (
 
 from src.evaluation.glue import finetuning
 from src.evaluation.glue.classifier import Classifier
-from src.evaluation.glue.data import FORMATS, Encoded, FineTuning, Recipe, measure
+from src.evaluation.glue.data import RECIPES, Encoded, FineTuning, measure
 from src.evaluation.scoring.scorer import Scorer
 from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 WORDS = "[PAD] [BOS] [EOS] [UNK] yes no is it a b c d e f".split()
-QUICK = Recipe(
-    batch_size=4, num_epochs=5, learning_rate=0.01, classifier_dropout=0.0, warmup=0.1
-)
+QUICK = dataclasses.replace(
+    RECIPES["rte"],
+    batch_size=4, num_epochs=5, learning_rate=0.01, classifier_dropout=0.0, warmup=0.1,
+)  # fmt: skip
 SMALL = dict(
     vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=2, intermediate_size=32, max_position_embeddings=16,
@@ -131,14 +132,14 @@ def test_texts_are_put_together_as_the_protocol_says(tmp_path, name, row, expect
 
 
 def test_recipes_are_the_protocols():
-    assert {name: form.recipe.batch_size for name, form in FORMATS.items()} == {
+    assert {name: recipe.batch_size for name, recipe in RECIPES.items()} == {
         **dict.fromkeys(("mnli", "mrpc", "qqp", "rte", "wsc"), 32),
         **dict.fromkeys(("boolq", "multirc"), 16),
     }
-    assert [n for n, f in FORMATS.items() if f.recipe.metric == "f1"] == ["mrpc", "qqp"]
-    assert [n for n, f in FORMATS.items() if f.recipe.num_epochs != 10] == ["wsc"]
-    assert FORMATS["wsc"].recipe.num_epochs == 30
-    assert [n for n, f in FORMATS.items() if f.num_labels == 3] == ["mnli"]
+    assert [n for n, f in RECIPES.items() if f.metric == "f1"] == ["mrpc", "qqp"]
+    assert [n for n, f in RECIPES.items() if f.num_epochs != 10] == ["wsc"]
+    assert RECIPES["wsc"].num_epochs == 30
+    assert [n for n, f in RECIPES.items() if f.num_labels == 3] == ["mnli"]
 
 
 GOOD = {"sentence1": "A", "sentence2": "B", "label": 1}
@@ -411,7 +412,7 @@ def test_what_cannot_be_finetuned_is_refused(rte):
     with pytest.raises(
         UserError, match="18 training rows are fewer than a batch of 32"
     ):
-        finetune(dataclasses.replace(rte, recipe=Recipe()), build())
+        finetune(dataclasses.replace(rte, recipe=RECIPES["rte"]), build())
     with pytest.raises(UserError, match="vocabulary of 10 is too small for"):
         finetune(rte, build(vocab_size=10))
     model = build()
