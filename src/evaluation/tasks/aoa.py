@@ -138,24 +138,14 @@ class AgeOfAcquisition(Task):
         for run in dict.fromkeys(model.model for model in models):
             given = [model for model in models if model.model == run]
             final = [model for model in given if model.revision == "main"]
-            steps = [step for model in final for step in model.checkpoints()]
-            steps += [model for model in given if model not in final]
-            steps = list({step.revision: step for step in steps}.values())
-            unknown = [step.origin for step in steps if step.words_seen is None]
-            if not unknown and len(steps) >= MIN_POINTS:
-                steps.sort(key=lambda step: step.words_seen)
+            try:
+                steps = _steps(given, final)
+            except UserError as error:
+                if self.is_named:
+                    raise
+                LOGGER.info("No %s for %s: %s", self.name, run, error)
+            else:
                 series[[*steps, *final][-1]] = steps
-                continue
-            fault = (
-                f"it needs {MIN_POINTS} checkpoints of a run, {run} has {len(steps)}: a run that"
-                " is trained with training.save_total_limit=null keeps all"
-            )
-            if unknown:
-                names = ", ".join(unknown[:3])
-                fault = f"the number of words seen is unknown for {names}"
-            if self.is_named:
-                raise UserError(fault)
-            LOGGER.info("No %s for %s: %s", self.name, run, fault)
         return series
 
     def checksum(self, asked: Sequence[Checkpoint]) -> str:
@@ -246,6 +236,27 @@ class AgeOfAcquisition(Task):
             "completed_steps": len(steps),
         }
         return {"metadata": metadata, "results": results}
+
+
+def _steps(given: list[Checkpoint], final: list[Checkpoint]) -> list[Checkpoint]:
+    """Return a run's checkpoints by words seen: given ones, and those of the final model.
+
+    Raises:
+        UserError: there are too few checkpoints, or one has seen an unknown number of words.
+    """
+    steps = [step for model in final for step in model.checkpoints()]
+    steps += [model for model in given if model not in final]
+    steps = list({step.revision: step for step in steps}.values())
+    if unknown := [step.origin for step in steps if step.words_seen is None]:
+        names = ", ".join(unknown[:3])
+        raise UserError(f"the number of words seen is unknown for {names}")
+    if len(steps) < MIN_POINTS:
+        fault = f"{given[0].model} has {len(steps)}"
+        raise UserError(
+            f"it needs {MIN_POINTS} checkpoints of a run, {fault}: a run that is trained with"
+            " training.save_total_limit=null keeps all"
+        )
+    return sorted(steps, key=lambda step: step.words_seen)
 
 
 def chance_surprisals(
