@@ -5,7 +5,6 @@ babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to Jul
 `AutoModelForSequenceClassification` is not used, since its heads differ by architecture.
 """
 
-import contextlib
 import copy
 import logging
 
@@ -62,9 +61,10 @@ class Classifier(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(size, num_labels),
         )
-        exact = self._exact_ways() if last else [False]
-        self.gives_positions = exact_positions and exact == [True]
-        self.depends_on_padding = not (self.gives_positions or False in exact)
+        is_exact = not last or self._ignores_padding()
+        needs_positions = exact_positions and not is_exact
+        self.gives_positions = needs_positions and self._ignores_padding(True)
+        self.depends_on_padding = not (is_exact or self.gives_positions)
         if exact_positions and self.depends_on_padding:
             LOGGER.warning(
                 "%s gives other states to a text if it is padded on the left: scores depend"
@@ -98,12 +98,12 @@ class Classifier(nn.Module):
         return self._states(token, token).shape[-1]
 
     @torch.no_grad()
-    def _exact_ways(self) -> list[bool]:
-        """Return with which `gives_positions` padding on the left changes no state of a text.
+    def _ignores_padding(self, gives_positions: bool = False) -> bool:
+        """Return whether padding on the left changes no state of a text.
 
         This is tested on the model itself, not looked up by its name. With rotary positions,
         or positions that are counted from the mask, the states are right without
-        `position_ids`. With absolute ones they need them. The list may have both, or be empty.
+        `position_ids`. With absolute ones they need them.
         """
         vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
         length = min(8, max(2, (num_positions(self.backbone) or 8))) // 2
@@ -113,11 +113,11 @@ class Classifier(nn.Module):
         mask = torch.ones_like(text)
         ids, padded_mask = F.pad(text, (length, 0), value=pad), F.pad(mask, (length, 0))
         self.backbone.eval()
-        alone, exact = self._states(text, mask), []
-        for gives_positions in (False, True):
-            with contextlib.suppress(*REFUSALS):
-                padded = self._states(ids, padded_mask, gives_positions)[:, length:]
-                if torch.allclose(padded, alone, atol=1e-3, rtol=1e-3):
-                    exact.append(gives_positions)
-        self.backbone.train()
-        return exact
+        alone = self._states(text, mask)
+        try:
+            padded = self._states(ids, padded_mask, gives_positions)[:, length:]
+            return torch.allclose(padded, alone, atol=1e-3, rtol=1e-3)
+        except REFUSALS:
+            return False
+        finally:
+            self.backbone.train()

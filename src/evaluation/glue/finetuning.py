@@ -16,17 +16,15 @@ One thing differs from the pipelines. On a GPU that is fast at bfloat16, matrix 
 bfloat16 unless `bf16=false`; in the pipelines everything is float32.
 """
 
-import contextlib
 import gc
 import logging
-import random
 from typing import Iterator
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import get_scheduler, set_seed
+from transformers import get_scheduler
 
 from src.evaluation.glue.classifier import Classifier
 from src.evaluation.glue.data import Encoded, FineTuned, FineTuning, measure
@@ -57,8 +55,8 @@ def finetune(
         few = f"{len(train.texts)} training rows"
         raise UserError(f"{few} are fewer than a batch of {recipe.batch_size}")
     tuned = FineTuned([], [], {"train": train.num_cut, "valid": valid.num_cut})
-    with _random_state_kept():
-        set_seed(task.seed)
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(task.seed)
         model = Classifier(
             scorer.model,
             recipe.num_labels,
@@ -67,7 +65,7 @@ def finetune(
             exact_positions=task.exact_positions or task.protocol == 2025,
         ).to(device)
         # Again, so that dropout's noise does not depend on the number of the head's weights.
-        set_seed(task.seed)
+        torch.manual_seed(task.seed)
         options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         optimizer = torch.optim.AdamW(model.parameters(), fused=True, **options)
         steps = (int(recipe.warmup * num_steps), num_steps)
@@ -130,15 +128,3 @@ def _logits(model: Classifier, valid: Encoded, scorer: Scorer) -> np.ndarray:
     logits = np.empty_like(found)
     logits[rows] = found
     return logits
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restore the states of Python's, numpy's and torch's random generators at the end."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])

@@ -14,7 +14,6 @@ from src.evaluation.glue.data import RECIPES, FineTuning
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.aoa import AgeOfAcquisition
 from src.evaluation.tasks.reading import ReadingTimes
-from src.evaluation.tasks.rows import find_folder
 from src.evaluation.tasks.task import Task
 from src.foundation import UserError, naming
 
@@ -124,9 +123,8 @@ def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
     for name in [tasks] if isinstance(tasks, str) else tasks:
         if name in BOTH:
             # Fine-tuning takes hours, so the sets leave it out.
-            in_set = [
-                t for t, s in TASKS.items() if name in s.sets and t not in RECIPES
-            ]
+            tasks_in_set = [task for task in TASKS if name in TASKS[task].sets]
+            in_set = [task for task in tasks_in_set if task not in RECIPES]
             wanted = {**dict.fromkeys(in_set, False), **wanted}
         elif name in NAMES:
             wanted |= dict.fromkeys(NAMES[name], True)
@@ -171,10 +169,21 @@ def find_data(
 
 
 def _find(source: Source, data_dir: Path) -> Path | None:
-    """Return the folder of a task's data, or None."""
-    roots = (data_dir / f"{name}_eval" for name in source.sets)
-    copies = (find_folder(root, source.folder) for root in roots)
-    return next(filter(None, copies), None)
+    """Return the folder of a task's data, at any depth below a set's folder, or None.
+
+    Raises:
+        UserError: there are two, for example because an archive was unpacked into its own
+            folder. Both copies would be scored, or the older one instead of the newer.
+    """
+    for name in source.sets:
+        paths = (data_dir / f"{name}_eval").rglob(source.folder)
+        folders = sorted(path for path in paths if path.is_dir())
+        if len(folders) > 1:
+            fault = f"only one folder may be called {source.folder}, found "
+            raise UserError(fault + ", ".join(map(str, folders)))
+        if folders:
+            return folders[0]
+    return None
 
 
 def load_pairs_folders(folders: Sequence[str], **common: Any) -> list[Task]:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from src.evaluation.results import Result
 from src.evaluation.scoring.prefix_tree import Query
@@ -136,8 +137,6 @@ class ChoiceTask(Task):
         A choice with a text that is too long (NaN) is reported and counts as wrong. A
         correlation leaves it out.
         """
-        from scipy.special import softmax
-
         predictions: dict = defaultdict(lambda: {"predictions": []})
         too_long, right, shares, num_ties = [], [], [], 0
         for choice, values in zip(self.choices, self._values(answers[0].content)):
