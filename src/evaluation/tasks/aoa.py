@@ -174,7 +174,7 @@ class AgeOfAcquisition(Task):
             table = np.where(incomplete, np.nan, table)
         seen = [step.words_seen for step in steps]
         ages = self._ages(np.array(seen), table, answers[-1].content.chance)
-        score, r, p = _correlation(np.array(list(ages.values())), self.protocol)
+        score, r, p = _correlation(ages, self.protocol)
         return self.build_result(
             answers,
             score=100 * score,
@@ -191,14 +191,14 @@ class AgeOfAcquisition(Task):
 
     def _ages(
         self, seen: np.ndarray, table: np.ndarray, chance: Mapping[str, float]
-    ) -> dict[str, tuple[float, float]]:
-        """Return a dictionary: word -> (model's age, children's age), if it has both.
+    ) -> np.ndarray:
+        """Return the model's age and the children's of each word that has both [num_words, 2].
 
         Args:
             seen: words that each checkpoint has seen [num_steps].
             table: surprisals [num_steps, num_pairs].
         """
-        words, ages = np.array([word for word, _, _ in self.pairs]), {}
+        words, ages = np.array([word for word, _, _ in self.pairs]), []
         for word in self.words:
             child = child_age(self.known[word]) if word in self.known else None
             if child is None:
@@ -210,8 +210,8 @@ class AgeOfAcquisition(Task):
                 steps, curve = seen, points.mean(axis=1)
             age = model_age(steps, curve, chance[word], self.protocol)
             if age is not None:
-                ages[word] = (age, child)
-        return ages
+                ages.append((age, child))
+        return np.array(ages)
 
     def _official_surprisals(
         self, steps: Sequence[Checkpoint], seen: Sequence[int], table: np.ndarray
@@ -229,12 +229,9 @@ class AgeOfAcquisition(Task):
             for step, num_words, row in zip(steps, seen, table)
             for (word, context, number), surprisal in zip(self.pairs, row)
         ]
-        metadata = {
-            "model_name": steps[-1].model,
-            "use_bos_only": False,
-            "total_steps": len(steps),
-            "completed_steps": len(steps),
-        }
+        num_steps = len(steps)
+        metadata = {"model_name": steps[-1].model, "use_bos_only": False}
+        metadata |= {"total_steps": num_steps, "completed_steps": num_steps}
         return {"metadata": metadata, "results": results}
 
 
