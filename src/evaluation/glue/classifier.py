@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from src.evaluation.glue.data import Recipe
 from src.evaluation.scoring.network import REFUSALS, num_positions
 from src.foundation import UserError
 
@@ -23,6 +24,7 @@ class Classifier(nn.Module):
     """A copy of a model that has the pipelines' head instead of its vocabulary layer.
 
     Args:
+        recipe: the number of labels and the dropout are read from it.
         last: whether the head reads the last token (of texts padded on the left) or the
             first one.
         exact_positions: whether the tokens of a text are numbered from its first token. If
@@ -37,12 +39,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        num_labels: int,
-        dropout: float,
-        last: bool,
-        exact_positions: bool = False,
+        self, model: PreTrainedModel, recipe: Recipe, last: bool, exact_positions: bool
     ) -> None:
         super().__init__()
         if model.config.is_encoder_decoder:
@@ -58,8 +55,8 @@ class Classifier(nn.Module):
             nn.Linear(size, size),
             nn.GELU(),
             nn.LayerNorm(size, elementwise_affine=False),
-            nn.Dropout(dropout),
-            nn.Linear(size, num_labels),
+            nn.Dropout(recipe.classifier_dropout),
+            nn.Linear(size, recipe.num_labels),
         )
         is_exact = not last or self._ignores_padding()
         needs_positions = exact_positions and not is_exact

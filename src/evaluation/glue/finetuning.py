@@ -57,13 +57,9 @@ def finetune(
     tuned = FineTuned([], [], {"train": train.num_cut, "valid": valid.num_cut})
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(task.seed)
-        model = Classifier(
-            scorer.model,
-            recipe.num_labels,
-            recipe.classifier_dropout,
-            last=train.side == "left",
-            exact_positions=task.exact_positions or task.protocol == 2025,
-        ).to(device)
+        exact = task.exact_positions or task.protocol == 2025
+        last = train.side == "left"
+        model = Classifier(scorer.model, recipe, last, exact).to(device)
         # Again, so that dropout's noise does not depend on the number of the head's weights.
         torch.manual_seed(task.seed)
         options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}

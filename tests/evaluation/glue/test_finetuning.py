@@ -218,7 +218,7 @@ def test_batches_are_padded_on_the_side_that_is_asked_for():
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "bloom", "bert", "roberta"])
 def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
     more = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 8}}.get(name, {})
-    classifier = Classifier(build(name, **more), 2, 0.0, last, True).eval()
+    classifier = Classifier(build(name, **more), QUICK, last, True).eval()
     texts = [[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]]
     side = "left" if last else "right"
     together = classifier(*batch(texts, side))
@@ -234,7 +234,7 @@ def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
 def test_positions_are_numbered_from_the_padding_unless_asked_otherwise(name, exact):
     """The challenge's script gives ids and mask only, and reads the last state."""
     model = build(name)
-    classifier = Classifier(model, 2, 0.0, True, exact).eval()
+    classifier = Classifier(model, QUICK, True, exact).eval()
     ids, mask = batch([[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]])
     found = classifier(ids, mask)
     states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -270,7 +270,7 @@ def test_each_text_is_padded_as_in_the_protocols_batch(rte, monkeypatch):
 
 def test_the_head_reads_the_last_token_of_the_model_as_it_is():
     model = build()
-    classifier = Classifier(model, 3, 0.0, last=True).eval()
+    classifier = Classifier(model, QUICK, True, False).eval()
     ids = torch.tensor([[1, 6, 7, 8]])
     states = model(ids, output_hidden_states=True).hidden_states[-1]
     found = classifier(ids, torch.ones_like(ids))
@@ -278,7 +278,7 @@ def test_the_head_reads_the_last_token_of_the_model_as_it_is():
     other = ids.clone()
     other[0, -1] = 9
     assert not torch.allclose(found, classifier(other, torch.ones_like(ids)))
-    first = Classifier(model, 3, 0.0, last=False).eval()
+    first = Classifier(model, QUICK, False, False).eval()
     first.head.load_state_dict(classifier.head.state_dict())
     found = first(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, first.head(states[:, 0]))
