@@ -578,9 +578,8 @@ def write_rte(num_rows):
 def short_rte(work, monkeypatch):
     """RTE with few rows, and one epoch of the protocol's ten."""
     write_rte(8)
-    recipe = glue.Recipe(batch_size=4, num_epochs=1)
-    form = dataclasses.replace(glue.FORMATS["rte"], recipe=recipe)
-    monkeypatch.setitem(glue.FORMATS, "rte", form)
+    short = dataclasses.replace(glue.RECIPES["rte"], batch_size=4, num_epochs=1)
+    monkeypatch.setitem(glue.RECIPES, "rte", short)
 
 
 def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog):
@@ -607,10 +606,12 @@ def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog
 def test_many_models_of_one_tokenizer_tokenize_a_task_once(
     short_rte, a_run, run_eval, monkeypatch
 ):
-    encode, calls = glue.encode, []
-    monkeypatch.setattr(glue, "encode", lambda *a: calls.append(a) or encode(*a))
+    prepare, calls = glue.FineTuning.prepare, []
+    monkeypatch.setattr(
+        glue.FineTuning, "prepare", lambda *a: calls.append(a) or prepare(*a)
+    )
     assert run_eval("checkpoint=exp/*/*/checkpoint-1*", "tasks=[rte]") == 0
-    assert len(calls) == 2  # its two files
+    assert len(calls) == 1
     _, entries = read_scores("run-tiny-sample_seed-7", "checkpoint-15")
     assert entries["rte"]["items"] == 8
 
@@ -650,7 +651,7 @@ def test_the_glue_score_is_of_seven_with_one_seed(work):
     def board(seed):
         wsc = glue.FineTuning(
             name="wsc", folder="finetune/wsc", train=[], valid=[], seed=seed,
-            recipe=glue.Recipe(), num_labels=2, data_checksum="d",
+            recipe=glue.RECIPES["wsc"], data_checksum="d",
         )  # fmt: skip
         return Evaluator(Suite([wsc]), [checkpoint], Path("results"))
 
@@ -663,7 +664,7 @@ def test_the_glue_score_is_of_seven_with_one_seed(work):
     def entries():
         return board(1).entries(checkpoint)
 
-    for number, name in enumerate(glue.FORMATS):
+    for number, name in enumerate(glue.RECIPES):
         assert "glue" not in entries()
         write(name, 10.0 * number, seed=1)
     found = entries()

@@ -144,11 +144,10 @@ def official_reading(model, tokenizer, words: Words) -> np.ndarray:
 def our_reading(model, tokenizer, words: Words, dtype=None) -> np.ndarray:
     task = ReadingTimes(
         name="reading", folder="reading", data_checksum="",
-        contexts=words, previous=[None] * len(words), numbers={},
+        contexts=words, previous=[], numbers={},
     )  # fmt: skip
     scorer = Scorer(model, tokenizer, dtype=dtype)
-    surprisals, _ = task.ask(scorer, task.prepare(scorer))
-    return -surprisals
+    return task.ask(scorer, task.prepare(scorer)).log_probability
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def scored(values, num_tokens=None):
 
 def read(task, folder, protocol=2026):
     source = TASKS[task]
-    official = source.official or source.folder
+    official = source.official or task
     return source.kind.load(folder, name=task, folder=official, protocol=protocol)
 
 

@@ -5,17 +5,15 @@ babylm/evaluation-pipeline-2025 and babylm-org/babylm-eval (script of May to Jul
 `AutoModelForSequenceClassification` is not used, since its heads differ by architecture.
 """
 
-import contextlib
 import copy
 import logging
-from dataclasses import dataclass
-from typing import Any, Literal, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from src.evaluation.glue.data import Recipe
 from src.evaluation.scoring.network import REFUSALS, num_positions
 from src.foundation import UserError
 
@@ -26,6 +24,7 @@ class Classifier(nn.Module):
     """A copy of a model that has the pipelines' head instead of its vocabulary layer.
 
     Args:
+        recipe: the number of labels and the dropout are read from it.
         last: whether the head reads the last token (of texts padded on the left) or the
             first one.
         exact_positions: whether the tokens of a text are numbered from its first token. If
@@ -40,12 +39,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        num_labels: int,
-        dropout: float,
-        last: bool,
-        exact_positions: bool = False,
+        self, model: PreTrainedModel, recipe: Recipe, last: bool, exact_positions: bool
     ) -> None:
         super().__init__()
         if model.config.is_encoder_decoder:
@@ -61,12 +55,13 @@ class Classifier(nn.Module):
             nn.Linear(size, size),
             nn.GELU(),
             nn.LayerNorm(size, elementwise_affine=False),
-            nn.Dropout(dropout),
-            nn.Linear(size, num_labels),
+            nn.Dropout(recipe.classifier_dropout),
+            nn.Linear(size, recipe.num_labels),
         )
-        exact = self._exact_ways() if last else [False]
-        self.gives_positions = exact_positions and exact == [True]
-        self.depends_on_padding = not (self.gives_positions or False in exact)
+        is_exact = not last or self._ignores_padding()
+        needs_positions = exact_positions and not is_exact
+        self.gives_positions = needs_positions and self._ignores_padding(True)
+        self.depends_on_padding = not (is_exact or self.gives_positions)
         if exact_positions and self.depends_on_padding:
             LOGGER.warning(
                 "%s gives other states to a text if it is padded on the left: scores depend"
@@ -74,23 +69,10 @@ class Classifier(nn.Module):
                 type(self.backbone).__name__,
             )
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: Optional[torch.Tensor] = None,
-    ) -> dict[str, torch.Tensor]:
-        """Return logits [B, num_labels] and the mean cross-entropy in nats.
-
-        Args:
-            input_ids, attention_mask: [B, T].
-            labels: [B]; None: no loss is returned.
-        """
-        states = self._states(input_ids, attention_mask, self.gives_positions)
-        logits = self.head(states[:, -1 if self.last else 0]).float()
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits [B, num_labels] for ids and mask [B, T]."""
+        states = self._states(ids, mask, self.gives_positions)
+        return self.head(states[:, -1 if self.last else 0]).float()
 
     def _states(
         self, ids: torch.Tensor, mask: torch.Tensor, gives_positions: bool = False
@@ -113,12 +95,12 @@ class Classifier(nn.Module):
         return self._states(token, token).shape[-1]
 
     @torch.no_grad()
-    def _exact_ways(self) -> list[bool]:
-        """Return with which `gives_positions` padding on the left changes no state of a text.
+    def _ignores_padding(self, gives_positions: bool = False) -> bool:
+        """Return whether padding on the left changes no state of a text.
 
         This is tested on the model itself, not looked up by its name. With rotary positions,
         or positions that are counted from the mask, the states are right without
-        `position_ids`. With absolute ones they need them. The list may have both, or be empty.
+        `position_ids`. With absolute ones they need them.
         """
         vocab_size = self.backbone.get_input_embeddings().weight.shape[0]
         length = min(8, max(2, (num_positions(self.backbone) or 8))) // 2
@@ -128,39 +110,11 @@ class Classifier(nn.Module):
         mask = torch.ones_like(text)
         ids, padded_mask = F.pad(text, (length, 0), value=pad), F.pad(mask, (length, 0))
         self.backbone.eval()
-        alone, exact = self._states(text, mask), []
-        for gives_positions in (False, True):
-            with contextlib.suppress(*REFUSALS):
-                padded = self._states(ids, padded_mask, gives_positions)[:, length:]
-                if torch.allclose(padded, alone, atol=1e-3, rtol=1e-3):
-                    exact.append(gives_positions)
-        self.backbone.train()
-        return exact
-
-
-@dataclass(frozen=True)
-class Collate:
-    """A collator of rows into padded ids and mask [B, T], and labels [B].
-
-    T is the length of the longest text, or the largest `width` of a row if that is larger.
-
-    Args:
-        side: the side on which texts are padded.
-    """
-
-    pad_id: int
-    side: Literal["left", "right"]
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = [row["input_ids"] for row in rows]
-        width = max([*map(len, texts), *(row.get("width", 0) for row in rows)])
-
-        def padded(values: list[int], fill: int) -> list[int]:
-            missing = [fill] * (width - len(values))
-            return missing + values if self.side == "left" else values + missing
-
-        return {
-            "input_ids": torch.tensor([padded(text, self.pad_id) for text in texts]),
-            "attention_mask": torch.tensor([padded([1] * len(t), 0) for t in texts]),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
+        alone = self._states(text, mask)
+        try:
+            padded = self._states(ids, padded_mask, gives_positions)[:, length:]
+            return torch.allclose(padded, alone, atol=1e-3, rtol=1e-3)
+        except REFUSALS:
+            return False
+        finally:
+            self.backbone.train()

@@ -10,12 +10,14 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Formatter
 from typing import Any, ClassVar, Literal, Optional
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from src.evaluation.results import Result
 from src.evaluation.scoring.network import num_positions
@@ -32,8 +34,11 @@ Example = tuple[str, str, int]  # two texts and a label
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of the protocol, equal in 2025 and 2026."""
+    """The templates of a row's two texts, and the hyperparameters, equal in 2025 and 2026."""
 
+    first: str
+    second: str
+    num_labels: int = 2
     metric: Metric = "accuracy"  # chooses the epoch, and is the score
     batch_size: int = 32
     num_epochs: int = 10
@@ -43,16 +48,6 @@ class Recipe:
     weight_decay: float = 0.01  # of all weights, including norms and biases
     classifier_dropout: float = 0.1
     max_length: int = 512  # tokens; longer texts are cut
-
-
-@dataclass(frozen=True)
-class Format:
-    """The templates of a row's two texts, and the recipe of the task's training."""
-
-    first: str
-    second: str
-    recipe: Recipe = Recipe()
-    num_labels: int = 2
 
     @property
     def fields(self) -> dict[str, type]:
@@ -68,20 +63,16 @@ class Format:
         return self.first.format(**row), self.second.format(**row), label
 
 
-FORMATS = {
-    "boolq": Format("{question}", "{passage}", Recipe(batch_size=16)),
-    "mnli": Format("{premise}", "{hypothesis}", num_labels=3),
-    "mrpc": Format("{sentence1}", "{sentence2}", Recipe("f1")),
-    "multirc": Format(
-        "Question: {question} Answer: {answer}", "{paragraph}", Recipe(batch_size=16)
-    ),
-    "qqp": Format("{question1}", "{question2}", Recipe("f1")),
-    "rte": Format("{sentence1}", "{sentence2}"),
-    "wsc": Format(
-        'Does "{span2_text}" refer to "{span1_text}" in this passage?',
-        "{text}",
-        Recipe(num_epochs=30),
-    ),
+MULTIRC = "Question: {question} Answer: {answer}"
+WSC = 'Does "{span2_text}" refer to "{span1_text}" in this passage?'
+RECIPES = {
+    "boolq": Recipe("{question}", "{passage}", batch_size=16),
+    "mnli": Recipe("{premise}", "{hypothesis}", num_labels=3),
+    "mrpc": Recipe("{sentence1}", "{sentence2}", metric="f1"),
+    "multirc": Recipe(MULTIRC, "{paragraph}", batch_size=16),
+    "qqp": Recipe("{question1}", "{question2}", metric="f1"),
+    "rte": Recipe("{sentence1}", "{sentence2}"),
+    "wsc": Recipe(WSC, "{text}", num_epochs=30),
 }
 
 
@@ -90,12 +81,28 @@ class Encoded:
     """The token sequences of N examples.
 
     Attributes:
-        rows: `input_ids` and `labels` of each example, a dataset of the Trainer [N].
+        texts: token ids of each example [N].
+        labels: label of each example [N].
         num_cut: number of sequences that were longer than the limit.
+        pad_id: token that fills up the shorter texts of a batch.
+        side: side on which they are filled up.
     """
 
-    rows: list[dict[str, Any]]
+    texts: list[list[int]]
+    labels: list[int]
     num_cut: int
+    pad_id: int
+    side: Literal["left", "right"]
+
+    def batch(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the padded ids and mask [B, T] and the labels [B] of some examples."""
+        texts = [torch.tensor(self.texts[row]) for row in rows]
+        pad = partial(pad_sequence, batch_first=True, padding_side=self.side)
+        return (
+            pad(texts, padding_value=self.pad_id),
+            pad([torch.ones_like(text) for text in texts]),
+            torch.tensor([self.labels[row] for row in rows]),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,9 @@ class FineTuning(Task):
     train: list[Example]
     valid: list[Example]
     recipe: Recipe
-    num_labels: int
     exact_positions: bool = False
     takes: ClassVar = "training"
-    mean: ClassVar = Mean("glue", tuple(FORMATS))
+    mean: ClassVar = Mean("glue", tuple(RECIPES))
 
     @classmethod
     def load(
@@ -143,15 +149,14 @@ class FineTuning(Task):
         Raises:
             UserError: a file is missing, or a line cannot be used.
         """
-        form = FORMATS[name]
+        recipe = RECIPES[name]
         files = [directory / f"{name}.{split}.jsonl" for split in ("train", "valid")]
-        train, valid = (read_rows(file, form.fields, form.read) for file in files)
+        train, valid = (read_rows(file, recipe.fields, recipe.read) for file in files)
         return cls(
             name=name,
             train=train,
             valid=valid,
-            recipe=form.recipe,
-            num_labels=form.num_labels,
+            recipe=recipe,
             bf16=fast_bfloat16(use_cpu=False) if bf16 is None else bf16,
             data_checksum=checksum_of_files(files),
             **common,
@@ -163,18 +168,36 @@ class FineTuning(Task):
 
     def prepare(self, scorer: Scorer) -> dict[str, Encoded]:
         """Return the token sequences of the two files, "train" and "valid"."""
-        limit, encoded = max_length(scorer.model, self.recipe), {}
-        for split, examples in (("train", self.train), ("valid", self.valid)):
-            encoded[split] = encode(examples, scorer.tokenizer, limit)
-            if number := encoded[split].num_cut:
-                LOGGER.warning(
-                    "%s: %d of %d texts of the %s file are cut at %d tokens",
-                    *(self.name, number, len(examples), split, limit),
-                )
-        return encoded
+        files = {"train": self.train, "valid": self.valid}
+        return {name: self._encode(name, file, scorer) for name, file in files.items()}
+
+    def _encode(self, split: str, examples: list[Example], scorer: Scorer) -> Encoded:
+        """Return the token sequences of a file, with the tokenizer's own special tokens.
+
+        If a pair of texts is longer than the protocol or the model's context allows, the
+        longer text is cut.
+        """
+        most = self.recipe.max_length
+        limit = min(most, num_positions(scorer.model) or most)
+        tokenizer = copy.deepcopy(scorer.tokenizer)  # truncation changes its state
+        firsts, seconds, labels = map(list, zip(*examples))
+        encode = partial(tokenizer, firsts, seconds, verbose=False)
+        num_cut = sum(len(ids) > limit for ids in encode()["input_ids"])
+        if num_cut:
+            LOGGER.warning(
+                "%s: %d of %d texts of the %s file are cut at %d tokens",
+                *(self.name, num_cut, len(examples), split, limit),
+            )
+        texts = encode(truncation="longest_first", max_length=limit)["input_ids"]
+        # Without a pad token, EOS takes its place, or token 0. The mask hides padding.
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        pad_id = next(token for token in known if token is not None)
+        reads_last = scorer.backend == "causal" or self.protocol == 2026
+        side = "left" if reads_last else "right"
+        return Encoded(texts, labels, num_cut, pad_id, side)
 
     def ask(self, scorer: Scorer, prepared: dict[str, Encoded]) -> FineTuned:
-        from src.evaluation.glue.finetuning import finetune  # imports the Trainer
+        from src.evaluation.glue.finetuning import finetune  # imports this module
 
         return finetune(scorer, self, prepared["train"], prepared["valid"])
 
@@ -201,27 +224,6 @@ class FineTuning(Task):
                 "predictions.json": {self.name: {"predictions": predictions}},
             },
         )
-
-
-def max_length(model: PreTrainedModel, recipe: Recipe = Recipe()) -> int:
-    """Return the maximum length in tokens: 512 by the protocol, or the model's context."""
-    return min(recipe.max_length, num_positions(model) or recipe.max_length)
-
-
-def encode(
-    examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_length: int = 512
-) -> Encoded:
-    """Return the token sequences of pairs of texts, with the tokenizer's own special tokens.
-
-    If a pair is too long, the longer one of its texts is cut.
-    """
-    tokenizer = copy.deepcopy(tokenizer)  # truncation changes its state
-    firsts, seconds, labels = map(list, zip(*examples))
-    whole = tokenizer(firsts, seconds, verbose=False)["input_ids"]
-    options = {"truncation": "longest_first", "max_length": max_length}
-    cut = tokenizer(firsts, seconds, verbose=False, **options)["input_ids"]
-    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(cut, labels)]
-    return Encoded(rows, sum(len(ids) > max_length for ids in whole))
 
 
 def measure(

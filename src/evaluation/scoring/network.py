@@ -10,7 +10,7 @@ architectures transform, scale or cap them.
 import contextlib
 import functools
 import logging
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import numpy as np
 import torch
@@ -89,17 +89,19 @@ def fast_layers(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterato
     fast on BLiMP and AoA; in bfloat16 (GELU only) it is 1.0 to 1.07 times as fast.
     """
     has_onednn = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    packs = has_onednn and dtype is None
+    # Exact types only, since a subclass may compute something else.
+    linear = (nn.Linear, Conv1D) if has_onednn and dtype is None else ()
     replaced = {}
     for module in model.modules():
         if "forward" in vars(module):
             continue  # another library has replaced it already
-        # Exact types only, since a subclass may compute something else.
         if type(module) is NewGELUActivation:
             gelu = functools.partial(nn.functional.gelu, approximate="tanh")
             replaced[module] = gelu
-        elif packs and type(module) in (nn.Linear, Conv1D):
-            replaced[module] = _packed(module)
+        elif type(module) in linear and module.weight.dtype == torch.float32:
+            # The functions are private, and torch may remove them.
+            with contextlib.suppress(*REFUSALS, AttributeError):
+                replaced[module] = _packed(module)
     try:
         for module, forward in replaced.items():
             module.forward = forward
@@ -110,23 +112,12 @@ def fast_layers(model: PreTrainedModel, dtype: Optional[torch.dtype]) -> Iterato
 
 
 def _packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the layer's `forward`, with weights in oneDNN's layout if they are float32."""
-    plain, weight, bias = layer.forward, layer.weight.detach(), layer.bias
-    if weight.dtype != torch.float32:
-        return plain
-    try:
-        matrix = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
-        matrix = torch.ops.mkldnn._reorder_linear_weight(matrix)
-        product = torch.ops.mkldnn._linear_pointwise
-    except (*REFUSALS, AttributeError):  # private functions, which torch may remove
-        return plain
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return plain(x)
-        return product(x.contiguous(), matrix, bias, "none", [], "")
-
-    return forward
+    """Return the layer's `forward`, with weights in oneDNN's layout."""
+    weight = layer.weight.detach()
+    matrix = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
+    matrix = torch.ops.mkldnn._reorder_linear_weight(matrix)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda x: product(x.contiguous(), matrix, layer.bias, "none", [], "")
 
 
 class Network:
@@ -134,20 +125,23 @@ class Network:
 
     Attributes:
         head_is_all: whether the model's logits are the vocabulary layer's output for the base
-            model's states. The logits of other models are computed in full.
+            model's states.
+        base, head: the base model and the vocabulary layer. If `head_is_all` is false, `base`
+            computes all logits, and `head` is the identity.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = model.device
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
+        self.base, self.head = model.base_model, model.get_output_embeddings()
         # Not `model(...)`: accelerate wraps the instance's `forward` in training's autocast.
-        self.forward = functools.partial(type(model).forward, model)
-        self.base = model.base_model
-        self.head = model.get_output_embeddings()
-        self.head_is_all = self._head_is_all()
+        forward = functools.partial(type(model).forward, model)
+        self.head_is_all = self._gives_logits_of(forward)
+        if not self.head_is_all:
+            self.base, self.head = forward, nn.Identity()
 
-    def _head_is_all(self) -> bool:
+    def _gives_logits_of(self, forward: Callable[..., Any]) -> bool:
         """Return whether head(base(ids)) equals the model's logits to the last bit.
 
         The comparison is exact, since a cap on logits changes small ones only a little.
@@ -155,15 +149,12 @@ class Network:
         if self.head is None or self.base is self.model:
             return False
         ids = torch.arange(1, 4, device=self.device)[None] % self.vocab_size
-        expected = self._logits(input_ids=ids)
+        expected = forward(input_ids=ids)[0]
         try:
             logits = self.head(self.base(input_ids=ids)[0])
         except REFUSALS:
             return False
         return torch.equal(logits.nan_to_num(), expected.nan_to_num())
-
-    def _logits(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.forward(**inputs)[0]
 
     def batches(
         self, sequences: dict[Sequence, Wanted], causal: bool, batch_tokens: int
@@ -188,37 +179,31 @@ class Network:
         tested = [max(rows, key=lambda row: max(map(len, row.sequences)))]
         if len(tested[0].sequences) == 1:
             tested.append(max(rows, key=lambda row: len(row.sequences)))
+        in_tree, chosen = {}, {}
+        for row in tested:
+            some = row.sequences[0], row.sequences[-1], max(row.sequences, key=len)
+            chosen |= {ids: sequences[ids] for ids in some}
+        singles = prefix_tree.single_rows(chosen)
         try:
-            exact = all(self._is_exact(row, sequences) for row in tested)
-            reason = "results differ"
+            for batch in prefix_tree.batches(tested, 1, tree=True):
+                in_tree |= dict(zip(batch.slots, self.log_probabilities(batch)))
+            for batch in prefix_tree.batches(singles, 1, tree=False):
+                alone = self.log_probabilities(batch)
+                same = [in_tree[slot] for slot in batch.slots]
+                if not np.allclose(same, alone, **TOLERANCE, equal_nan=True):
+                    raise ValueError("results differ")
         except REFUSALS as error:
-            exact, reason = False, error
-        if not exact:
-            LOGGER.info("no prefix tree for this architecture: %s", reason)
-        return exact
-
-    def _is_exact(self, row: Row, sequences: dict[Sequence, Wanted]) -> bool:
-        (batch,) = prefix_tree.batches([row], len(row.ids), tree=True)
-        in_tree = dict(zip(batch.slots, self.log_probabilities(batch)))
-        chosen = {row.sequences[0], row.sequences[-1], max(row.sequences, key=len)}
-        singles = prefix_tree.single_rows({ids: sequences[ids] for ids in chosen})
-        for single in prefix_tree.batches(singles, 1, tree=False):
-            alone = self.log_probabilities(single)
-            same = [in_tree[slot] for slot in single.slots]
-            if not np.allclose(same, alone, **TOLERANCE, equal_nan=True):
-                return False
+            LOGGER.info("no prefix tree for this architecture: %s", error)
+            return False
         return True
 
     def log_probabilities(self, batch: Batch) -> np.ndarray:
         """Return the W log-probabilities of a batch in nats, float64, from float32 logits."""
         inputs = {"input_ids": torch.from_numpy(batch.ids).to(self.device)}
-        if batch.ends is not None:
+        if batch.tree:
             inputs["position_ids"] = torch.from_numpy(batch.depths).to(self.device)
             inputs["attention_mask"] = self._tree_mask(torch.from_numpy(batch.ends))
-        if self.head_is_all:
-            outputs, head = self.base(**inputs)[0], self.head
-        else:
-            outputs, head = self._logits(**inputs), nn.Identity()
+        outputs = self.base(**inputs)[0]
         # An output that several queries read goes through the vocabulary layer once.
         unique, row_of = np.unique(batch.outputs, return_inverse=True)
         outputs = outputs.flatten(0, 1)[torch.from_numpy(unique).to(self.device)]
@@ -229,7 +214,7 @@ class Network:
             begin, end = np.searchsorted(row_of, [start, start + step])
             rows = torch.from_numpy(row_of[begin:end] - start).to(self.device)
             targets = torch.from_numpy(batch.targets[begin:end]).to(self.device)
-            logits = head(outputs[start : start + step]).float()
+            logits = self.head(outputs[start : start + step]).float()
             answers.append(logits[rows, targets] - logits.logsumexp(-1)[rows])
         return torch.cat(answers).cpu().double().numpy()
 

@@ -11,7 +11,7 @@ Without a tree, a batch holds sequences of equal length.
 
 import os
 from dataclasses import dataclass, field
-from typing import Iterator, Optional
+from typing import Iterator
 
 import numpy as np
 
@@ -40,16 +40,17 @@ class Query:
 class Batch:
     """The tokens of one forward pass, and the W log-probabilities that are read from it.
 
-    A batch of tree rows has `depths`, the position of each token in its sequence, and `ends`,
-    the index in its row at which the descendants of each token end (exclusive).
+    Of tree rows, `depths` and `ends` are used as well: the position of each token in its
+    sequence, and the index in its row at which its descendants end (exclusive).
     """
 
     ids: np.ndarray  # [B, T]
     outputs: np.ndarray  # [W] flat indices into [B, T], ascending
     targets: np.ndarray  # [W]
     slots: np.ndarray  # [W] indices into the flat list of all answers
-    depths: Optional[np.ndarray] = None  # [B, T]
-    ends: Optional[np.ndarray] = None  # [B, T]
+    depths: np.ndarray  # [B, T]
+    ends: np.ndarray  # [B, T]
+    tree: bool
 
 
 @dataclass
@@ -151,6 +152,4 @@ def _batch(rows: list[Row], length: int, tree: bool) -> Batch:
         tokens[:, i, : len(row.ids)] = row.ids, row.depths, row.ends
         wanted += [(i * length + index, *rest) for index, *rest in row.wanted]
     outputs, targets, slots = np.array(sorted(wanted), np.int64).T
-    if not tree:
-        return Batch(ids, outputs, targets, slots)
-    return Batch(ids, outputs, targets, slots, depths, ends)
+    return Batch(ids, outputs, targets, slots, depths, ends, tree)

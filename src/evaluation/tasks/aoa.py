@@ -136,14 +136,16 @@ class AgeOfAcquisition(Task):
         """
         series = {}
         for run in dict.fromkeys(model.model for model in models):
+            given = [model for model in models if model.model == run]
+            final = [model for model in given if model.revision == "main"]
             try:
-                owner, steps = _series([m for m in models if m.model == run])
+                steps = _steps(given, final)
             except UserError as error:
                 if self.is_named:
                     raise
                 LOGGER.info("No %s for %s: %s", self.name, run, error)
             else:
-                series[owner] = steps
+                series[[*steps, *final][-1]] = steps
         return series
 
     def checksum(self, asked: Sequence[Checkpoint]) -> str:
@@ -172,7 +174,7 @@ class AgeOfAcquisition(Task):
             table = np.where(incomplete, np.nan, table)
         seen = [step.words_seen for step in steps]
         ages = self._ages(np.array(seen), table, answers[-1].content.chance)
-        score, r, p = _correlation(np.array(list(ages.values())), self.protocol)
+        score, r, p = _correlation(ages, self.protocol)
         return self.build_result(
             answers,
             score=100 * score,
@@ -189,14 +191,14 @@ class AgeOfAcquisition(Task):
 
     def _ages(
         self, seen: np.ndarray, table: np.ndarray, chance: Mapping[str, float]
-    ) -> dict[str, tuple[float, float]]:
-        """Return a dictionary: word -> (model's age, children's age), if it has both.
+    ) -> np.ndarray:
+        """Return the model's age and the children's of each word that has both [num_words, 2].
 
         Args:
             seen: words that each checkpoint has seen [num_steps].
             table: surprisals [num_steps, num_pairs].
         """
-        words, ages = np.array([word for word, _, _ in self.pairs]), {}
+        words, ages = np.array([word for word, _, _ in self.pairs]), []
         for word in self.words:
             child = child_age(self.known[word]) if word in self.known else None
             if child is None:
@@ -208,8 +210,8 @@ class AgeOfAcquisition(Task):
                 steps, curve = seen, points.mean(axis=1)
             age = model_age(steps, curve, chance[word], self.protocol)
             if age is not None:
-                ages[word] = (age, child)
-        return ages
+                ages.append((age, child))
+        return np.array(ages)
 
     def _official_surprisals(
         self, steps: Sequence[Checkpoint], seen: Sequence[int], table: np.ndarray
@@ -227,24 +229,20 @@ class AgeOfAcquisition(Task):
             for step, num_words, row in zip(steps, seen, table)
             for (word, context, number), surprisal in zip(self.pairs, row)
         ]
-        metadata = {
-            "model_name": steps[-1].model,
-            "use_bos_only": False,
-            "total_steps": len(steps),
-            "completed_steps": len(steps),
-        }
+        num_steps = len(steps)
+        metadata = {"model_name": steps[-1].model, "use_bos_only": False}
+        metadata |= {"total_steps": num_steps, "completed_steps": num_steps}
         return {"metadata": metadata, "results": results}
 
 
-def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """Return the model that gets a run's score, and the run's checkpoints by words seen.
+def _steps(given: list[Checkpoint], final: list[Checkpoint]) -> list[Checkpoint]:
+    """Return a run's checkpoints by words seen: given ones, and those of the final model.
 
     Raises:
         UserError: there are too few checkpoints, or one has seen an unknown number of words.
     """
-    final = [model for model in given if model.revision == "main"]
     steps = [step for model in final for step in model.checkpoints()]
-    steps += [model for model in given if model.revision != "main"]
+    steps += [model for model in given if model not in final]
     steps = list({step.revision: step for step in steps}.values())
     if unknown := [step.origin for step in steps if step.words_seen is None]:
         names = ", ".join(unknown[:3])
@@ -255,8 +253,7 @@ def _series(given: Sequence[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
             f"it needs {MIN_POINTS} checkpoints of a run, {fault}: a run that is trained with"
             " training.save_total_limit=null keeps all"
         )
-    steps.sort(key=lambda step: step.words_seen)
-    return (final or steps)[0 if final else -1], steps
+    return sorted(steps, key=lambda step: step.words_seen)
 
 
 def chance_surprisals(
@@ -286,9 +283,11 @@ def _crossing(
 ) -> float | None:
     """Return the x at which the sigmoid fitted to the points (x, y) [n] passes the threshold.
 
-    It is None if the fit fails or the sigmoid does not rise through the threshold.
+    It is None if the fit fails, or if the sigmoid does not rise through the threshold within
+    the range of x.
 
     Args:
+        x: ascending values.
         least: the sigmoid's slope and height must be above this value.
         fit: other arguments of `curve_fit`.
     """
@@ -303,7 +302,8 @@ def _crossing(
         return None
     if b <= least or a <= least or threshold <= d or threshold >= a + d:
         return None
-    return float(c - np.log(a / (threshold - d) - 1) / b)
+    crossing = float(c - np.log(a / (threshold - d) - 1) / b)
+    return crossing if x[0] <= crossing <= x[-1] else None
 
 
 def child_age(shares: np.ndarray) -> float | None:
@@ -318,8 +318,7 @@ def child_age(shares: np.ndarray) -> float | None:
     ages = AGES[given]
     bounds = ([0, 0, ages[0], -0.5], [2.0, 1.0, ages[-1], 0.5])
     start = [1.0, 0.1, ages.mean(), 0.0]
-    age = _crossing(ages, shares[given], 0.5, p0=start, bounds=bounds, maxfev=1000)
-    return age if age is not None and ages[0] <= age <= ages[-1] else None
+    return _crossing(ages, shares[given], 0.5, p0=start, bounds=bounds, maxfev=1000)
 
 
 def model_age(
@@ -346,8 +345,7 @@ def model_age(
         lower = [0.0, 0.0, steps.min() - 1, low - 2 * size - 1]
         upper = [10 * size + 1, 100.0, steps.max() + 1, high + 1]
         fit = {**fit, "bounds": (lower, upper), "maxfev": 20000, "least": 1e-6}
-    age = _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
-    return age if age is not None and steps[0] <= age <= steps[-1] else None
+    return _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
 
 
 def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:

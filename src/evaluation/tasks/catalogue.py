@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from src.arguments import ScoringArguments
-from src.evaluation.glue.data import FORMATS, FineTuning
+from src.evaluation.glue.data import RECIPES, FineTuning
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.aoa import AgeOfAcquisition
 from src.evaluation.tasks.reading import ReadingTimes
-from src.evaluation.tasks.rows import find_folder
 from src.evaluation.tasks.task import Task
 from src.foundation import UserError, naming
 
@@ -33,7 +32,7 @@ class Source:
         kind: an object whose method `load` takes a directory and fields, and returns the task.
         folder: its folder in full_eval, fast_eval or both.
         sets: the sets that have the folder, of `full` and `fast`.
-        official: its folder among the official results; None: `folder`.
+        official: its folder among the official results, if it is not called as the task is.
         is_share: whether its score is a share of right answers, rather than a correlation
             or an explained variance.
     """
@@ -47,36 +46,28 @@ class Source:
 
 # fmt: off
 TASKS = {
-    "blimp": Source(formats.PAIRS, "blimp_filtered", FULL, "blimp"),
-    "blimp_fast": Source(formats.PAIRS, "blimp_fast", FAST, "blimp"),
+    "blimp": Source(formats.PAIRS, "blimp_filtered"),
+    "blimp_fast": Source(formats.PAIRS, "blimp_fast", FAST),
     "supplement": Source(formats.PAIRS, "supplement_filtered", FULL, "blimp"),
     "supplement_fast": Source(formats.PAIRS, "supplement_fast", FAST, "blimp"),
-    "ewok": Source(formats.EWOK, "ewok_filtered", FULL, "ewok"),
-    "ewok_fast": Source(formats.EWOK, "ewok_fast", FAST, "ewok"),
+    "ewok": Source(formats.EWOK, "ewok_filtered"),
+    "ewok_fast": Source(formats.EWOK, "ewok_fast", FAST),
     "entity_tracking": Source(formats.ENTITY_TRACKING, "entity_tracking"),
-    "entity_tracking_fast": Source(
-        formats.ENTITY_TRACKING, "entity_tracking_fast", FAST, "entity_tracking"
-    ),
+    "entity_tracking_fast": Source(formats.ENTITY_TRACKING, "entity_tracking_fast", FAST),
     "comps": Source(formats.COMPS, "comps"),
     "global_piqa_parallel": Source(formats.GLOBAL_PIQA, "global_piqa_parallel", BOTH),
-    "global_piqa_nonparallel": Source(
-        formats.GLOBAL_PIQA, "global_piqa_nonparallel", BOTH
-    ),
-    "wug_adj": Source(
-        formats.WUG_ADJECTIVES, "wug_adj_nominalization", BOTH, "wug_adj", False
-    ),
-    "wug_past": Source(
-        formats.WUG_PAST_TENSE, "wug_past_tense", BOTH, "wug_past", False
-    ),
+    "global_piqa_nonparallel": Source(formats.GLOBAL_PIQA, "global_piqa_nonparallel", BOTH),
+    "wug_adj": Source(formats.WUG_ADJECTIVES, "wug_adj_nominalization", BOTH, is_share=False),
+    "wug_past": Source(formats.WUG_PAST_TENSE, "wug_past_tense", BOTH, is_share=False),
     "reading": Source(ReadingTimes, "reading", BOTH, is_share=False),
     "aoa": Source(AgeOfAcquisition, "aoa", FULL, "AoA_word", is_share=False),
-    **{n: Source(FineTuning, "glue_filtered", FULL, f"finetune/{n}") for n in FORMATS},
+    **{n: Source(FineTuning, "glue_filtered", FULL, f"finetune/{n}") for n in RECIPES},
 }
 # fmt: on
 GROUPS = {
     "global_piqa": ("global_piqa_parallel", "global_piqa_nonparallel"),
     "wug": ("wug_adj", "wug_past"),
-    "glue": tuple(FORMATS),
+    "glue": tuple(RECIPES),
 }
 # Each name that users may give -> its tasks.
 NAMES = {**{name: (name,) for name in TASKS}, **GROUPS}
@@ -110,8 +101,8 @@ def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]
             if source.kind is FineTuning:
                 fields |= {"bf16": args.bf16, "seed": seed}
                 fields["exact_positions"] = args.exact_positions
-            folder = source.official or source.folder
-            tasks.append(source.kind.load(directory, folder=folder, **fields))
+            fields["folder"] = source.official or name.removesuffix("_fast")
+            tasks.append(source.kind.load(directory, **fields))
     with naming(args.key("pairs")):
         pairs = [args.pairs] if isinstance(args.pairs, str) else args.pairs or []
         tasks += load_pairs_folders(pairs, **common)
@@ -132,9 +123,8 @@ def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
     for name in [tasks] if isinstance(tasks, str) else tasks:
         if name in BOTH:
             # Fine-tuning takes hours, so the sets leave it out.
-            in_set = [
-                t for t, s in TASKS.items() if name in s.sets and t not in FORMATS
-            ]
+            tasks_in_set = [task for task in TASKS if name in TASKS[task].sets]
+            in_set = [task for task in tasks_in_set if task not in RECIPES]
             wanted = {**dict.fromkeys(in_set, False), **wanted}
         elif name in NAMES:
             wanted |= dict.fromkeys(NAMES[name], True)
@@ -179,10 +169,21 @@ def find_data(
 
 
 def _find(source: Source, data_dir: Path) -> Path | None:
-    """Return the folder of a task's data, or None."""
-    roots = (data_dir / f"{name}_eval" for name in source.sets)
-    copies = (find_folder(root, source.folder) for root in roots)
-    return next(filter(None, copies), None)
+    """Return the folder of a task's data, at any depth below a set's folder, or None.
+
+    Raises:
+        UserError: there are two, for example because an archive was unpacked into its own
+            folder. Both copies would be scored, or the older one instead of the newer.
+    """
+    for name in source.sets:
+        paths = (data_dir / f"{name}_eval").rglob(source.folder)
+        folders = sorted(path for path in paths if path.is_dir())
+        if len(folders) > 1:
+            fault = f"only one folder may be called {source.folder}, found "
+            raise UserError(fault + ", ".join(map(str, folders)))
+        if folders:
+            return folders[0]
+    return None
 
 
 def load_pairs_folders(folders: Sequence[str], **common: Any) -> list[Task]:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from src.evaluation.results import Result
 from src.evaluation.scoring.prefix_tree import Query
@@ -130,9 +131,6 @@ class ChoiceTask(Task):
     def prepare(self, scorer: Scorer) -> list[list[Query]]:
         return scorer.queries(self.items)
 
-    def ask(self, scorer: Scorer, prepared: list[list[Query]]) -> Scored:
-        return scorer.score(prepared)
-
     def result(self, answers: Sequence[Answer]) -> Result:
         """Return the result of one model.
 
@@ -148,7 +146,8 @@ class ChoiceTask(Task):
             row = {"id": f"{choice.uid}_{len(rows)}"}
             row["pred"] = _prediction(choice, index, self.protocol)
             if self.format.correlated:
-                row["prob"] = _first_share(values)
+                # The first text's share of the probability of all texts.
+                row["prob"] = float(softmax(values)[0])
                 shares.append(row["prob"])
             rows.append(row)
             right.append(index == choice.label)
@@ -218,14 +217,12 @@ def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int,
     Args:
         values: score of each text [num_texts].
     """
-    first_wrong = 1 if choice.label == 0 else 0
     if np.isnan(values).any():
-        return first_wrong, False
+        return 1 if choice.label == 0 else 0, False
     highest = np.flatnonzero(values == values.max()).tolist()
-    tied = len(highest) > 1
-    if tied and protocol == 2026 and highest[0] == choice.label:
-        return highest[1], tied
-    return highest[0], tied
+    if protocol == 2026:
+        highest.sort(key=lambda index: index == choice.label)  # wrong ones come first
+    return highest[0], len(highest) > 1
 
 
 def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
@@ -238,12 +235,6 @@ def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
     answer, right = choice.answers[index], choice.answers[choice.label]
     is_wrong = index != choice.label and protocol == 2026
     return "" if is_wrong and answer.strip() == right.strip() else answer
-
-
-def _first_share(values: np.ndarray) -> float:
-    """Return the first text's share of the probability of all texts [num_texts]."""
-    shifted = np.exp(values - values.max())
-    return float(shifted[0] / shifted.sum())
 
 
 def _correlation(shares: Sequence[float], ratios: Sequence[float]) -> float:

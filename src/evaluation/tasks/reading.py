@@ -35,27 +35,9 @@ TEXTS = ("item", "word", "prev_item", "prev_word")
 NUM_MASKS = 3  # masks after the context of a masked model, as in the pipelines
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The queries for all words with one tokenizer.
-
-    Attributes:
-        queries: the distinct queries.
-        words: the indices of the queries of each word.
-        previous: the same for the word before it; None for the first word of a sentence.
-    """
-
-    queries: list[Query]
-    words: list[list[int]]
-    previous: list[list[int] | None]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadingTimes(Task):
-    """The task of reading times.
-
-    An answer is an array [2, num_words]: the surprisal in nats of each word and of the word
-    before it. It is NaN if a text is too long or there is no word before.
+    """The task of reading times. An answer is the `Scored` of all words, then of all previous.
 
     Attributes:
         contexts: (context, word) in the order of the file.
@@ -95,38 +77,29 @@ class ReadingTimes(Task):
     def num_items(self) -> int:
         return len(self.contexts)
 
-    def prepare(self, scorer: Scorer) -> Prepared:
-        """Return the queries, each once. Most previous words are also words of the file.
+    def prepare(self, scorer: Scorer) -> list[list[Query]]:
+        """Return the queries of each word, then those of each previous word.
+
+        Most previous words are also words of the file, so each pair is tokenized once.
 
         Raises:
             UserError: the model is a masked one, and the tokenizer has no mask token.
         """
         scorer.check_mask_token()
-        indices: dict[Query, int] = {}
 
         @functools.cache
-        def indices_of(context: str, word: str) -> list[int]:
-            queries = word_queries(scorer.tokenizer, context, word, scorer.backend)
-            return [indices.setdefault(query, len(indices)) for query in queries]
+        def queries(context: str, word: str) -> list[Query]:
+            return word_queries(scorer.tokenizer, context, word, scorer.backend)
 
-        words = [indices_of(*pair) for pair in self.contexts]
-        previous = [pair and indices_of(*pair) for pair in self.previous]
-        return Prepared(list(indices), words, previous)
-
-    def ask(self, scorer: Scorer, prepared: Prepared) -> np.ndarray:
-        nats = -np.concatenate(scorer.log_probabilities(prepared.queries))
-
-        def surprisals(words: list[list[int] | None]) -> list[float]:
-            return [math.nan if word is None else nats[word].sum() for word in words]
-
-        return np.array([surprisals(prepared.words), surprisals(prepared.previous)])
+        return [queries(*p) if p else [] for p in (*self.contexts, *self.previous)]
 
     def result(self, answers: Sequence[Answer]) -> Result:
         """Return the mean of the scores of eye tracking and self-paced reading.
 
         Each score is `added_variance` × 100. That of eye tracking is a mean of four measures.
         """
-        surprisal, previous = answers[0].content
+        surprisal, previous = -answers[0].content.log_probability.reshape(2, -1)
+        previous[[pair is None for pair in self.previous]] = math.nan
         columns = {**self.numbers, "pred": surprisal, "prev_pred": previous}
         eye = {n: 100 * added_variance(columns, n, WORDS) for n in EYE_TRACKING}
         self_paced = 100 * added_variance(columns, SELF_PACED, SPILL_OVER)

@@ -1,4 +1,4 @@
-"""Readers of a task's files: folders, JSON lines, tables. Errors name the file and the line."""
+"""Readers of a task's files: JSON lines and tables. Errors name the file and the line."""
 
 import csv
 import json
@@ -14,20 +14,6 @@ if TYPE_CHECKING:
 # Field -> its type, or a tuple of types, as `isinstance` takes it.
 Fields = Mapping[str, Any]
 T = TypeVar("T")
-
-
-def find_folder(root: Path, name: str) -> Path | None:
-    """Return the folder called `name` at any depth below `root`, or None.
-
-    Raises:
-        UserError: there are two, for example because an archive was unpacked into its own
-            folder. Both copies would be scored, or the older one instead of the newer.
-    """
-    folders = sorted(path for path in root.rglob(name) if path.is_dir())
-    if len(folders) > 1:
-        names = ", ".join(map(str, folders))
-        raise UserError(f"only one folder may be called {name}, found {names}")
-    return folders[0] if folders else None
 
 
 def read_rows(

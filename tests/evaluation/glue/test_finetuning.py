@@ -20,17 +20,17 @@ from transformers import (
 )
 
 from src.evaluation.glue import finetuning
-from src.evaluation.glue.classifier import Classifier, Collate
-from src.evaluation.glue.data import FORMATS, FineTuning, Recipe, max_length, measure
-from src.evaluation.glue.finetuning import WholeBatches
+from src.evaluation.glue.classifier import Classifier
+from src.evaluation.glue.data import RECIPES, Encoded, FineTuning, measure
 from src.evaluation.scoring.scorer import Scorer
 from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
 
 WORDS = "[PAD] [BOS] [EOS] [UNK] yes no is it a b c d e f".split()
-QUICK = Recipe(
-    batch_size=4, num_epochs=5, learning_rate=0.01, classifier_dropout=0.0, warmup=0.1
-)
+QUICK = dataclasses.replace(
+    RECIPES["rte"],
+    batch_size=4, num_epochs=5, learning_rate=0.01, classifier_dropout=0.0, warmup=0.1,
+)  # fmt: skip
 SMALL = dict(
     vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=2, intermediate_size=32, max_position_embeddings=16,
@@ -97,8 +97,10 @@ def finetune(task, model, tokenizer=TOKENIZER, backend="causal", batch_tokens=16
     return task.result([Answer(answer, seconds=1.0)])
 
 
-def batch(texts: list[list[int]], side="left") -> dict[str, torch.Tensor]:
-    return Collate(0, side)([{"input_ids": ids, "labels": 0} for ids in texts])
+def batch(texts: list[list[int]], side="left") -> tuple[torch.Tensor, torch.Tensor]:
+    """The padded ids and mask of some texts."""
+    rows = range(len(texts))
+    return Encoded(texts, [0] * len(texts), 0, 0, side).batch(rows)[:2]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,14 @@ def test_texts_are_put_together_as_the_protocol_says(tmp_path, name, row, expect
 
 
 def test_recipes_are_the_protocols():
-    assert {name: form.recipe.batch_size for name, form in FORMATS.items()} == {
+    assert {name: recipe.batch_size for name, recipe in RECIPES.items()} == {
         **dict.fromkeys(("mnli", "mrpc", "qqp", "rte", "wsc"), 32),
         **dict.fromkeys(("boolq", "multirc"), 16),
     }
-    assert [n for n, f in FORMATS.items() if f.recipe.metric == "f1"] == ["mrpc", "qqp"]
-    assert [n for n, f in FORMATS.items() if f.recipe.num_epochs != 10] == ["wsc"]
-    assert FORMATS["wsc"].recipe.num_epochs == 30
-    assert [n for n, f in FORMATS.items() if f.num_labels == 3] == ["mnli"]
+    assert [n for n, f in RECIPES.items() if f.metric == "f1"] == ["mrpc", "qqp"]
+    assert [n for n, f in RECIPES.items() if f.num_epochs != 10] == ["wsc"]
+    assert RECIPES["wsc"].num_epochs == 30
+    assert [n for n, f in RECIPES.items() if f.num_labels == 3] == ["mnli"]
 
 
 GOOD = {"sentence1": "A", "sentence2": "B", "label": 1}
@@ -184,7 +186,7 @@ def test_the_longer_text_is_cut_and_counted_and_the_tokenizer_forgets_it(
     write(tmp_path, "rte", [fits], [long, fits])
     model = build(max_position_embeddings=6)
     found = load(tmp_path).prepare(Scorer(model, TOKENIZER))
-    told = [[WORDS[token] for token in row["input_ids"]] for row in found["valid"].rows]
+    told = [[WORDS[token] for token in ids] for ids in found["valid"].texts]
     assert told == [["[BOS]", *"a b c is it".split()]] * 2
     assert (found["train"].num_cut, found["valid"].num_cut) == (0, 1)
     assert "rte: 1 of 2 texts of the valid file are cut at 6 tokens" in caplog.text
@@ -207,21 +209,21 @@ def test_metrics_by_hand():
 
 def test_batches_are_padded_on_the_side_that_is_asked_for():
     left, right = (batch([[5, 6, 7], [8]], side) for side in ("left", "right"))
-    assert left["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert right["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert left[0].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert left[1].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert right[0].tolist() == [[5, 6, 7], [8, 0, 0]]
 
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "bloom", "bert", "roberta"])
 def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
     more = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 8}}.get(name, {})
-    classifier = Classifier(build(name, **more), 2, 0.0, last, True).eval()
+    classifier = Classifier(build(name, **more), QUICK, last, True).eval()
     texts = [[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]]
     side = "left" if last else "right"
-    together = classifier(**batch(texts, side))["logits"]
+    together = classifier(*batch(texts, side))
     for text, found in zip(texts, together):
-        alone = classifier(**batch([text]))["logits"][0]
+        alone = classifier(*batch([text]))[0]
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
     assert classifier.gives_positions == (last and name in ("gpt2", "bert"))
     assert not classifier.depends_on_padding
@@ -232,10 +234,9 @@ def test_a_padded_text_gives_the_logits_of_the_text_alone(name, last):
 def test_positions_are_numbered_from_the_padding_unless_asked_otherwise(name, exact):
     """The challenge's script gives ids and mask only, and reads the last state."""
     model = build(name)
-    classifier = Classifier(model, 2, 0.0, True, exact).eval()
-    inputs = batch([[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]])
-    found = classifier(**inputs)["logits"]
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    classifier = Classifier(model, QUICK, True, exact).eval()
+    ids, mask = batch([[1, 6, 7, 8], [1, 9, 10, 11, 12, 13, 4, 5]])
+    found = classifier(ids, mask)
     states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     official = classifier.head(states[:, -1])
     differs = exact and name != "llama"
@@ -248,35 +249,38 @@ def test_each_text_is_padded_as_in_the_protocols_batch(rte, monkeypatch):
     """The bound on memory is 20 tokens, so that batches are computed in parts."""
     recipe = dataclasses.replace(QUICK, num_epochs=1)
     task = dataclasses.replace(rte, recipe=recipe)
-    widths = {}
+    shapes = {True: [], False: []}
+    forward = Classifier.forward
 
-    def remember(self):
-        assert self.args.per_device_eval_batch_size == 2
-        lengths = [len(row["input_ids"]) for row in self.eval_dataset.rows]
-        parts = [part["input_ids"].shape[1] for part in self.get_eval_dataloader()]
-        widths[self.model.depends_on_padding] = lengths, parts
+    def remember(self, ids, mask):
+        shapes[self.training].append(tuple(ids.shape))
+        return forward(self, ids, mask)
 
-    monkeypatch.setattr(finetuning.FineTuner, "train", remember)
+    monkeypatch.setattr(Classifier, "forward", remember)
     scorer = Scorer(build(), TOKENIZER, "causal", 20)
-    task.ask(scorer, task.prepare(scorer))
-    lengths, parts = widths[True]
-    assert parts == [max(lengths)] * 5  # all ten rows are one batch of 64
+    prepared = task.prepare(scorer)
+    task.ask(scorer, prepared)
+    lengths = [len(ids) for ids in prepared["valid"].texts]
     assert len(set(lengths)) > 2
+    size = 20 // max(lengths)
+    assert shapes[False] == [(size, max(lengths))] * (10 // size)  # one batch of 64
+    assert {number for number, _ in shapes[True]} == {2}  # four texts in two parts
+    assert all(number * width <= 20 for number, width in shapes[True])
 
 
 def test_the_head_reads_the_last_token_of_the_model_as_it_is():
     model = build()
-    classifier = Classifier(model, 3, 0.0, last=True).eval()
+    classifier = Classifier(model, QUICK, True, False).eval()
     ids = torch.tensor([[1, 6, 7, 8]])
     states = model(ids, output_hidden_states=True).hidden_states[-1]
-    found = classifier(ids, torch.ones_like(ids))["logits"]
+    found = classifier(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, classifier.head(states[:, -1]))
     other = ids.clone()
     other[0, -1] = 9
-    assert not torch.allclose(found, classifier(other, torch.ones_like(ids))["logits"])
-    first = Classifier(model, 3, 0.0, last=False).eval()
+    assert not torch.allclose(found, classifier(other, torch.ones_like(ids)))
+    first = Classifier(model, QUICK, False, False).eval()
     first.head.load_state_dict(classifier.head.state_dict())
-    found = first(ids, torch.ones_like(ids))["logits"]
+    found = first(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, first.head(states[:, 0]))
 
 
@@ -330,26 +334,25 @@ def test_the_same_seed_gives_the_same_and_all_is_left_as_it_was(rte, caplog):
     assert "rte, epoch 2 of 2: accuracy" in caplog.text
 
 
-def trained(monkeypatch, **options) -> finetuning.FineTuner:
-    """The Trainer after its work, with the classifier it began with."""
+def trained(monkeypatch, **options) -> tuple[Classifier, Classifier]:
+    """The classifier before and after its training."""
     seen = []
-    train = finetuning.FineTuner.train
 
-    def remember(self):
-        self.beginning = copy.deepcopy(self.model)
-        train(self)
-        seen.append(self)
+    def remember(*args, **kwargs):
+        seen[:] = [Classifier(*args, **kwargs)] * 2
+        seen[0] = copy.deepcopy(seen[1])
+        return seen[1]
 
-    monkeypatch.setattr(finetuning.FineTuner, "train", remember)
+    monkeypatch.setattr(finetuning, "Classifier", remember)
     finetune(**options)
-    return seen[0]
+    return tuple(seen)
 
 
 def outputs(classifier: Classifier) -> torch.Tensor:
     """Logits of two texts. (Weights without influence, such as the biases of GPT-2's keys,
     follow the rounding of their gradients.)"""
     with torch.no_grad():
-        return classifier.eval()(**batch([[1, 4, 8, 6, 7], [1, 5, 6, 7]]))["logits"]
+        return classifier.eval()(*batch([[1, 4, 8, 6, 7], [1, 5, 6, 7]]))
 
 
 def still(**values):
@@ -363,35 +366,32 @@ def test_training_is_adamw_on_all_weights_with_warmup_and_cosine(rte, monkeypatc
         QUICK, num_epochs=3, warmup=0.2, weight_decay=0.5, learning_rate=1e-3
     )
     task = dataclasses.replace(rte, recipe=recipe)
-    trainer = trained(monkeypatch, task=task, model=still())
-    model, data = trainer.beginning, trainer.train_dataset
+    model, found = trained(monkeypatch, task=task, model=still())
+    data = task.prepare(Scorer(still(), TOKENIZER))["train"]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
-    order, step = WholeBatches(data.lengths, 4, 42), 0
+    order, step = torch.Generator().manual_seed(42), 0
     for _ in range(3):
-        rows = list(order)
-        assert len(rows) == len(set(rows)) == 16
+        rows = torch.randperm(18, generator=order).tolist()
         for start in range(0, 16, 4):
             cosine = 0.5 + 0.5 * np.cos(np.pi * (step - 2) / 10)
             share = step / 2 if step < 2 else 0.1 + 0.9 * cosine
             optimizer.param_groups[0]["lr"] = 1e-3 * share
             optimizer.zero_grad()
-            inputs = Collate(0, "left")([data[row] for row in rows[start : start + 4]])
-            model(**inputs)["loss"].backward()
+            ids, mask, labels = data.batch(rows[start : start + 4])
+            torch.nn.functional.cross_entropy(model(ids, mask), labels).backward()
             optimizer.step()
             step += 1
-    found = outputs(trainer.model)
-    torch.testing.assert_close(found, outputs(model), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outputs(found), outputs(model), atol=1e-5, rtol=1e-4)
 
 
 def test_a_bound_on_memory_changes_no_result(rte, monkeypatch):
     recipe = dataclasses.replace(QUICK, num_epochs=2, learning_rate=1e-3)
     options = dict(task=dataclasses.replace(rte, recipe=recipe), model=still())
-    whole = trained(monkeypatch, **options)
-    parts = trained(monkeypatch, **options, batch_tokens=20)  # 9 tokens a text
-    assert parts.args.gradient_accumulation_steps == 2
-    assert parts.args.per_device_eval_batch_size == 2
-    found = outputs(parts.model)
-    torch.testing.assert_close(found, outputs(whole.model), atol=1e-5, rtol=1e-4)
+    _, whole = trained(monkeypatch, **options)
+    for batch_tokens in (1, 20, 30):  # parts of 1, 2 and 3 of the batch's 4 texts
+        _, parts = trained(monkeypatch, **options, batch_tokens=batch_tokens)
+        expected = outputs(whole)
+        torch.testing.assert_close(outputs(parts), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_first_of_the_best_epochs_counts(rte, monkeypatch):
@@ -412,14 +412,13 @@ def test_what_cannot_be_finetuned_is_refused(rte):
     with pytest.raises(
         UserError, match="18 training rows are fewer than a batch of 32"
     ):
-        finetune(dataclasses.replace(rte, recipe=Recipe()), build())
+        finetune(dataclasses.replace(rte, recipe=RECIPES["rte"]), build())
     with pytest.raises(UserError, match="vocabulary of 10 is too small for"):
         finetune(rte, build(vocab_size=10))
     model = build()
     model.transformer.wte.weight.data[8] = torch.nan
     with pytest.raises(UserError, match="NaN after epoch 1 of fine-tuning"):
         finetune(rte, model)
-    assert max_length(build()) == 16 and max_length(build(), Recipe(max_length=8)) == 8
 
 
 def test_a_processor_trains_in_bfloat16_where_it_is_asked_for(rte):
@@ -435,6 +434,6 @@ def test_a_masked_model_needs_no_mask_token(rte):
     assert finetune(task, build("bert"), backend="mlm").num_items == 10
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end():
-    assert finetuning._pad_id(TOKENIZER) == 0
-    assert finetuning._pad_id(words()) == WORDS.index("[EOS]")
+def test_a_tokenizer_without_padding_pads_with_its_end(rte):
+    for tokenizer, pad_id in ((TOKENIZER, 0), (words(), WORDS.index("[EOS]"))):
+        assert rte.prepare(Scorer(build(), tokenizer))["train"].pad_id == pad_id

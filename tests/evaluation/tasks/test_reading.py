@@ -9,7 +9,8 @@ from tokenizers import pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.data.packing.tokenizer import train
-from src.evaluation.scoring.scorer import Scorer
+from src.evaluation.scoring.prefix_tree import wanted_of_sequences
+from src.evaluation.scoring.scorer import Scored, Scorer
 from src.evaluation.tasks import reading
 from src.evaluation.tasks.task import Answer
 from src.foundation import UserError
@@ -151,15 +152,16 @@ def test_a_text_among_numbers_is_named_with_its_row(tmp_path):
 def test_a_words_surprisal_is_that_of_its_tokens_one_at_a_time(model, tmp_path):
     task, scorer = load(write(tmp_path, rows(8))), Scorer(model, TOKENIZER)
     prepared = task.prepare(scorer)
-    surprisal, previous = task.ask(scorer, prepared)
+    surprisal, previous = -task.ask(scorer, prepared).log_probability.reshape(2, -1)
     total = 0.0
     for query in reading.word_queries(TOKENIZER, "A b", "c", "causal"):
         logits = model(torch.tensor([query.ids])).logits[0, -1]
         total -= logits.log_softmax(-1)[query.targets[0]].item()
     assert surprisal[3] == pytest.approx(total, abs=1e-5)
-    assert np.isnan(previous[0]) and np.isfinite(previous[1:]).all()
-    # What many rows ask is asked once: two tokens behind "A", two behind "A b".
-    assert len(prepared.queries) == len(set(prepared.queries)) == 2 + 2
+    assert previous[0] == 0 and (previous[1:] > 0).all()
+    # What many rows ask is computed once: two tokens behind "A", two behind "A b".
+    flat = [query for of_word in prepared for query in of_word]
+    assert len(wanted_of_sequences(flat, causal=True, max_length=16)) == 2 + 2
 
 
 def test_a_word_beyond_the_models_positions_is_named(model, tmp_path):
@@ -192,7 +194,8 @@ def test_the_score_is_the_mean_of_eye_tracking_and_self_paced_reading(tmp_path):
     task = load(write(tmp_path, rows(60)), protocol=2025)
     surprisals = np.random.default_rng(1).normal(size=60)
     previous = np.array([np.nan, *surprisals[:-1]])
-    result = task.result([Answer(np.stack([surprisals, previous]))])
+    nats = np.concatenate([-surprisals, [0], -surprisals[:-1]])
+    result = task.result([Answer(Scored(nats, np.ones(120)))])
     columns = {**task.numbers, "pred": surprisals, "prev_pred": previous}
     eye = [
         reading.added_variance(columns, name, reading.WORDS)
