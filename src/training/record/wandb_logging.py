@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import os
-import re
 import shlex
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 
 from src.arguments import RunConfiguration, WandbArguments
-from src.foundation import UserError, first_line, write_atomically
+from src.foundation import UserError, first_line
 from src.training.record.run_record import RunRecord
 
 # Timeout of the connection in seconds. After it, wandb needs 16 to 20 more to return.
@@ -61,7 +59,7 @@ def wandb_callbacks(
 
     The list is empty with `wandb.log=false`, and in all processes but the main one. Nobody
     is asked for a key, and the connection times out after `INIT_TIMEOUT`. The id of the W&B
-    run is kept in the run's directory, so that a continued run continues its W&B run if that
+    run is kept in `run.json`, so that a continued run continues its W&B run if that
     is online. The W&B run ends with the block, so the jobs of a sweep are separate runs.
 
     Raises:
@@ -75,14 +73,14 @@ def wandb_callbacks(
 
     mode = _mode(args, wandb)
     try:
-        run = _init(wandb, mode, configuration, record.directory)
+        run = _init(wandb, mode, configuration, record)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         if args.mode == "online":
             raise UserError(f"wandb.mode=online: {error}") from error
         wandb.teardown()
         reason, mode = first_line(error), "offline"
         logger.info("W&B cannot be reached (%s): logging offline", reason)
-        run = _init(wandb, mode, configuration, record.directory)
+        run = _init(wandb, mode, configuration, record)
     if mode == "offline":
         folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
         command = shlex.join(["wandb", "sync", *map(str, folders)])
@@ -113,30 +111,20 @@ def _mode(args: WandbArguments, wandb: Any) -> str:
     return "offline"
 
 
-def _init(wandb: Any, mode: str, configuration: RunConfiguration, run_dir: Path) -> Any:
-    """Start the W&B run, with the id that was drawn when it first started."""
+def _init(
+    wandb: Any, mode: str, configuration: RunConfiguration, record: RunRecord
+) -> Any:
+    """Start the W&B run, or continue it."""
     args = configuration.args.wandb
     return wandb.init(
         project=args.project,
         entity=args.entity,
         group=args.group,
         name=args.name,
-        id=_run_id(run_dir / "wandb_run_id.txt"),
+        id=record.wandb_id,
         resume="allow" if mode == "online" else None,
-        dir=str(run_dir),
+        dir=str(record.directory),
         config=configuration.recorded,
         mode=mode,
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=mode != "online"),
     )
-
-
-def _run_id(file: Path) -> str:
-    """Return the id in a file. If there is none, or it is damaged, draw one and write it."""
-    with contextlib.suppress(FileNotFoundError):
-        run_id = file.read_text(encoding="utf-8", errors="replace").strip()
-        if re.fullmatch("[0-9a-f]{8}", run_id):
-            return run_id
-        logger.warning("%s is damaged: the run gets a new id at W&B", file)
-    run_id = uuid.uuid4().hex[:8]
-    write_atomically(file, run_id + "\n")
-    return run_id

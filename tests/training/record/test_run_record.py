@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 
 import pytest
 import yaml
@@ -136,6 +137,16 @@ def test_runs_moved_aside_are_numbered_and_nothing_is_lost(record):
         assert (directory / "weights.bin").read_text() == f"weights {rate}"
         identity = json.loads((directory / "run.json").read_text())["identity"]
         assert identity["training.learning_rate"] == rate
+
+
+def test_the_id_at_wandb_is_that_of_the_run(record):
+    begin(record)
+    first = record.wandb_id
+    assert re.fullmatch("[0-9a-f]{8}", first)
+    begin(record)
+    assert record.wandb_id == first
+    begin(record, overwrite=True)
+    assert record.wandb_id != first
 
 
 def test_an_empty_directory_is_not_moved_aside(record):
@@ -281,7 +292,7 @@ def test_results_with_a_flipped_bit_are_not_shown(record):
     file = record.directory / "results.json"
     file.write_text(file.read_text().replace("3.5", "3.4"))
     with pytest.raises(
-        UserError, match="results.json is not as manifest.json says.*delete it"
+        UserError, match=r"is damaged \(results.json\): delete that file"
     ):
         record.results
     file.unlink()
