@@ -14,27 +14,26 @@ from src.evaluation.suite import is_score, is_share, of_whole_tasks
 from src.foundation import MANIFEST, counted
 from src.training.record import card
 from src.training.record.checkpoints import seal
-from src.training.trainer import LanguageModelTrainer, Outcome
+from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def final_scores(
-    trainer: LanguageModelTrainer, outcome: Outcome, data: Data
+    trainer: LanguageModelTrainer, kind: dict[str, int], data: Data
 ) -> dict[str, float]:
-    """Return the reported numbers of the final model: {"eval_loss": 3.1, …}."""
-    scores: dict[str, float] = {}
-    state, plan, best_step = trainer.state, trainer.plan, outcome.best_step
-    if outcome.averaged_steps is not None:
-        scores["averaged_steps"] = outcome.averaged_steps
-    if best_step is not None:
-        scores.update(best_step=best_step, best_words_seen=plan.words_seen(best_step))
+    """Return the reported numbers of the final model: {"eval_loss": 3.1, …}.
+
+    Args:
+        kind: what the final model is, as `trainer.fit` returns it.
+    """
+    state, plan = trainer.state, trainer.plan
     size = trainer.tasks.suite.num_items
     parts = ["the dev text" * trainer.args.do_eval, f"all {size:,} items" * bool(size)]
     if any(parts):
         on = " and ".join(filter(None, parts))
-        logger.info(f"Evaluating on {on}{final_step(scores)} …")
-    scores.update(trainer.evaluate(all_items=True))
+        logger.info(f"Evaluating on {on}{final_step(kind)} …")
+    scores = {**kind, **trainer.evaluate(all_items=True)}
     if trainer.args.do_eval and data.train_stream is not None:
         scores["eval_unigram_perplexity"] = unigram_perplexity(
             data.train_stream, data.validation, len(trainer.tokenizer)

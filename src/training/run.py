@@ -25,7 +25,7 @@ from src.training.record.wandb_logging import wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
 from src.training.task_scores import TaskScores, metric_name
-from src.training.trainer import LanguageModelTrainer, Outcome
+from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             trainer = LanguageModelTrainer(
                 args, setup, model, tokenizer, data, tasks, callbacks, clock
             )
-            outcome = trainer.fit() if args.training.do_train else Outcome()
-            if outcome.signal is not None:
-                exit_stopped(outcome.signal, args)
-            scores = final_scores(trainer, outcome, data)
+            kind = trainer.fit() if args.training.do_train else {}
+            if trainer.stop.received is not None:
+                exit_stopped(trainer.stop.received, args)
+            scores = final_scores(trainer, kind, data)
             save(trainer, args, data, scores, record.command)
             show_texts(trainer, args)
             record.finish(scores)

@@ -31,6 +31,11 @@ class TaskScores:
         self.suite = suite
         self.sample = suite if num_items is None else suite.sample(num_items)
 
+    @property
+    def num_items(self) -> tuple[int, int]:
+        """The number of items that are scored during training, and in all."""
+        return self.sample.num_items, self.suite.num_items
+
     @classmethod
     def load(cls, args: Arguments) -> "TaskScores":
         """Load the tasks on which the run is scored, and log the tasks that are left out.
