@@ -105,28 +105,28 @@ class Console(TrainerCallback):
         self.items = ["({:,} of {:,} items)".format(*items)] if items[0] else []
 
     def on_log(self, args, state, control, logs, **kwargs):
+        items = []
         if "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
             shown = {k.replace("_per_second", "/s"): logs[k] for k in keys if k in logs}
-            items = []
         elif "eval_loss" in logs:
-            shown = {f"eval {name}": logs[f"eval_{name}"] for name in FIGURES}
             names = of_whole_tasks(key.removeprefix("eval_") for key in logs)
+            shown = {f"eval {name}": logs[f"eval_{name}"] for name in FIGURES}
             shown |= {f"eval {name}": 100 * logs[f"eval_{name}"] for name in names}
             items = self.items
         else:
             return
         step = f"step {state.global_step}/{state.max_steps}"
         words = [f"{logs['words']:,} words"] if "words" in logs else []
-        figures = [f"{key} {_format(key, shown[key])}" for key in shown]
-        short = [t for key, t in zip(shown, figures) if not key.endswith(LEFT_OUT)]
+        figures = [f"{key} {_format(key, value)}" for key, value in shown.items()]
+        short = [
+            text for key, text in zip(shown, figures) if not key.endswith(LEFT_OUT)
+        ]
         short[1:] = [text.removeprefix("eval ") for text in short[1:]]
         # A narrow terminal wraps the line between figures, not within them.
         parts = [t.replace(" ", "\N{NO-BREAK SPACE}") for t in [step, *short, *items]]
-        logger.info(
-            "  ".join([step, *words, *figures, *items]),
-            extra={"short": "  ".join(parts)},
-        )
+        line = "  ".join([step, *words, *figures, *items])
+        logger.info(line, extra={"short": "  ".join(parts)})
 
 
 def _format(key: str, value: float) -> str:

@@ -69,9 +69,9 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             kind = trainer.fit() if args.training.do_train else {}
             if trainer.stop.received is not None:
                 exit_stopped(trainer.stop.received, args)
-            scores = final_scores(trainer, kind, data)
-            save(trainer, args, data, scores, record.command)
-            show_texts(trainer, args)
+            scores = final_scores(trainer, kind)
+            save(trainer, scores, record.command)
+            show_texts(trainer)
             record.finish(scores)
             logger.info("\n%s\n\nResults: %s", table(scores), record.directory)
             logger.info(summary(clock, trainer.rates))

@@ -6,7 +6,6 @@ about a run have been made in `setup.py`.
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
@@ -16,6 +15,7 @@ import transformers
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,7 +24,6 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
-from transformers.trainer_utils import speed_metrics
 
 from src.arguments import Arguments
 from src.data.blocks import IGNORE_INDEX, Blocks
@@ -54,10 +53,11 @@ class LanguageModelTrainer(Trainer):
     """Hugging Face's Trainer for `Blocks`, whose labels are already shifted.
 
     Args:
-        args: all arguments of the run, which are not changed.
+        arguments: all arguments of the run, which are not changed. `args` of the Trainer are
+            those of `training` with the decisions.
         setup: the decisions about the run.
         model: the model on its device.
-        data: the validation blocks and the names of their files.
+        data: the text that the model is trained and evaluated on.
         tasks: the tasks on which the model is scored.
         callbacks: further callbacks, which come last.
         clock: the clock of the whole job.
@@ -68,7 +68,7 @@ class LanguageModelTrainer(Trainer):
 
     def __init__(
         self,
-        args: Arguments,
+        arguments: Arguments,
         setup: Setup,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -77,11 +77,11 @@ class LanguageModelTrainer(Trainer):
         callbacks: Sequence[TrainerCallback],
         clock: Clock,
     ):
-        self.setup, self.plan = setup, setup.plan
-        self.tokenizer, self.tasks, self.clock = tokenizer, tasks, clock
-        self.file_names = data.validation_names
-        self.run_dir = Path(args.training.output_dir)
-        self.save_total_limit = args.training.save_total_limit
+        training = arguments.training
+        self.arguments, self.setup, self.plan = arguments, setup, setup.plan
+        self.tokenizer, self.data = tokenizer, data
+        self.tasks, self.clock = tasks, clock
+        self.run_dir = Path(training.output_dir)
         self.stop, self.bars = StopOnSignal(), ProgressBars()
         vocab_size = model.config.get_text_config().vocab_size
         self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
@@ -90,15 +90,16 @@ class LanguageModelTrainer(Trainer):
         if self.plan is not None:
             model.forward = setup.forward
             if steps := setup.averaging_steps:
-                kind, num_steps = args.training.averaging, self.plan.num_steps
+                kind, num_steps = training.averaging, self.plan.num_steps
                 self.weight_average = WeightAverage(model, kind, steps, num_steps)
                 own.append(self.weight_average)
         super().__init__(
             model=model,
-            args=setup.trainer_arguments(args.training),
+            args=setup.trainer_arguments(training),
             train_dataset=None if self.plan is None else self.plan.blocks,
-            eval_dataset=data.validation if args.training.do_eval else None,
+            eval_dataset=data.validation if training.do_eval else None,
             data_collator=dict,  # `Blocks` returns whole batches
+            compute_metrics=self._figures,
             callbacks=[*own, *callbacks],
         )
         # Make the Trainer count all targets of a batch, including the first one of each block.
@@ -158,18 +159,17 @@ class LanguageModelTrainer(Trainer):
         """
         self.state = state
         self._find_best_checkpoint()
-        has_best = self.args.load_best_model_at_end and state.best_model_checkpoint
-        self._load_from_checkpoint(
-            state.best_model_checkpoint if has_best else checkpoint
-        )
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or str(checkpoint))
         self.log({"total_flos": state.total_flos})  # in place of the lost summary
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
         """Train until the end or a signal. If memory runs out, record a smaller micro-batch."""
         try:
             with self.clock.phase("training"):
+                suites = self.tasks.sample, self.tasks.suite
                 # The table at the end of the run shows the evaluations after training.
-                self.add_callback(Console(self.tasks.num_items))
+                self.add_callback(Console([suite.num_items for suite in suites]))
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -202,12 +202,8 @@ class LanguageModelTrainer(Trainer):
             return True
         metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         before = state.best_metric if args.load_best_model_at_end else None
-        if before is None:  # the last step, which has perhaps been evaluated
-            rows = [
-                row for row in state.log_history if row["step"] == state.global_step
-            ]
-            logged = [row[metric] for row in rows if metric in row]
-            before = logged[-1] if logged else self.evaluate()[metric]
+        if before is None:
+            before = self.evaluate()[metric]  # of the last step
         average.swap()
         after = self.evaluate()[metric]
         is_better = after > before if args.greater_is_better else after < before
@@ -236,11 +232,9 @@ class LanguageModelTrainer(Trainer):
         """Create the library's optimizer, or Muon with AdamW."""
         if self.optimizer is None and self.args.optimizer == "muon":
             _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = muon_with_adamw(
-                self.model,
-                self.get_decay_parameter_names(self.model),
-                {**adamw, "weight_decay": self.args.weight_decay},
-            )
+            adamw["weight_decay"] = self.args.weight_decay
+            decayed = self.get_decay_parameter_names(self.model)
+            self.optimizer = muon_with_adamw(self.model, decayed, adamw)
         return super().create_optimizer(*args)
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
@@ -340,8 +334,14 @@ class LanguageModelTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save and seal a checkpoint, and delete old ones beyond the limit."""
         self._refuse_diverged_weights()
-        # Only the state of callbacks is free for values of our own.
-        self.state.stateful_callbacks["loss_window"] = self._loss_window()
+        # The sums since the last log, which the state lacks. With them, a continued run logs the
+        # same losses as a run that did not stop, and detects divergence at the same step. Of the
+        # state, only the values of callbacks may have any name.
+        self.state.stateful_callbacks["loss_window"] = {
+            "losses": gather_object([float(self._tr_loss)]),  # of all processes
+            "last_logged_step": self._globalstep_last_logged,
+            "first_mean": self.divergence.first_mean,
+        }
         with self.clock.phase("saving"):
             super()._save_checkpoint(model, trial)
             if not self.args.should_save:
@@ -350,23 +350,11 @@ class LanguageModelTrainer(Trainer):
             if self.weight_average is not None:
                 self.weight_average.save(checkpoint)
             seal(checkpoint)
-            best = self.state.best_model_checkpoint
-            prune(self.run_dir, self.save_total_limit, best)
-
-    def _loss_window(self) -> dict[str, Any]:
-        """Return the sums since the last log, which the Trainer's state lacks.
-
-        With them, a continued run logs the same losses as a run that did not stop, and detects
-        divergence at the same step.
-        """
-        return {
-            "losses": gather_object([float(self._tr_loss)]),  # of all processes
-            "last_logged_step": self._globalstep_last_logged,
-            "first_mean": self.divergence.first_mean,
-        }
+            limit = self.arguments.training.save_total_limit
+            prune(self.run_dir, limit, self.state.best_model_checkpoint)
 
     def restore_logs(self) -> None:
-        """Start the measurement of rates, and restore `_loss_window` in a continued run."""
+        """Start the measurement of rates, and restore the sums since the last log."""
         self._began = self._last_log = (self.state.global_step, 0.0)
         if window := self.state.stateful_callbacks.get("loss_window"):
             losses = dict(enumerate(window["losses"]))  # perhaps of fewer processes
@@ -376,13 +364,14 @@ class LanguageModelTrainer(Trainer):
         self._find_best_checkpoint()
 
     def _find_best_checkpoint(self) -> None:
-        """Find the best checkpoint in a run that was moved. If it was lost, forget it."""
+        """Find the best checkpoint in the run's directory, which may have been moved.
+
+        If the checkpoint was lost, forget it, so that the best one from here on is found.
+        """
         state = self.state
         best = self.run_dir / f"checkpoint-{state.best_global_step}"
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
-        else:  # find a new best from here
-            state.best_model_checkpoint = None
+        state.best_model_checkpoint = str(best) if best.is_dir() else None
+        if not best.is_dir():
             state.best_metric = state.best_global_step = None
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -440,24 +429,19 @@ class LanguageModelTrainer(Trainer):
         with self.clock.phase("evaluation"):
             with self.clock.phase("scoring"):
                 scores = self.tasks.score(self.model, self.tokenizer, all_items)
-            metrics = {f"eval_{name}": score for name, score in scores.items()}
+            self._scores = {f"eval_{name}": score for name, score in scores.items()}
             if self.eval_dataset is not None:
-                metrics |= self._evaluate_text(self.eval_dataset)
-            if metrics:
-                self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(
-                self.args, self.state, self.control, metrics
-            )
-        return metrics
+                return super().evaluate()
+            if self._scores:
+                self.log(self._scores)
+            return self._scores
 
-    def _evaluate_text(self, blocks: Blocks) -> dict[str, float]:
-        """Return the metrics of the dev text, and the time and speed of measuring them."""
-        start, batches = time.time(), self.get_eval_dataloader()
-        output = self.evaluation_loop(batches, "Evaluation", prediction_loss_only=False)
-        rows, words, files = output.predictions, blocks.words, blocks.owners
-        figures = summarize(rows, words, blocks.bytes, files, self.file_names)
-        speed = speed_metrics("eval", start, output.num_samples, len(batches))
-        return {f"eval_{name}": figure for name, figure in figures.items()} | speed
+    def _figures(self, output: EvalPrediction) -> dict[str, float]:
+        """Return the scores of the tasks, and the metrics of the text from its statistics."""
+        blocks, names = self.eval_dataset, self.data.validation_names
+        words, files = blocks.words, blocks.owners
+        figures = summarize(output.predictions, words, blocks.bytes, files, names)
+        return {**self._scores, **figures}
 
 
 class TrainerHooks(TrainerCallback):

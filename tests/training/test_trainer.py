@@ -444,7 +444,7 @@ def test_the_best_model_is_kept_between_two_saves_and_loaded_at_the_end(trainer_
     kept = sorted(path.name for path in run_dir(trainer).glob("checkpoint-*"))
     assert kept == sorted([f"checkpoint-{best}", "checkpoint-6"])
     assert kind == {"best_step": best, "best_words_seen": trainer.plan.words_seen(best)}
-    scores = final_scores(trainer, kind, SimpleNamespace(train_stream=None))
+    scores = final_scores(trainer, kind)
     assert scores["eval_loss"] == pytest.approx(found[best], rel=1e-6)
     assert (scores["steps"], scores["best_step"]) == (6, best)
     words = [trainer.plan.words_seen(step) for step in (6, best)]

@@ -19,15 +19,13 @@ class Clock:
     clocks of later jobs count from their construction.
     """
 
-    FIRST_PHASE = "start-up"
-
     def __init__(self):
         self._seconds: dict[str, float] = defaultdict(float)
-        self._phases = [self.FIRST_PHASE]
+        self._phases = ["start-up"]
         self._since = time.perf_counter()
         if not next(_jobs_before):
             began = psutil.Process().create_time()
-            self._seconds[self.FIRST_PHASE] = max(0.0, time.time() - began)
+            self._seconds["start-up"] = max(0.0, time.time() - began)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

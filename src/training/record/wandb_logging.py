@@ -95,10 +95,8 @@ def wandb_callbacks(
 
 def _mode(args: WandbArguments, wandb: Any) -> str:
     """Return the mode of W&B. `auto` means WANDB_MODE, or online if there is a key."""
-    if args.mode == "offline":
-        return "offline"
-    chosen = os.environ.get("WANDB_MODE")
-    if args.mode == "auto" and chosen in ("offline", "disabled", "shared"):
+    chosen = os.environ.get("WANDB_MODE") if args.mode == "auto" else args.mode
+    if chosen in ("offline", "disabled", "shared"):
         return chosen
     # This looks for WANDB_API_KEY, settings files and .netrc. It needs no input or network.
     if wandb.login(prompt=False, verify=False):
