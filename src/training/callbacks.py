@@ -46,7 +46,6 @@ class StopOnSignal(TrainerCallback):
         """Restore the signal handlers from before training."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._handlers_before = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._handlers_before = {

@@ -6,7 +6,6 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from transformers.utils import logging as transformers_logging
@@ -52,7 +51,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     with open_record(configuration, corpora) as record:
         if record.results is not None:
             return show_finished(record, args, tasks)
-        with wandb_callbacks(configuration, record) as callbacks:
+        with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
                 tokenizer, data = load_data(
                     corpora, args.tokenizer, args.data, args.model, record.main_process
@@ -95,14 +94,14 @@ def open_record(
 ) -> Iterator[RunRecord]:
     """Begin or continue the run, and yield its record. The main process goes first."""
     training = configuration.args.training
-    record = RunRecord(Path(training.output_dir), training.process_index == 0)
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:
         # The batch is given per device, so the number of devices changes the result.
         identity["devices"] = training.world_size
+    record = RunRecord(configuration, identity)
     with contextlib.ExitStack() as stack:
         with training.main_process_first():
-            stack.enter_context(record.open(configuration, identity))
+            stack.enter_context(record.open())
         yield record
 
 

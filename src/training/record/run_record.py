@@ -50,14 +50,22 @@ class TrainingStopped(UserError):
 
 
 class RunRecord:
-    """The record in a run's directory.
+    """The record in a run's directory. The main process writes; the others only read.
 
     Args:
-        main_process: whether this process writes; the other processes only read.
+        configuration: the configuration of this start.
+        identity: the settings that change the result, with the checksums of the text under
+            `data`.
     """
 
-    def __init__(self, directory: Path, main_process: bool = True):
-        self.directory, self.main_process = directory, main_process
+    def __init__(self, configuration: RunConfiguration, identity: Mapping[str, Any]):
+        training = configuration.args.training
+        self.configuration = configuration
+        self.identity = json.loads(
+            json.dumps(identity)
+        )  # as it is read from `run.json`
+        self.directory = Path(training.output_dir)
+        self.main_process = training.process_index == 0
 
     @property
     def results(self) -> Optional[dict[str, Any]]:
@@ -86,17 +94,11 @@ class RunRecord:
         return self._read("run.json").get("wandb_id")
 
     @contextlib.contextmanager
-    def open(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> Iterator[None]:
+    def open(self) -> Iterator[None]:
         """Begin or continue the run, and log to its directory within the block.
 
         With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. Nothing
         is deleted.
-
-        Args:
-            identity: the settings that change the result, with the checksums of the text
-                under `data`.
 
         If the first start of a run is refused, its files are removed, and a run that it moved
         aside is moved back.
@@ -113,13 +115,13 @@ class RunRecord:
             has_run, moved_to = (self.directory / "run.json").exists(), None
             if not has_run:
                 self._refuse_other_files()
-            elif configuration.args.training.overwrite_output_dir:
+            elif self.configuration.args.training.overwrite_output_dir:
                 has_run, moved_to = False, self._move_aside()
-            is_new = not has_run or self._is_replaced(configuration, identity)
+            is_new = not has_run or self._is_replaced()
             before = set(self.directory.iterdir())
             try:
                 if is_new:
-                    self._write(configuration, identity)
+                    self._write()
                 with self._train_log():
                     yield
             except UserError as error:
@@ -159,9 +161,7 @@ class RunRecord:
         has_results = (self.directory / "results.json").exists()
         return has_results or any(self.directory.glob("checkpoint-*"))
 
-    def _is_replaced(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> bool:
+    def _is_replaced(self) -> bool:
         """Return whether the recorded run has other settings, and nothing that could be lost.
 
         Raises:
@@ -171,10 +171,10 @@ class RunRecord:
         if not {"command", "identity"} <= {*recorded}:
             file = self.directory / "run.json"
             raise UserError(f"{file} is damaged: it lacks its command or its identity")
-        identity = json.loads(json.dumps(identity))  # as it is read from `run.json`
         # If a record was written before an option existed, the option had its default.
-        known = {k: v for k, v in configuration.defaults.items() if k in identity}
-        changes = differences({**known, **recorded["identity"]}, identity)
+        defaults = self.configuration.defaults
+        known = {key: defaults[key] for key in self.identity if key in defaults}
+        changes = differences({**known, **recorded["identity"]}, self.identity)
         if changes and self._has_progress:
             raise UserError(
                 f"{self.directory} holds another run, by its run.json; the differences:\n  "
@@ -185,12 +185,10 @@ class RunRecord:
             )
         return bool(changes)
 
-    def _write(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> None:
+    def _write(self) -> None:
         """Write `config.yaml` and `run.json`."""
-        recorded, overrides = configuration.recorded, configuration.overrides
-        settings = yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True)
+        options, overrides = self.configuration.recorded, self.configuration.overrides
+        settings = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         write_atomically(self.directory / "config.yaml", settings)
         processes = os.environ.get("WORLD_SIZE", "1")
         several = f"torchrun --nproc_per_node={processes}"
@@ -203,7 +201,7 @@ class RunRecord:
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "machine": {"python": python, "system": system},
             "wandb_id": uuid.uuid4().hex[:8],
-            "identity": identity,
+            "identity": self.identity,
         }
         write_atomically(self.directory / "run.json", record)
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 
-from src.arguments import RunConfiguration, WandbArguments
+from src.arguments import WandbArguments
 from src.foundation import UserError, first_line
 from src.training.record.run_record import RunRecord
 
@@ -52,9 +52,7 @@ class WandbLogging(TrainerCallback):
 
 
 @contextlib.contextmanager
-def wandb_callbacks(
-    configuration: RunConfiguration, record: RunRecord
-) -> Iterator[list[WandbLogging]]:
+def wandb_callbacks(record: RunRecord) -> Iterator[list[WandbLogging]]:
     """Open a W&B run within the block, and yield the callback that logs to it.
 
     The list is empty with `wandb.log=false`, and in all processes but the main one. Nobody
@@ -65,7 +63,7 @@ def wandb_callbacks(
     Raises:
         UserError: `wandb.mode=online` without a key or a network.
     """
-    args = configuration.args.wandb
+    args = record.configuration.args.wandb
     if not (args.log and record.main_process):
         yield []
         return
@@ -73,21 +71,21 @@ def wandb_callbacks(
 
     mode = _mode(args, wandb)
     try:
-        run = _init(wandb, mode, configuration, record)
+        run = _init(wandb, mode, record)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         if args.mode == "online":
             raise UserError(f"wandb.mode=online: {error}") from error
         wandb.teardown()
         reason, mode = first_line(error), "offline"
         logger.info("W&B cannot be reached (%s): logging offline", reason)
-        run = _init(wandb, mode, configuration, record)
+        run = _init(wandb, mode, record)
     if mode == "offline":
         folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
         command = shlex.join(["wandb", "sync", *map(str, folders)])
         logger.info("W&B is offline; to upload the run later: %s", command)
     exit_code = 1
     try:
-        yield [WandbLogging(run, configuration.args.training.do_train)]
+        yield [WandbLogging(run, record.configuration.args.training.do_train)]
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
@@ -109,11 +107,9 @@ def _mode(args: WandbArguments, wandb: Any) -> str:
     return "offline"
 
 
-def _init(
-    wandb: Any, mode: str, configuration: RunConfiguration, record: RunRecord
-) -> Any:
+def _init(wandb: Any, mode: str, record: RunRecord) -> Any:
     """Start the W&B run, or continue it."""
-    args = configuration.args.wandb
+    args = record.configuration.args.wandb
     return wandb.init(
         project=args.project,
         entity=args.entity,
@@ -122,7 +118,7 @@ def _init(
         id=record.wandb_id,
         resume="allow" if mode == "online" else None,
         dir=str(record.directory),
-        config=configuration.recorded,
+        config=record.configuration.recorded,
         mode=mode,
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=mode != "online"),
     )

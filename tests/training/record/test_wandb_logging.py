@@ -36,10 +36,10 @@ def opened(run_dir: Path, **wandb):
     if not (run_dir / "run.json").exists():
         wandb_id = uuid.uuid4().hex[:8]
         (run_dir / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
-    training = TrainingArguments(use_cpu=True, do_train=True)
+    training = TrainingArguments(output_dir=str(run_dir), use_cpu=True, do_train=True)
     args = Arguments(wandb=WandbArguments(**wandb), training=training)
     configuration = RunConfiguration(args, {}, CONFIGURATION, {}, {}, [])
-    return wandb_callbacks(configuration, RunRecord(run_dir))
+    return wandb_callbacks(RunRecord(configuration, {}))
 
 
 def log_to(run_dir: Path, name: str, rows: list, fails: bool = False) -> str:
