@@ -334,9 +334,9 @@ class LanguageModelTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save and seal a checkpoint, and delete old ones beyond the limit."""
         self._refuse_diverged_weights()
-        # The sums since the last log, which the state lacks. With them, a continued run logs the
-        # same losses as a run that did not stop, and detects divergence at the same step. Of the
-        # state, only the values of callbacks may have any name.
+        # The sums since the last log, which the Trainer does not save. With them, a continued run
+        # logs the same losses as a run that did not stop, and detects divergence at the same step.
+        # `stateful_callbacks` is the only part of the state that takes values of any name.
         self.state.stateful_callbacks["loss_window"] = {
             "losses": gather_object([float(self._tr_loss)]),  # of all processes
             "last_logged_step": self._globalstep_last_logged,

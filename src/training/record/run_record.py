@@ -1,7 +1,7 @@
 """The record of a run in its directory: settings, command, versions, data and results.
 
     config.yaml    the resolved configuration
-    run.json       command, code revision, versions, checksums, result-changing settings
+    run.json       command, code revision, versions, checksums, result-changing settings, W&B id
     results.json   the final scores; it exists if and only if the run is finished
     train.log      the messages of the run
 
@@ -97,11 +97,9 @@ class RunRecord:
     def open(self) -> Iterator[None]:
         """Begin or continue the run, and log to its directory within the block.
 
-        With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. Nothing
-        is deleted.
-
-        If the first start of a run is refused, its files are removed, and a run that it moved
-        aside is moved back.
+        With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. If the
+        first start of a run is refused, its files are removed, and the run that it moved is
+        moved back.
 
         Raises:
             UserError: another process works on the run, or the directory holds files but no

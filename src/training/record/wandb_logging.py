@@ -57,8 +57,8 @@ def wandb_callbacks(record: RunRecord) -> Iterator[list[WandbLogging]]:
 
     The list is empty with `wandb.log=false`, and in all processes but the main one. Nobody
     is asked for a key, and the connection times out after `INIT_TIMEOUT`. The id of the W&B
-    run is kept in `run.json`, so that a continued run continues its W&B run if that
-    is online. The W&B run ends with the block, so the jobs of a sweep are separate runs.
+    run is that of the record, so a continued run continues its W&B run if that is online. The
+    W&B run ends with the block, so the jobs of a sweep are separate runs.
 
     Raises:
         UserError: `wandb.mode=online` without a key or a network.
