@@ -120,7 +120,7 @@ class RunRecord:
             try:
                 if is_new:
                     self._write()
-                with self._train_log():
+                with TrainLog(self.directory / "train.log", encoding="utf-8"):
                     yield
             except UserError as error:
                 stopped = isinstance(error, TrainingStopped) or self._has_progress
@@ -140,18 +140,6 @@ class RunRecord:
             sums = {**self._read(MANIFEST), "results.json": checksum}
             write_atomically(self.directory / MANIFEST, sums)
             write_atomically(self.directory / "results.json", text)
-
-    @contextlib.contextmanager
-    def _train_log(self) -> Iterator[None]:
-        """Write the messages of the block to `train.log`, too."""
-        log = TrainLog(self.directory / "train.log", encoding="utf-8")
-        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(log)
-        try:
-            yield
-        finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
 
     @property
     def _has_progress(self) -> bool:
@@ -280,7 +268,18 @@ def remove(path: Path) -> None:
 
 
 class TrainLog(logging.FileHandler):
-    """Handler that gives up, with one warning, if its file cannot be written."""
+    """A file that gets all messages of a `with` block, too.
+
+    If it cannot be written, it gives up with one warning.
+    """
+
+    def __enter__(self) -> None:
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger().removeHandler(self)
+        self.close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
