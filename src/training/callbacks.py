@@ -33,7 +33,6 @@ class StopOnSignal(TrainerCallback):
         self._received_here: Optional[int] = None
         self._handlers_before: dict[int, Any] = {}
         self._group: Optional[Any] = None
-        self._is_training = False
 
     def _receive(self, number: int, frame: Any) -> None:
         self._received_here = number
@@ -47,10 +46,8 @@ class StopOnSignal(TrainerCallback):
         """Restore the signal handlers from before training."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._handlers_before = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._is_training = True
         self._handlers_before = {
             number: signal.signal(number, self._receive) for number in self.SIGNALS
         }
@@ -69,13 +66,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if (
-            self._is_training
-        ):  # after a signal during the evaluation, take no other step
-            self.on_step_end(args, state, control)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._is_training = False
+        self.on_step_end(args, state, control)  # take no other step after a signal
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # The Trainer calls this also when it stops in the middle of an epoch.
@@ -106,34 +97,35 @@ class Console(TrainerCallback):
     A terminal that is too narrow shows fewer figures.
 
     Args:
-        items: items of the tasks, scored during training and in all.
+        items: number of the tasks' items that are scored during training, and in all.
     """
 
     def __init__(self, items: tuple[int, int] = (0, 0)):
-        self.items = "({:,} of {:,} items)".format(*items) if items[0] else ""
+        self.items = ["({:,} of {:,} items)".format(*items)] if items[0] else []
 
     def on_log(self, args, state, control, logs, **kwargs):
+        items = []
         if "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
             shown = {k.replace("_per_second", "/s"): logs[k] for k in keys if k in logs}
         elif "eval_loss" in logs:
-            shown = {f"eval {name}": logs[f"eval_{name}"] for name in FIGURES}
             names = of_whole_tasks(key.removeprefix("eval_") for key in logs)
+            shown = {f"eval {name}": logs[f"eval_{name}"] for name in FIGURES}
             shown |= {f"eval {name}": 100 * logs[f"eval_{name}"] for name in names}
+            items = self.items
         else:
             return
         step = f"step {state.global_step}/{state.max_steps}"
         words = [f"{logs['words']:,} words"] if "words" in logs else []
-        figures = [f"{key} {_format(key, shown[key])}" for key in shown]
-        items = [self.items] * ("eval_loss" in logs and bool(self.items))
-        short = [t for key, t in zip(shown, figures) if not key.endswith(LEFT_OUT)]
+        figures = [f"{key} {_format(key, value)}" for key, value in shown.items()]
+        short = [
+            text for key, text in zip(shown, figures) if not key.endswith(LEFT_OUT)
+        ]
         short[1:] = [text.removeprefix("eval ") for text in short[1:]]
         # A narrow terminal wraps the line between figures, not within them.
         parts = [t.replace(" ", "\N{NO-BREAK SPACE}") for t in [step, *short, *items]]
-        logger.info(
-            "  ".join([step, *words, *figures, *items]),
-            extra={"short": "  ".join(parts)},
-        )
+        line = "  ".join([step, *words, *figures, *items])
+        logger.info(line, extra={"short": "  ".join(parts)})
 
 
 def _format(key: str, value: float) -> str:

@@ -8,33 +8,32 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from src.arguments import FIGURES, Arguments
-from src.data.prepare import Data, unigram_perplexity
+from src.arguments import FIGURES
+from src.data.prepare import unigram_perplexity
 from src.evaluation.suite import is_score, is_share, of_whole_tasks
 from src.foundation import MANIFEST, counted
 from src.training.record import card
 from src.training.record.checkpoints import seal
-from src.training.trainer import LanguageModelTrainer, Outcome
+from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def final_scores(
-    trainer: LanguageModelTrainer, outcome: Outcome, data: Data
+    trainer: LanguageModelTrainer, kind: dict[str, int]
 ) -> dict[str, float]:
-    """Return the reported numbers of the final model: {"eval_loss": 3.1, …}."""
-    scores: dict[str, float] = {}
-    state, plan, best_step = trainer.state, trainer.plan, outcome.best_step
-    if outcome.averaged_steps is not None:
-        scores["averaged_steps"] = outcome.averaged_steps
-    if best_step is not None:
-        scores.update(best_step=best_step, best_words_seen=plan.words_seen(best_step))
+    """Return the reported numbers of the final model: {"eval_loss": 3.1, …}.
+
+    Args:
+        kind: what the final model is, as `trainer.fit` returns it.
+    """
+    state, plan, data = trainer.state, trainer.plan, trainer.data
     size = trainer.tasks.suite.num_items
     parts = ["the dev text" * trainer.args.do_eval, f"all {size:,} items" * bool(size)]
     if any(parts):
         on = " and ".join(filter(None, parts))
-        logger.info(f"Evaluating on {on}{final_step(scores)} …")
-    scores.update(trainer.evaluate(all_items=True))
+        logger.info(f"Evaluating on {on}{final_step(kind)} …")
+    scores = {**kind, **trainer.evaluate(all_items=True)}
     if trainer.args.do_eval and data.train_stream is not None:
         scores["eval_unigram_perplexity"] = unigram_perplexity(
             data.train_stream, data.validation, len(trainer.tokenizer)
@@ -47,8 +46,9 @@ def final_scores(
     return scores
 
 
-def show_texts(trainer: LanguageModelTrainer, args: Arguments) -> None:
+def show_texts(trainer: LanguageModelTrainer) -> None:
     """Log a few texts that the model generates from BOS."""
+    args = trainer.arguments
     number = args.evaluation.num_generated_texts
     if not number or not trainer.is_world_process_zero():
         return
@@ -68,13 +68,7 @@ def show_texts(trainer: LanguageModelTrainer, args: Arguments) -> None:
     logger.info("\nWritten by the model:\n%s", "\n".join(lines))
 
 
-def save(
-    trainer: LanguageModelTrainer,
-    args: Arguments,
-    data: Data,
-    scores: dict[str, float],
-    command: str,
-) -> None:
+def save(trainer: LanguageModelTrainer, scores: dict[str, float], command: str) -> None:
     """Save the trained model, its tokenizer and its card in the run's directory.
 
     The files are written to a temporary folder first and then moved, so that none of them is
@@ -83,35 +77,27 @@ def save(
     Args:
         command: the command that began the run.
     """
+    args, data, model = trainer.arguments, trainer.data, trainer.model
     if not args.training.do_train:
         return
-    model, stream, weights = (
-        trainer.model,
-        data.train_stream,
-        args.model.model_name_or_path,
-    )
     staging = trainer.run_dir / ".model"
     trainer.save_model(str(staging))
     if not trainer.is_world_process_zero():
         return
+    weights = args.model.model_name_or_path
+    tokenizer = args.tokenizer.name_or_path or weights
     facts = {
         **scores,
-        "title": f"{args.wandb.group}/{args.wandb.name}",
-        "origin": (
-            f"Trained further from {weights}" if weights else "Trained from scratch"
-        ),
+        "args": args,
         "command": command,
+        "origin": f"further from {weights}" if weights else "from scratch",
         "model_type": model.config.model_type,
         "parameters": model.num_parameters(),
-        "block_size": args.data.block_size,
-        "files": ", ".join(file["name"] for file in stream.files),
-        "corpus_words": stream.info["words"],
-        "corpus_tokens": stream.info["tokens"],
+        "files": ", ".join(file["name"] for file in data.train_stream.files),
+        "text": data.train_stream.info,
         "final_step": final_step(scores),
         "vocab_size": len(trainer.tokenizer),
-        "tokenizer": args.tokenizer.name_or_path
-        or weights
-        or "trained on the same text",
+        "tokenizer": tokenizer or "trained on the same text",
         "eval_files": ", ".join(data.validation_names),
     }
     named = {key.removeprefix("eval_"): score for key, score in scores.items()}
@@ -140,8 +126,7 @@ def table(scores: dict[str, Any]) -> str:
     """Return the scores as a small table: one row for each file, then the tasks."""
     lines = _text_rows(scores) if "eval_loss" in scores else []
     if "eval_unigram_perplexity" in scores:
-        perplexity = scores["eval_unigram_perplexity"]
-        lines.append(f"{'(unigram)':<22}{'':>7}{perplexity:>12.2f}")
+        lines.append(f"{'(unigram)':<29}{scores['eval_unigram_perplexity']:>12.2f}")
     for key, score in scores.items():
         if is_score(name := key.removeprefix("eval_")):
             label = re.sub("^pairs[/_]", "pairs: ", name)
@@ -167,19 +152,14 @@ def _text_rows(scores: dict[str, Any]) -> list[str]:
         re.match(r"(eval_(?:files/)?(.*)[/_])bits_per_byte$", key) for key in scores
     )
     prefixes = dict(match.groups() for match in matches if match)
-    lines = [
-        f"{'':<22}{'loss':>7}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
-        f"{'perplexity/word':>17}"
-    ]
+    columns = f"{'loss':>7}{'perplexity':>12}{'accuracy':>10}{'bits/byte':>11}"
+    lines = [f"{'':<22}{columns}{'perplexity/word':>17}"]
     for prefix, file in {**prefixes, "eval_": "all"}.items():
-        figures = (scores[prefix + name] for name in FIGURES)
-        loss, perplexity, accuracy, bits, word = figures
+        loss, perplexity, accuracy, bits, word = (scores[prefix + f] for f in FIGURES)
         # A long name gets a line of its own, so that 80 columns are enough.
         label = f"{file}\n{'':<22}" if len(file) > 22 else file
-        lines.append(
-            f"{label:<22}{loss:>7.3f}{_short(perplexity, 2):>12}"
-            f"{accuracy:>10.1%}{bits:>11.3f}{_short(word, 1):>17}"
-        )
+        row = f"{label:<22}{loss:>7.3f}{_short(perplexity, 2):>12}{accuracy:>10.1%}"
+        lines.append(f"{row}{bits:>11.3f}{_short(word, 1):>17}")
     return lines
 
 

@@ -7,7 +7,6 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from transformers.utils import logging as transformers_logging
@@ -26,7 +25,7 @@ from src.training.record.wandb_logging import wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
 from src.training.task_scores import TaskScores, metric_name
-from src.training.trainer import LanguageModelTrainer, Outcome
+from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     with open_record(configuration, corpora) as record:
         if record.results is not None:
             return show_finished(record, args, tasks)
-        with wandb_callbacks(configuration, record) as callbacks:
+        with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
                 tokenizer, data = load_data(
                     corpora, args.tokenizer, args.data, args.model, record.main_process
@@ -67,12 +66,12 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             trainer = LanguageModelTrainer(
                 args, setup, model, tokenizer, data, tasks, callbacks, clock
             )
-            outcome = trainer.fit() if args.training.do_train else Outcome()
-            if outcome.signal is not None:
-                exit_stopped(outcome.signal, args)
-            scores = final_scores(trainer, outcome, data)
-            save(trainer, args, data, scores, record.command)
-            show_texts(trainer, args)
+            kind = trainer.fit() if args.training.do_train else {}
+            if trainer.stop.received is not None:
+                exit_stopped(trainer.stop.received, args)
+            scores = final_scores(trainer, kind)
+            save(trainer, scores, record.command)
+            show_texts(trainer)
             record.finish(scores)
             logger.info("\n%s\n\nResults: %s", table(scores), record.directory)
             logger.info(summary(clock, trainer.rates))
@@ -96,14 +95,14 @@ def open_record(
 ) -> Iterator[RunRecord]:
     """Begin or continue the run, and yield its record. The main process goes first."""
     training = configuration.args.training
-    record = RunRecord(Path(training.output_dir), training.process_index == 0)
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:
         # The batch is given per device, so the number of devices changes the result.
         identity["devices"] = training.world_size
+    record = RunRecord(configuration, identity)
     with contextlib.ExitStack() as stack:
         with training.main_process_first():
-            stack.enter_context(record.open(configuration, identity))
+            stack.enter_context(record.open())
         yield record
 
 

@@ -57,8 +57,7 @@ class TaskScores:
         """Log whether samples are scored, and properties of the tokenizer that lower scores."""
         if not self.suite.immediate:
             return
-        pairs = zip(self.sample.tasks, self.suite.tasks)
-        if any(part.num_items < whole.num_items for part, whole in pairs):
+        if 0 < self.sample.num_items < self.suite.num_items:
             logger.info(
                 "During training, samples of the tasks are scored; at the end, all items"
             )
@@ -135,12 +134,13 @@ def metric_name(
         return metric
     of_files = [f"files/{f}/{figure}" for f in files for figure in FIGURES]
     known = [*FIGURES, *of_files * (len(files) > 1), *tasks.sample.score_names]
-    earlier = {n.removeprefix("files/").replace("/", "_"): n for n in reversed(known)}
-    for name in (metric.removeprefix("eval_"), f"{metric.removeprefix('eval_')}_fast"):
-        name = name if name in known else earlier.get(name)
-        # Otherwise, `greater_is_better` would be that of another kind of metric.
-        if name and is_text_figure(name) == is_text_figure(metric):
-            return name
+    names = {n.removeprefix("files/").replace("/", "_"): n for n in reversed(known)}
+    names |= {name: name for name in known}
+    asked = metric.removeprefix("eval_")
+    name = names.get(asked) or names.get(f"{asked}_fast")
+    # Otherwise, `greater_is_better` would be that of another kind of metric.
+    if name and is_text_figure(name) == is_text_figure(metric):
+        return name
     raise UserError(
         f"training.metric_for_best_model={metric} is not measured during training; choose"
         f" one of {', '.join(known)}"

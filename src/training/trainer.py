@@ -4,12 +4,9 @@ All code that depends on private parts of Hugging Face's Trainer is in this modu
 about a run have been made in `setup.py`.
 """
 
-import json
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -18,15 +15,15 @@ import transformers
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerState,
 )
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import speed_metrics
 
 from src.arguments import Arguments
 from src.data.blocks import IGNORE_INDEX, Blocks
@@ -34,7 +31,7 @@ from src.data.order import Plan
 from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.foundation import UserError, shows_bars, write_atomically
+from src.foundation import UserError, shows_bars
 from src.hardware import peak_flops
 from src.training.callbacks import Console, ProgressBars, StopOnSignal
 from src.training.model import save_config
@@ -51,36 +48,21 @@ from src.training.step.document_masking import add_mask
 from src.training.step.micro_batching import shortened
 from src.training.task_scores import TaskScores
 
-LOSS_WINDOW = "loss_window.json"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of training.
-
-    Args:
-        signal: number of the signal that stopped it; None: all steps are done.
-        best_step: step of the final model; None: the last step, or an average.
-        averaged_steps: span of the average if the final model is one; None: it is not.
-    """
-
-    signal: Optional[int] = None
-    best_step: Optional[int] = None
-    averaged_steps: Optional[int] = None
 
 
 class LanguageModelTrainer(Trainer):
     """Hugging Face's Trainer for `Blocks`, whose labels are already shifted.
 
     Args:
-        args: all arguments of the run, which are not changed.
+        arguments: all arguments of the run, which are not changed. `args` of the Trainer are
+            those of `training` with the decisions.
         setup: the decisions about the run.
         model: the model on its device.
-        data: the validation blocks and the names of their files.
+        data: the text that the model is trained and evaluated on.
         tasks: the tasks on which the model is scored.
         callbacks: further callbacks, which come last.
-        clock: the clock of the whole job; None: a new one.
+        clock: the clock of the whole job.
 
     Attributes:
         plan: the blocks of every step; None for a run that only evaluates.
@@ -88,66 +70,67 @@ class LanguageModelTrainer(Trainer):
 
     def __init__(
         self,
-        args: Arguments,
+        arguments: Arguments,
         setup: Setup,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         data: Data,
         tasks: TaskScores,
-        callbacks: Sequence[TrainerCallback] = (),
-        clock: Optional[Clock] = None,
+        callbacks: Sequence[TrainerCallback],
+        clock: Clock,
     ):
-        if setup.plan is not None:
+        training = arguments.training
+        self.arguments, self.setup, self.plan = arguments, setup, setup.plan
+        self.tokenizer, self.data = tokenizer, data
+        self.tasks, self.clock = tasks, clock
+        self.run_dir = Path(training.output_dir)
+        self.stop, self.bars = StopOnSignal(), ProgressBars()
+        vocab_size = model.config.get_text_config().vocab_size
+        self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
+        self.weight_average: Optional[WeightAverage] = None
+        own: list[TrainerCallback] = [self.stop, TrainerHooks(self)]
+        if self.plan is not None:
             model.forward = setup.forward
+            if steps := setup.averaging_steps:
+                kind, num_steps = training.averaging, self.plan.num_steps
+                self.weight_average = WeightAverage(model, kind, steps, num_steps)
+                own.append(self.weight_average)
+            if setup.milestones:
+                words, save = self.plan.words, self._save_milestone
+                own.append(Milestones(self.run_dir, setup.milestones, words, save))
+            if training.process_index == 0:
+                own.append(Ledger(self.run_dir, self.plan))
         super().__init__(
             model=model,
-            args=setup.trainer_arguments(args.training),
-            train_dataset=None if setup.plan is None else setup.plan.blocks,
-            eval_dataset=data.validation if args.training.do_eval else None,
+            args=setup.trainer_arguments(training),
+            train_dataset=None if self.plan is None else self.plan.blocks,
+            eval_dataset=data.validation if training.do_eval else None,
             data_collator=dict,  # `Blocks` returns whole batches
+            compute_metrics=self._figures,
+            callbacks=[*own, *callbacks],
         )
         # Make the Trainer count all targets of a batch, including the first one of each block.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
-        self.setup, self.plan = setup, setup.plan
-        self.tokenizer, self.tasks = tokenizer, tasks
-        self.file_names = data.validation_names
-        self.run_dir = Path(self.args.output_dir)
-        self.save_total_limit = args.training.save_total_limit
-        self.clock = clock or Clock()
-        self._num_parameters = model.num_parameters()
+        self._flops_per_token = 6 * model.num_parameters()  # Kaplan et al. 2020
         dtype, tf32 = setup.precision.value, bool(self.args.tf32)
         self._peak_flops = peak_flops(self.args.device, dtype, tf32)
         self._began = self._last_log = (0, 0.0)  # step, seconds of training
-        vocab_size = model.config.get_text_config().vocab_size
-        self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
-        self.stop = StopOnSignal()
-        self.weight_average: Optional[WeightAverage] = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        if steps := setup.averaging_steps:
-            kind, num_steps = self.args.averaging, setup.plan.num_steps
-            self.weight_average = WeightAverage(model, kind, steps, num_steps)
-            self.add_callback(self.weight_average)
-        for callback in (self.stop, TrainerHooks(self)):
-            self.add_callback(callback)
-        if setup.milestones:
-            words = setup.plan.words
-            save = self._save_milestone
-            milestones = Milestones(self.run_dir, setup.milestones, words, save)
-            self.add_callback(milestones)
-        if setup.plan is not None and self.is_world_process_zero():
-            self.add_callback(Ledger(self.run_dir, setup.plan))
-        self.bars = ProgressBars()
         if shows_bars() and not self.args.disable_tqdm:
             self.add_callback(self.bars)
-        for callback in callbacks:
-            self.add_callback(callback)
 
     # Training
 
-    def fit(self) -> Outcome:
+    def fit(self) -> dict[str, int]:
         """Train from the newest complete checkpoint of the run, or from the beginning.
+
+        If a signal stops training, it is in `stop.received`.
+
+        Returns:
+            What the final model is: its `best_step` and `best_words_seen`, or the
+            `averaged_steps` of an average. Empty if it is the model of the last step.
 
         Raises:
             UserError: the loss diverges, or memory runs out.
@@ -158,43 +141,41 @@ class LanguageModelTrainer(Trainer):
                 prune(self.run_dir)  # what a killed process did not finish
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
         # Suppress warnings about tied weights and about options that are shares of the run.
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        average, state = self.weight_average, None
         if checkpoint is not None:
             logger.info("Continuing from %s", checkpoint)
-            if self.weight_average is not None:
-                self.weight_average.load(checkpoint)
-        if checkpoint is None or not self._load_finished(checkpoint):
+            state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+            if average is not None:
+                average.load(checkpoint)
+        if state is not None and state.global_step >= state.max_steps:
+            self._load_finished(checkpoint, state)
+        else:
             self._train_from(checkpoint)
-        if self.stop.received is not None:
-            return Outcome(signal=self.stop.received)
-        if self.weight_average is not None and self._keep_average():
-            return Outcome(averaged_steps=self.weight_average.steps)
+        if self.stop.received is None and average is not None and self._keep_average():
+            return {"averaged_steps": average.steps}
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        return Outcome(best_step=None if best == self.state.global_step else best)
+        if best in (None, self.state.global_step):
+            return {}
+        return {"best_step": best, "best_words_seen": self.plan.words_seen(best)}
 
-    def _load_finished(self, checkpoint: Path) -> bool:
-        """Return whether all steps of a run are done, and load its final model if so.
+    def _load_finished(self, checkpoint: Path, state: TrainerState) -> None:
+        """Load the final model of a run whose steps are all done.
 
         The Trainer would train one more step, since it checks for the end only after a step.
         """
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps:
-            return False
         self.state = state
-        best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-        if not self.args.load_best_model_at_end or not best.is_dir():
-            state.best_global_step = None  # the final model is the last one
-            best = checkpoint
-        self._load_from_checkpoint(str(best))
+        self._find_best_checkpoint()
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or str(checkpoint))
         self.log({"total_flos": state.total_flos})  # in place of the lost summary
-        return True
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
         """Train until the end or a signal. If memory runs out, record a smaller micro-batch."""
         try:
             with self.clock.phase("training"):
-                # The table at the end of the run shows the evaluations after training.
                 suites = self.tasks.sample, self.tasks.suite
+                # The table at the end of the run shows the evaluations after training.
                 self.add_callback(Console([suite.num_items for suite in suites]))
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except RuntimeError as error:
@@ -220,26 +201,24 @@ class LanguageModelTrainer(Trainer):
         It is the final model if `training.metric_for_best_model`, measured as during training,
         is better with it than without it, or if the run has no evaluation.
         """
-        average, args = self.weight_average, self.args
+        average, args, state = self.weight_average, self.args, self.state
         name = f"The average of the weights ({average.kind} of {average.steps} steps)"
         if not args.do_eval:
             average.swap()
             logger.info("%s is the final model", name)
             return True
         metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-        last, rows = self.state.global_step, self.state.log_history
-        logged = [row[metric] for row in rows if row["step"] == last and metric in row]
-        before = self.state.best_metric if args.load_best_model_at_end else None
-        if before is None:  # the last step, which has perhaps been evaluated
-            before = logged[-1] if logged else self.evaluate()[metric]
+        before = state.best_metric if args.load_best_model_at_end else None
+        if before is None:
+            before = self.evaluate()[metric]  # of the last step
         average.swap()
         after = self.evaluate()[metric]
         is_better = after > before if args.greater_is_better else after < before
         if not is_better:
             average.swap()
-        verdict = "it is the final model" if is_better else "it is not kept"
         logger.info(
-            "%s has %s %.5g, without it %.5g: %s", name, metric, after, before, verdict
+            f"{name} has {metric} {after:.5g}, without it {before:.5g}:"
+            f" it is {'the final model' if is_better else 'not kept'}"
         )
         return is_better
 
@@ -253,18 +232,16 @@ class LanguageModelTrainer(Trainer):
         return model(**inputs).loss / num_items_in_batch * self.args.world_size
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """Return 6 FLOPs for each parameter and token (Kaplan et al. 2020)."""
-        return 6 * self._num_parameters * inputs["input_ids"].numel()
+        """Return the FLOPs of a forward and a backward pass."""
+        return self._flops_per_token * inputs["input_ids"].numel()
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         """Create the library's optimizer, or Muon with AdamW."""
         if self.optimizer is None and self.args.optimizer == "muon":
             _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = muon_with_adamw(
-                self.model,
-                self.get_decay_parameter_names(self.model),
-                {**adamw, "weight_decay": self.args.weight_decay},
-            )
+            adamw["weight_decay"] = self.args.weight_decay
+            decayed = self.get_decay_parameter_names(self.model)
+            self.optimizer = muon_with_adamw(self.model, decayed, adamw)
         return super().create_optimizer(*args)
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
@@ -272,9 +249,8 @@ class LanguageModelTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
-        if self.setup.masks_documents.value:
-            return add_mask(inputs, self.model)
-        return inputs
+        masks = self.setup.masks_documents.value
+        return add_mask(inputs, self.model) if masks else inputs
 
     def training_step(
         self, model: Any, inputs: dict, num_items_in_batch: Any = None
@@ -296,12 +272,12 @@ class LanguageModelTrainer(Trainer):
         if self.stop.received is not None and "train_runtime" in logs:
             return
         if self.plan is not None:
+            step = self.state.global_step
             if "loss" in logs:
                 self._refuse_diverged_loss(logs["loss"])
                 logs = {**logs, **self._rates_since(*self._last_log)}
-                seconds = self.clock.seconds()["training"]
-                self._last_log = (self.state.global_step, seconds)
-            logs = {**logs, "words": self.plan.words_seen(self.state.global_step)}
+                self._last_log = (step, self.clock.seconds()["training"])
+            logs = {**logs, "words": self.plan.words_seen(step)}
         super().log(logs, start_time)
 
     @property
@@ -312,14 +288,12 @@ class LanguageModelTrainer(Trainer):
     def _rates_since(self, step: int, seconds: float) -> dict[str, float]:
         """Return the rates since a step."""
         plan, now = self.plan, self.state.global_step
-        return rates(
-            tokens=(plan.blocks_seen(now) - plan.blocks_seen(step))
-            * plan.blocks.block_size,
-            words=plan.words_seen(now) - plan.words_seen(step),
-            seconds=self.clock.seconds()["training"] - seconds,
-            flops_per_token=6 * self._num_parameters,
-            peak=self._peak_flops and self._peak_flops * self.args.world_size,
-        )
+        blocks = plan.blocks_seen(now) - plan.blocks_seen(step)
+        tokens = blocks * plan.blocks.block_size
+        words = plan.words_seen(now) - plan.words_seen(step)
+        seconds = self.clock.seconds()["training"] - seconds
+        peak = self._peak_flops and self._peak_flops * self.args.world_size
+        return rates(tokens, words, seconds, self._flops_per_token * tokens, peak)
 
     # Divergence
 
@@ -329,22 +303,18 @@ class LanguageModelTrainer(Trainer):
         Args:
             mean: the mean loss since the last log; None: it is not checked.
         """
-        bad, last = self.divergence.first_not_finite(), self.state.global_step
-        if bad is None and mean is not None and self.divergence.diverges(mean):
-            logged = [row["step"] for row in self.state.log_history if "loss" in row]
-            first = max(logged, default=0) + 1
-            if first < last:
-                self._refuse(f"the mean loss of steps {first}–{last} is {mean:.3g}")
-            bad = last - 1, mean
-        if bad is not None:
+        if (bad := self.divergence.first_not_finite()) is not None:
             step, loss = bad
-            blocks = self.plan.blocks_of(step)
-            names = [file["name"] for file in self.plan.blocks.stream.files]
-            files = sorted({names[i] for i in self.plan.blocks.owners[blocks]})
+            blocks, files = self.plan.blocks_of(step), self.plan.blocks.stream.files
+            names = sorted({files[i]["name"] for i in self.plan.blocks.owners[blocks]})
             self._refuse(
                 f"the loss is {loss:.3g} at step {step + 1}, on blocks {blocks[:8]}… from"
-                f" {', '.join(files)}"
+                f" {', '.join(names)}"
             )
+        if mean is not None and self.divergence.diverges(mean):
+            logged = [row["step"] for row in self.state.log_history if "loss" in row]
+            first, last = max(logged, default=0) + 1, self.state.global_step
+            self._refuse(f"the mean loss of steps {first}–{last} is {mean:.3g}")
 
     def _refuse_diverged_weights(self) -> None:
         """Raise `UserError` if a loss or a weight is not finite.
@@ -359,12 +329,10 @@ class LanguageModelTrainer(Trainer):
 
     def _refuse(self, fault: str) -> NoReturn:
         """Raise `UserError` with a fault, and name the checkpoints that are on disk."""
-        best = self.state.best_model_checkpoint
-        has_best = best is not None and Path(best).is_dir()
+        newest, best = newest_whole(self.run_dir), self.state.best_model_checkpoint
         raise TrainingStopped(
-            f"{fault}: training stops. The newest checkpoint:"
-            f" {newest_whole(self.run_dir) or 'none yet'}"
-            + (f"; the best by evaluation: {best}" if has_best else "")
+            f"{fault}: training stops. The newest checkpoint: {newest or 'none yet'}"
+            + (f"; the best by evaluation: {best}" if best else "")
             + ". A smaller training.learning_rate or a longer training.warmup_steps may"
             " help"
         )
@@ -374,18 +342,24 @@ class LanguageModelTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save and seal a checkpoint, and delete old ones beyond the limit."""
         self._refuse_diverged_weights()
-        checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
+        # The sums since the last log, which the Trainer does not save. With them, a continued run
+        # logs the same losses as a run that did not stop, and detects divergence at the same step.
+        # `stateful_callbacks` is the only part of the state that takes values of any name.
+        self.state.stateful_callbacks["loss_window"] = {
+            "losses": gather_object([float(self._tr_loss)]),  # of all processes
+            "last_logged_step": self._globalstep_last_logged,
+            "first_mean": self.divergence.first_mean,
+        }
         with self.clock.phase("saving"):
             super()._save_checkpoint(model, trial)
-            window = self._loss_window()
             if not self.args.should_save:
                 return
+            checkpoint = self.run_dir / f"checkpoint-{self.state.global_step}"
             if self.weight_average is not None:
                 self.weight_average.save(checkpoint)
-            write_atomically(checkpoint / LOSS_WINDOW, window)
             seal(checkpoint)
-            best = self.state.best_model_checkpoint
-            prune(self.run_dir, self.save_total_limit, best)
+            limit = self.arguments.training.save_total_limit
+            prune(self.run_dir, limit, self.state.best_model_checkpoint)
 
     def _save_milestone(self, directory: str) -> None:
         """Save the model and the tokenizer of a milestone. All processes call it."""
@@ -393,44 +367,36 @@ class LanguageModelTrainer(Trainer):
         with self.clock.phase("saving"):
             self.save_model(directory)
 
-    def _loss_window(self) -> dict[str, Any]:
-        """Return the sums since the last log, which the Trainer's checkpoint lacks.
-
-        With them, a continued run logs the same losses as a run that did not stop, and detects
-        divergence at the same step.
-        """
-        loss = (str(self.args.process_index), float(self._tr_loss))
-        return {
-            "loss": dict(gather_object([loss])),  # by process
-            "last_logged_step": self._globalstep_last_logged,
-            "first_mean": self.divergence.first_mean,
-        }
-
     def restore_logs(self) -> None:
-        """Start the measurement of rates, and restore `_loss_window` in a continued run."""
+        """Start the measurement of rates, and restore the sums since the last log."""
+        self._began = self._last_log = (self.state.global_step, 0.0)
+        if window := self.state.stateful_callbacks.get("loss_window"):
+            losses = dict(enumerate(window["losses"]))  # perhaps of fewer processes
+            self._tr_loss += losses.get(self.args.process_index, 0.0)
+            self._globalstep_last_logged = window["last_logged_step"]
+            self.divergence.first_mean = window["first_mean"]
+        self._find_best_checkpoint()
+
+    def _find_best_checkpoint(self) -> None:
+        """Find the best checkpoint in the run's directory, which may have been moved.
+
+        If the checkpoint was lost, forget it, so that the best one from here on is found.
+        """
         state = self.state
-        self._began = self._last_log = (state.global_step, 0.0)
-        if not state.global_step:
-            return
-        checkpoint = self.run_dir / f"checkpoint-{state.global_step}"
-        window = json.loads((checkpoint / LOSS_WINDOW).read_text(encoding="utf-8"))
-        self._tr_loss += window["loss"].get(str(self.args.process_index), 0.0)
-        self._globalstep_last_logged = window["last_logged_step"]
-        self.divergence.first_mean = window.get("first_mean")
         best = self.run_dir / f"checkpoint-{state.best_global_step}"
         state.best_model_checkpoint = str(best) if best.is_dir() else None
-        if not best.is_dir():  # the best checkpoint was lost: find a new best from here
+        if not best.is_dir():
             state.best_metric = state.best_global_step = None
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        metric = self.args.metric_for_best_model
-        if metric and f"eval_{metric.removeprefix('eval_')}" not in metrics:
+        try:
+            is_new_best = super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
             # A correlation is undefined if the model gives all items the same score.
             raise UserError(
-                f"training.metric_for_best_model={metric} has no defined value in this"
-                f" evaluation, which has {', '.join(metrics)}"
-            )
-        is_new_best = super()._determine_best_metric(metrics, trial)
+                f"training.metric_for_best_model={self.args.metric_for_best_model} has no"
+                f" defined value in this evaluation, which has {', '.join(metrics)}"
+            ) from error
         if is_new_best and self.args.load_best_model_at_end:
             self.control.should_save = True  # even between two regular saves
         return is_new_best
@@ -474,25 +440,22 @@ class LanguageModelTrainer(Trainer):
         """
         if self.plan is not None:
             self._refuse_diverged_weights()
-        blocks, speed = self.eval_dataset, {}
         with self.clock.phase("evaluation"):
             with self.clock.phase("scoring"):
                 scores = self.tasks.score(self.model, self.tokenizer, all_items)
-            if blocks is not None:
-                start, batches = time.time(), self.get_eval_dataloader()
-                output = self.evaluation_loop(
-                    batches, "Evaluation", prediction_loss_only=False
-                )
-                rows, words, files = output.predictions, blocks.words, blocks.owners
-                scores |= summarize(rows, words, blocks.bytes, files, self.file_names)
-                speed = speed_metrics("eval", start, output.num_samples, len(batches))
-            metrics = {f"eval_{name}": score for name, score in scores.items()} | speed
-            if metrics:
-                self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(
-                self.args, self.state, self.control, metrics
-            )
-        return metrics
+            self._scores = {f"eval_{name}": score for name, score in scores.items()}
+            if self.eval_dataset is not None:
+                return super().evaluate()
+            if self._scores:
+                self.log(self._scores)
+            return self._scores
+
+    def _figures(self, output: EvalPrediction) -> dict[str, float]:
+        """Return the scores of the tasks, and the metrics of the text from its statistics."""
+        blocks, names = self.eval_dataset, self.data.validation_names
+        words, files = blocks.words, blocks.owners
+        figures = summarize(output.predictions, words, blocks.bytes, files, names)
+        return {**self._scores, **figures}
 
 
 class TrainerHooks(TrainerCallback):

@@ -158,6 +158,7 @@ def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
     from src.evaluation.suite import Suite
     from src.hardware import keep_freed_memory
     from src.training.model import build_model, model_config
+    from src.training.record.throughput import Clock
     from src.training.setup import decide, plan_run, report
     from src.training.step.micro_batching import sequences_per_step
     from src.training.task_scores import TaskScores
@@ -182,7 +183,9 @@ def ours(size: str, num_steps: int, folder: Path, turns: Turns) -> None:
     setup = decide(args, {}, plan, model)
     report(setup, args, model, None)
     tasks = TaskScores(Suite([]))
-    LanguageModelTrainer(args, setup, model, tokenizer, data, tasks, [turns]).fit()
+    LanguageModelTrainer(
+        args, setup, model, tokenizer, data, tasks, [turns], Clock()
+    ).fit()
 
 
 def _our_data(*overrides: str) -> tuple[Any, Any, Any]:

@@ -10,16 +10,16 @@ CARD = """\
 {metadata}
 ---
 
-# {title}
+# {args.wandb.group}/{args.wandb.name}
 
-{origin} with the command
+Trained {origin} with the command
 
 ```
 {command}
 ```
 
-* Architecture: {model_type}, {parameters:,} parameters, sequences of {block_size} tokens.
-* Training text: {files} ({corpus_words:,} whitespace words, {corpus_tokens:,} tokens);
+* Architecture: {model_type}, {parameters:,} parameters, sequences of {args.data.block_size} tokens.
+* Training text: {files} ({text[words]:,} whitespace words, {text[tokens]:,} tokens);
   {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps){final_step}.
 * Tokenizer: {vocab_size:,} entries, {tokenizer}.
 

@@ -33,12 +33,6 @@ def seal(checkpoint: Path) -> None:
     write_manifest(checkpoint)
 
 
-def fault(checkpoint: Path) -> Optional[str]:
-    """Return the fault of a checkpoint in words; None if it is complete."""
-    is_finished = (checkpoint / MANIFEST).is_file()
-    return fault_by_manifest(checkpoint) if is_finished else "was not finished"
-
-
 def newest_whole(run_dir: Path) -> Optional[Path]:
     """Return the newest complete checkpoint of a run; None if there is none.
 
@@ -57,15 +51,16 @@ def newest_whole(run_dir: Path) -> Optional[Path]:
 
 def _accept(checkpoint: Path) -> bool:
     """Return whether a checkpoint is complete. If not, log its fault; rename a damaged one."""
-    problem = fault(checkpoint)
-    if problem is None:
-        return True
-    if "damaged" in problem:
+    if not (checkpoint / MANIFEST).is_file():
+        fault = "was not finished"
+    elif fault := fault_by_manifest(checkpoint):
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        problem += f" and was renamed to {aside.name}"
-    logger.warning("%s %s: skipped", checkpoint, problem)
+        fault += f" and was renamed to {aside.name}"
+    else:
+        return True
+    logger.warning("%s %s: skipped", checkpoint, fault)
     return False
 
 

@@ -1,7 +1,7 @@
 """The record of a run in its directory: settings, command, versions, data and results.
 
     config.yaml    the resolved configuration
-    run.json       command, code revision, versions, checksums, result-changing settings
+    run.json       command, code revision, versions, checksums, result-changing settings, W&B id
     results.json   the final scores; it exists if and only if the run is finished
     train.log      the messages of the run
 
@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -29,20 +30,18 @@ import yaml
 from filelock import FileLock, Timeout
 
 from src.arguments import RunConfiguration
-from src.foundation import UserError, sha256, write_atomically
-from src.training.record.checkpoints import MANIFEST
+from src.foundation import MANIFEST, UserError, fault_by_manifest, write_atomically
 
 LIBRARIES = (
     "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb evaluate"
     " numpy safetensors huggingface_hub"
 ).split()
-
-REMEDY = "If you delete it, the same command writes it again"
-# What a start writes before it trains.
-BEFORE_TRAINING = "config.yaml wandb_run_id.txt wandb step_layout.json".split()
-# Files that desktops and network file systems leave in directories.
-LITTER = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
-
+# Files that do not make a directory another person's: what a start writes before it trains, and
+# what desktops and network file systems leave in directories.
+LITTER = (
+    *("config.yaml", "wandb*", "step_layout.json", "*.log", ".*.tmp"),
+    *(".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini"),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -51,14 +50,22 @@ class TrainingStopped(UserError):
 
 
 class RunRecord:
-    """The record in a run's directory.
+    """The record in a run's directory. The main process writes; the others only read.
 
     Args:
-        main_process: whether this process writes; the other processes only read.
+        configuration: the configuration of this start.
+        identity: the settings that change the result, with the checksums of the text under
+            `data`.
     """
 
-    def __init__(self, directory: Path, main_process: bool = True):
-        self.directory, self.main_process = directory, main_process
+    def __init__(self, configuration: RunConfiguration, identity: Mapping[str, Any]):
+        training = configuration.args.training
+        self.configuration = configuration
+        self.identity = json.loads(
+            json.dumps(identity)
+        )  # as it is read from `run.json`
+        self.directory = Path(training.output_dir)
+        self.main_process = training.process_index == 0
 
     @property
     def results(self) -> Optional[dict[str, Any]]:
@@ -67,33 +74,32 @@ class RunRecord:
         Raises:
             UserError: they are not as they were written, by the checksum in `manifest.json`.
         """
-        results = self._read("results.json")
-        checksum = (self._read(MANIFEST) or {}).get("results.json")
-        file = self.directory / "results.json"
-        if results is not None and checksum not in (None, sha256(file)):
-            raise UserError(f"{file} is not as {MANIFEST} says. {REMEDY}")
-        return results
+        if not (self.directory / "results.json").exists():
+            return None
+        if fault := fault_by_manifest(self.directory, ["results.json"]):
+            raise UserError(
+                f"{self.directory} {fault}: delete that file, and the same command writes it"
+                " again"
+            )
+        return self._read("results.json")
 
     @property
     def command(self) -> str:
         """The command that began the run."""
         return self._read("run.json")["command"]
 
+    @property
+    def wandb_id(self) -> Optional[str]:
+        """The id of the run at W&B; None for a run that an earlier version began."""
+        return self._read("run.json").get("wandb_id")
+
     @contextlib.contextmanager
-    def open(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> Iterator[None]:
+    def open(self) -> Iterator[None]:
         """Begin or continue the run, and log to its directory within the block.
 
-        With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. Nothing
-        is deleted.
-
-        Args:
-            identity: the settings that change the result, with the checksums of the text
-                under `data`.
-
-        If the first start of a run is refused, its files are removed, and a run that it moved
-        aside is moved back.
+        With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. If the
+        first start of a run is refused, its files are removed, and the run that it moved is
+        moved back.
 
         Raises:
             UserError: another process works on the run, or the directory holds files but no
@@ -103,18 +109,27 @@ class RunRecord:
             yield
             return
         with locked(self.directory):
-            identity = json.loads(json.dumps(identity))  # as it is read from `run.json`
             self.directory.mkdir(exist_ok=True)
-            is_new, moved_to = self._make_room(configuration, identity)
+            has_run, moved_to = (self.directory / "run.json").exists(), None
+            if not has_run:
+                self._refuse_other_files()
+            elif self.configuration.args.training.overwrite_output_dir:
+                has_run, moved_to = False, self._move_aside()
+            is_new = not has_run or self._is_replaced()
             before = set(self.directory.iterdir())
             try:
                 if is_new:
-                    self._write(configuration, identity)
-                with self._train_log():
+                    self._write()
+                with TrainLog(self.directory / "train.log", encoding="utf-8"):
                     yield
             except UserError as error:
-                if is_new and not isinstance(error, TrainingStopped):
-                    self._take_away(before, moved_to)
+                stopped = isinstance(error, TrainingStopped) or self._has_progress
+                if is_new and not stopped:
+                    for path in set(self.directory.iterdir()) - before:
+                        remove(path)
+                    if moved_to is not None:
+                        moved_to.rename(self.directory)  # which is empty
+                        logger.info("The earlier run was moved back from %s", moved_to)
                 raise
 
     def finish(self, results: Mapping[str, Any]) -> None:
@@ -122,57 +137,31 @@ class RunRecord:
         if self.main_process:
             text = json.dumps(results, indent=1, ensure_ascii=False)
             checksum = hashlib.sha256(text.encode()).hexdigest()
-            sums = {**(self._read(MANIFEST) or {}), "results.json": checksum}
+            sums = {**self._read(MANIFEST), "results.json": checksum}
             write_atomically(self.directory / MANIFEST, sums)
             write_atomically(self.directory / "results.json", text)
 
-    @contextlib.contextmanager
-    def _train_log(self) -> Iterator[None]:
-        """Write the messages of the block to `train.log`, too."""
-        log = TrainLog(self.directory / "train.log", encoding="utf-8")
-        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(log)
-        try:
-            yield
-        finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
+    @property
+    def _has_progress(self) -> bool:
+        """Whether the run has saved a checkpoint or results, which are never overwritten."""
+        has_results = (self.directory / "results.json").exists()
+        return has_results or any(self.directory.glob("checkpoint-*"))
 
-    def _take_away(self, before: set[Path], moved_to: Optional[Path]) -> None:
-        """Remove all files but those from `before`, and move the earlier run back."""
-        if any(self.directory.glob("checkpoint-*")) or self.results is not None:
-            return
-        for path in set(self.directory.iterdir()) - before:
-            remove(path)
-        if moved_to is not None:
-            with contextlib.suppress(OSError):  # other files have come in
-                self.directory.rmdir()
-                moved_to.rename(self.directory)
-                logger.info("%s was moved back to %s", moved_to, self.directory)
+    def _is_replaced(self) -> bool:
+        """Return whether the recorded run has other settings, and nothing that could be lost.
 
-    def _make_room(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> tuple[bool, Optional[Path]]:
-        """Refuse or move aside another run.
-
-        Returns:
-            Whether a new run begins, and the place to which another run was moved.
+        Raises:
+            UserError: it has other settings, and a checkpoint or results.
         """
-        if not (self.directory / "run.json").exists():
-            self._refuse_other_files()
-            return True, None
-        if configuration.args.training.overwrite_output_dir:
-            return True, self._move_aside()
         recorded = self._read("run.json")
         if not {"command", "identity"} <= {*recorded}:
             file = self.directory / "run.json"
             raise UserError(f"{file} is damaged: it lacks its command or its identity")
         # If a record was written before an option existed, the option had its default.
-        known = {k: v for k, v in configuration.defaults.items() if k in identity}
-        changes = differences({**known, **recorded["identity"]}, identity)
-        if not changes:
-            return False, None
-        if any(self.directory.glob("checkpoint-*")) or self.results is not None:
+        defaults = self.configuration.defaults
+        known = {key: defaults[key] for key in self.identity if key in defaults}
+        changes = differences({**known, **recorded["identity"]}, self.identity)
+        if changes and self._has_progress:
             raise UserError(
                 f"{self.directory} holds another run, by its run.json; the differences:\n  "
                 + "\n  ".join(changes)
@@ -180,27 +169,25 @@ class RunRecord:
                 " it), or start anew with training.overwrite_output_dir=true (the old run is"
                 " moved aside)."
             )
-        remove(self.directory / "wandb_run_id.txt")
-        return True, None
+        return bool(changes)
 
-    def _write(
-        self, configuration: RunConfiguration, identity: Mapping[str, Any]
-    ) -> None:
-        settings = yaml.safe_dump(
-            configuration.recorded, sort_keys=False, allow_unicode=True
-        )
+    def _write(self) -> None:
+        """Write `config.yaml` and `run.json`."""
+        options, overrides = self.configuration.recorded, self.configuration.overrides
+        settings = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         write_atomically(self.directory / "config.yaml", settings)
         processes = os.environ.get("WORLD_SIZE", "1")
         several = f"torchrun --nproc_per_node={processes}"
         launcher = "python" if processes == "1" else several
-        overrides, python = configuration.overrides, platform.python_version()
+        python, system = platform.python_version(), platform.platform()
         record = {
             "command": f"{launcher} -m src.run_clm {shlex.join(overrides)}",
             "overrides": overrides,
             "code": code_revision(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {"python": python, "system": platform.platform()},
-            "identity": identity,
+            "machine": {"python": python, "system": system},
+            "wandb_id": uuid.uuid4().hex[:8],
+            "identity": self.identity,
         }
         write_atomically(self.directory / "run.json", record)
 
@@ -210,17 +197,16 @@ class RunRecord:
         Such a directory may not be written to. The files of a start that was killed before it
         wrote `run.json`, those of Hydra and litter do not count.
         """
-        ignored = (*BEFORE_TRAINING, "*.log", ".*.tmp", *LITTER)
         others = [
             path.name
-            for path in self.directory.iterdir()
-            if not any(path.match(pattern) for pattern in ignored)
+            for path in sorted(self.directory.iterdir())
+            if not any(map(path.match, LITTER))
             and not (path / "overrides.yaml").is_file()  # hydra.output_subdir
         ]
         if others:
             raise UserError(
                 f"training.output_dir={self.directory} is not a run (it has no run.json),"
-                f" but holds {', '.join(sorted(others)[:5])}: choose another directory"
+                f" but holds {', '.join(others[:5])}: choose another directory"
             )
 
     def _move_aside(self) -> Path:
@@ -234,15 +220,13 @@ class RunRecord:
         logger.info("The existing run was moved to %s", target)
         return target
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str) -> dict[str, Any]:
+        """Return the values in a file of the directory; none if it does not exist."""
         file = self.directory / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         except (ValueError, OSError) as error:
-            remedy = "" if name == "run.json" else f". {REMEDY}"
-            raise UserError(f"{file} is damaged: {error}{remedy}") from error
+            raise UserError(f"{file} is damaged: {error}") from error
 
 
 @contextlib.contextmanager
@@ -257,37 +241,45 @@ def locked(directory: Path) -> Iterator[None]:
         UserError: another process holds the lock.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.parent / f".{directory.name}.lock")
+    lock = FileLock(directory.parent / f".{directory.name}.lock", timeout=1)
     try:
-        acquired = lock.acquire(timeout=1)
+        lock.acquire()
     except Timeout as error:
-        raise UserError(
-            f"{directory}: another process is working on this run"
-        ) from error
+        fault = f"{directory}: another process is working on this run"
+        raise UserError(fault) from error
     try:
-        with acquired:  # released once: a lock counts how often it is acquired
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # not empty: it holds a run
-                    directory.rmdir()
-                if not directory.exists():
-                    Path(lock.lock_file).unlink(missing_ok=True)
+        yield
     finally:
+        with contextlib.suppress(OSError):  # not empty: it holds a run
+            directory.rmdir()
+        if not directory.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
         with contextlib.suppress(OSError):  # not empty: it holds other runs
             directory.parent.rmdir()
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, if it exists."""
+    """Remove a file or a directory."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
 class TrainLog(logging.FileHandler):
-    """Handler that gives up, with one warning, if its file cannot be written."""
+    """A file that gets all messages of a `with` block, too.
+
+    If it cannot be written, it gives up with one warning.
+    """
+
+    def __enter__(self) -> None:
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger().removeHandler(self)
+        self.close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
@@ -308,11 +300,7 @@ def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list
 
 
 def code_revision() -> Optional[str]:
-    """Return the commit of this code, with `+` if files have changed; None outside git."""
-    command = "git describe --always --dirty=+ --abbrev=40 --exclude=*".split()
-    folder = Path(__file__).parent
-    try:
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError:  # git is not installed
-        return None
-    return run.stdout.strip() or None
+    """Return the commit of this code, with `+` if files have changed; None without git."""
+    folder = shlex.quote(str(Path(__file__).parent))
+    describe = "describe --always --dirty=+ --abbrev=40 --exclude='*'"
+    return subprocess.getoutput(f"git -C {folder} {describe} 2>/dev/null") or None

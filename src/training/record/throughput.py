@@ -19,15 +19,13 @@ class Clock:
     clocks of later jobs count from their construction.
     """
 
-    FIRST_PHASE = "start-up"
-
     def __init__(self):
         self._seconds: dict[str, float] = defaultdict(float)
-        self._phases = [self.FIRST_PHASE]
+        self._phases = ["start-up"]
         self._since = time.perf_counter()
         if not next(_jobs_before):
             began = psutil.Process().create_time()
-            self._seconds[self.FIRST_PHASE] = max(0.0, time.time() - began)
+            self._seconds["start-up"] = max(0.0, time.time() - began)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -52,11 +50,7 @@ class Clock:
 
 
 def rates(
-    tokens: int,
-    words: int,
-    seconds: float,
-    flops_per_token: int,
-    peak: Optional[float],
+    tokens: int, words: int, seconds: float, flops: int, peak: Optional[float]
 ) -> dict[str, float]:
     """Return tokens and words per second, and MFU; nothing if no time has passed.
 
@@ -65,14 +59,14 @@ def rates(
 
     Args:
         tokens, words: tokens and words trained on in `seconds`.
-        flops_per_token: FLOPs of a forward and a backward pass.
+        flops: FLOPs of the forward and backward passes of `tokens`.
         peak: FLOP/s of all devices; None: unknown, no MFU is returned.
     """
     if seconds <= 0:
         return {}
     speed = {"tokens_per_second": tokens / seconds, "words_per_second": words / seconds}
     if peak:
-        speed["mfu"] = flops_per_token * tokens / seconds / peak
+        speed["mfu"] = flops / seconds / peak
     return speed
 
 

@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import os
-import re
 import shlex
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations import rewrite_logs
 
-from src.arguments import RunConfiguration, WandbArguments
-from src.foundation import UserError, first_line, write_atomically
+from src.arguments import WandbArguments
+from src.foundation import UserError, first_line
 from src.training.record.run_record import RunRecord
 
 # Timeout of the connection in seconds. After it, wandb needs 16 to 20 more to return.
@@ -54,20 +52,18 @@ class WandbLogging(TrainerCallback):
 
 
 @contextlib.contextmanager
-def wandb_callbacks(
-    configuration: RunConfiguration, record: RunRecord
-) -> Iterator[list[WandbLogging]]:
+def wandb_callbacks(record: RunRecord) -> Iterator[list[WandbLogging]]:
     """Open a W&B run within the block, and yield the callback that logs to it.
 
     The list is empty with `wandb.log=false`, and in all processes but the main one. Nobody
     is asked for a key, and the connection times out after `INIT_TIMEOUT`. The id of the W&B
-    run is kept in the run's directory, so that a continued run continues its W&B run if that
-    is online. The W&B run ends with the block, so the jobs of a sweep are separate runs.
+    run is that of the record, so a continued run continues its W&B run if that is online. The
+    W&B run ends with the block, so the jobs of a sweep are separate runs.
 
     Raises:
         UserError: `wandb.mode=online` without a key or a network.
     """
-    args = configuration.args.wandb
+    args = record.configuration.args.wandb
     if not (args.log and record.main_process):
         yield []
         return
@@ -75,21 +71,21 @@ def wandb_callbacks(
 
     mode = _mode(args, wandb)
     try:
-        run = _init(wandb, mode, configuration, record.directory)
+        run = _init(wandb, mode, record)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         if args.mode == "online":
             raise UserError(f"wandb.mode=online: {error}") from error
         wandb.teardown()
         reason, mode = first_line(error), "offline"
         logger.info("W&B cannot be reached (%s): logging offline", reason)
-        run = _init(wandb, mode, configuration, record.directory)
+        run = _init(wandb, mode, record)
     if mode == "offline":
         folders = sorted(Path(run.dir).parents[1].glob(f"offline-run-*-{run.id}"))
         command = shlex.join(["wandb", "sync", *map(str, folders)])
         logger.info("W&B is offline; to upload the run later: %s", command)
     exit_code = 1
     try:
-        yield [WandbLogging(run, configuration.args.training.do_train)]
+        yield [WandbLogging(run, record.configuration.args.training.do_train)]
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
@@ -97,10 +93,8 @@ def wandb_callbacks(
 
 def _mode(args: WandbArguments, wandb: Any) -> str:
     """Return the mode of W&B. `auto` means WANDB_MODE, or online if there is a key."""
-    if args.mode == "offline":
-        return "offline"
-    chosen = os.environ.get("WANDB_MODE")
-    if args.mode == "auto" and chosen in ("offline", "disabled", "shared"):
+    chosen = os.environ.get("WANDB_MODE") if args.mode == "auto" else args.mode
+    if chosen in ("offline", "disabled", "shared"):
         return chosen
     # This looks for WANDB_API_KEY, settings files and .netrc. It needs no input or network.
     if wandb.login(prompt=False, verify=False):
@@ -113,30 +107,18 @@ def _mode(args: WandbArguments, wandb: Any) -> str:
     return "offline"
 
 
-def _init(wandb: Any, mode: str, configuration: RunConfiguration, run_dir: Path) -> Any:
-    """Start the W&B run, with the id that was drawn when it first started."""
-    args = configuration.args.wandb
+def _init(wandb: Any, mode: str, record: RunRecord) -> Any:
+    """Start the W&B run, or continue it."""
+    args = record.configuration.args.wandb
     return wandb.init(
         project=args.project,
         entity=args.entity,
         group=args.group,
         name=args.name,
-        id=_run_id(run_dir / "wandb_run_id.txt"),
+        id=record.wandb_id,
         resume="allow" if mode == "online" else None,
-        dir=str(run_dir),
-        config=configuration.recorded,
+        dir=str(record.directory),
+        config=record.configuration.recorded,
         mode=mode,
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=mode != "online"),
     )
-
-
-def _run_id(file: Path) -> str:
-    """Return the id in a file. If there is none, or it is damaged, draw one and write it."""
-    with contextlib.suppress(FileNotFoundError):
-        run_id = file.read_text(encoding="utf-8", errors="replace").strip()
-        if re.fullmatch("[0-9a-f]{8}", run_id):
-            return run_id
-        logger.warning("%s is damaged: the run gets a new id at W&B", file)
-    run_id = uuid.uuid4().hex[:8]
-    write_atomically(file, run_id + "\n")
-    return run_id

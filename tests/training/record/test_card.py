@@ -1,20 +1,23 @@
 """The README.md beside a model."""
 
+from types import SimpleNamespace
+
 import pytest
 from huggingface_hub import ModelCard
 
 from src.training.record.card import write
 
 FACTS = {
-    "title": "run-gpt2-tiny-sample/seed-42",
-    "origin": "Trained from scratch",
+    "args": SimpleNamespace(
+        wandb=SimpleNamespace(group="run-gpt2-tiny-sample", name="seed-42"),
+        data=SimpleNamespace(block_size=512),
+    ),
+    "origin": "from scratch",
     "command": "python -m src.run_clm 'model.config_overrides={n_layer:1}'",
     "model_type": "gpt2",
     "parameters": 1234567,
-    "block_size": 512,
     "files": "childes, gutenberg",
-    "corpus_words": 10_000_000,
-    "corpus_tokens": 13_000_000,
+    "text": {"words": 10_000_000, "tokens": 13_000_000},
     "words_seen": 99_999_999,
     "epochs": 9.98765,
     "steps": 4321,
@@ -57,10 +60,8 @@ def test_the_card_says_what_the_model_is_and_how_good(card):
     assert "| loss | 3.142 |\n| perplexity | 23.14 |\n| pairs | 0.75 |\n" in text
 
 
-@pytest.mark.parametrize(
-    "origin", ["Trained from scratch", "Trained further from exp/other/seed-1"]
-)
+@pytest.mark.parametrize("origin", ["from scratch", "further from exp/other/seed-1"])
 def test_the_card_says_what_was_trained(card, origin):
     text = card(origin=origin).text
-    assert f"\n{origin} with the command\n" in text
+    assert f"\nTrained {origin} with the command\n" in text
     assert "fine-tuned" not in text

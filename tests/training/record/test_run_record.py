@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 
 import pytest
 import yaml
@@ -22,25 +23,31 @@ TEXT = {"train/childes": "abc"}
 
 @pytest.fixture
 def record(tmp_path):
-    return RunRecord(tmp_path / "group" / "seed-1")
+    return of_run(tmp_path / "group" / "seed-1")
 
 
 def begin(record, overwrite=False, checksums=TEXT, configuration=None, **identity):
     identity = identity or {"training.learning_rate": 0.001}
     configuration = configuration or {"training": {"learning_rate": 0.001}}
     overrides = ["training.learning_rate=1e-3", "wandb.tag=two words"]
-    begun = of_run(configuration, overrides, overwrite)
-    with record.open(begun, {**identity, "data": checksums}):
+    identity = {**identity, "data": checksums}
+    directory = record.directory
+    with of_run(directory, identity, configuration, overrides, overwrite).open():
         assert (record.directory / "run.json").exists()
 
 
-def of_run(configuration={}, overrides=[], overwrite=False, defaults={}):
-    """The configuration of a run, as far as its record needs it."""
-    training = TrainingArguments(use_cpu=True, overwrite_output_dir=overwrite)
-    return RunConfiguration(
+def of_run(
+    directory, identity={}, configuration={}, overrides=[], overwrite=False, defaults={}
+):
+    """The record of a run in a directory."""
+    training = TrainingArguments(
+        output_dir=str(directory), use_cpu=True, overwrite_output_dir=overwrite
+    )
+    started = RunConfiguration(
         args=Arguments(training=training), reasons={}, recorded=configuration,
         identity={}, defaults=defaults, overrides=overrides,
     )  # fmt: skip
+    return RunRecord(started, identity)
 
 
 def test_a_run_begins_with_its_record(record):
@@ -101,7 +108,8 @@ def test_a_full_disk_costs_the_log_one_warning(record, capfd, caplog, monkeypatc
     log.symlink_to("/dev/full")
     logging.getLogger().setLevel(logging.INFO)
     with contextlib.suppress(OSError):  # when it is closed
-        with record.open(of_run(), {"training.learning_rate": 0.001, "data": TEXT}):
+        identity = {"training.learning_rate": 0.001, "data": TEXT}
+        with of_run(record.directory, identity).open():
             logging.getLogger().info("one")
             logging.getLogger().info("two")
     assert capfd.readouterr().err.count("Logging error") == 0
@@ -138,6 +146,16 @@ def test_runs_moved_aside_are_numbered_and_nothing_is_lost(record):
         assert identity["training.learning_rate"] == rate
 
 
+def test_the_id_at_wandb_is_that_of_the_run(record):
+    begin(record)
+    first = record.wandb_id
+    assert re.fullmatch("[0-9a-f]{8}", first)
+    begin(record)
+    assert record.wandb_id == first
+    begin(record, overwrite=True)
+    assert record.wandb_id != first
+
+
 def test_an_empty_directory_is_not_moved_aside(record):
     record.directory.mkdir(parents=True)
     begin(record, overwrite=True)
@@ -147,7 +165,7 @@ def test_an_empty_directory_is_not_moved_aside(record):
 def try_to_hold(directory, told):
     """A start of the run, as the front door makes it."""
     try:
-        with RunRecord(directory).open(of_run(), {}):
+        with of_run(directory).open():
             told.put("held")
     except UserError as error:
         told.put(str(error))
@@ -163,7 +181,7 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(record, processe
         assert process.exitcode == 0
         return told.get()
 
-    with record.open(of_run(), {}):
+    with record.open():
         refused = second()
     assert "seed-1: another process is working on this run" in refused
     assert second() == "held"
@@ -185,7 +203,7 @@ def test_a_refused_start_leaves_the_empty_directory_of_the_one_at_work(
 
 def refuse(record, error, **options):
     with pytest.raises(type(error)):
-        with record.open(of_run(**options), {"data": {}}):
+        with of_run(record.directory, {"data": {}}, **options).open():
             (record.directory / "wandb").mkdir()
             raise error
 
@@ -211,7 +229,7 @@ def test_a_run_that_fails_in_training_is_kept(record, kept):
 
 def test_a_run_with_a_checkpoint_is_never_taken_away(record):
     with pytest.raises(UserError):
-        with record.open(of_run(), {"data": {}}):
+        with record.open():
             (record.directory / "checkpoint-1").mkdir()
             raise UserError("no such metric")
     assert (record.directory / "checkpoint-1").is_dir()
@@ -281,7 +299,7 @@ def test_results_with_a_flipped_bit_are_not_shown(record):
     file = record.directory / "results.json"
     file.write_text(file.read_text().replace("3.5", "3.4"))
     with pytest.raises(
-        UserError, match="results.json is not as manifest.json says.*delete it"
+        UserError, match=r"is damaged \(results.json\): delete that file"
     ):
         record.results
     file.unlink()
@@ -311,10 +329,10 @@ def test_a_field_added_since_counts_with_its_default(record):
     identity = {**written["identity"], key: value}
     data = identity.pop("data")
     identity["data"] = data
-    with record.open(of_run(defaults={key: value}), identity):
+    with of_run(record.directory, identity, defaults={key: value}).open():
         pass
     with pytest.raises(UserError, match=key):
-        with record.open(of_run(defaults={key: "another"}), identity):
+        with of_run(record.directory, identity, defaults={key: "another"}).open():
             pass
 
 
@@ -328,6 +346,6 @@ def test_the_lock_is_released_with_the_block(record, monkeypatch):
             locks.append(self)
 
     monkeypatch.setattr(run_record, "FileLock", Kept)
-    with record.open(of_run(), {}):
+    with record.open():
         assert locks[0].is_locked
     assert not locks[0].is_locked

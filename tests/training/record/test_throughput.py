@@ -45,14 +45,14 @@ class Steady(Clock):
 
 
 def test_rates_are_of_the_time_spent_on_steps():
-    assert rates(500, 400, seconds=10.0, flops_per_token=6, peak=1200.0) == {
+    assert rates(500, 400, seconds=10.0, flops=3000, peak=1200.0) == {
         "tokens_per_second": 50, "words_per_second": 40, "mfu": 0.25,
     }  # fmt: skip
-    assert rates(0, 0, 0.0, 6, 1200.0) == {}
+    assert rates(0, 0, 0.0, 0, 1200.0) == {}
 
 
 def test_an_unknown_device_has_no_peak():
-    assert rates(10, 10, 1.0, 6, None) == {
+    assert rates(10, 10, 1.0, 60, None) == {
         "tokens_per_second": 10, "words_per_second": 10
     }  # fmt: skip
 

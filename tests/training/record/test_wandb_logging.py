@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from src.arguments import (
     WandbArguments,
 )
 from src.training.record.run_record import RunRecord
-from src.training.record.wandb_logging import WandbLogging, _run_id, wandb_callbacks
+from src.training.record.wandb_logging import WandbLogging, wandb_callbacks
 
 CONFIGURATION = {
     "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
@@ -32,10 +33,13 @@ LOGS = [
 
 def opened(run_dir: Path, **wandb):
     """`wandb_callbacks` of a run with these options of W&B."""
-    training = TrainingArguments(use_cpu=True, do_train=True)
+    if not (run_dir / "run.json").exists():
+        wandb_id = uuid.uuid4().hex[:8]
+        (run_dir / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
+    training = TrainingArguments(output_dir=str(run_dir), use_cpu=True, do_train=True)
     args = Arguments(wandb=WandbArguments(**wandb), training=training)
     configuration = RunConfiguration(args, {}, CONFIGURATION, {}, {}, [])
-    return wandb_callbacks(configuration, RunRecord(run_dir))
+    return wandb_callbacks(RunRecord(configuration, {}))
 
 
 def log_to(run_dir: Path, name: str, rows: list, fails: bool = False) -> str:
@@ -174,20 +178,11 @@ def test_all_folders_of_a_run_are_named_in_one_command(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "wandb" / "offline-run-20260101_000000-12345678").mkdir(parents=True)
     (tmp_path / "wandb" / "offline-run-20260101_000000-87654321").mkdir()
-    (tmp_path / "wandb_run_id.txt").write_text("12345678\n")
+    (tmp_path / "run.json").write_text('{"wandb_id": "12345678"}')
     with opened(tmp_path, mode="offline", group="g", name="n"):
         pass
     old, new = sorted(tmp_path.glob("wandb/offline-run-*-12345678"))
     assert f"wandb sync {old} {new}\n" in caplog.text
-
-
-@pytest.mark.parametrize("damage", ["", "\n", "\0\0\0", "ab/cd", "é" * 8])
-def test_a_damaged_id_is_drawn_anew(tmp_path, damage, caplog):
-    file = tmp_path / "wandb_run_id.txt"
-    file.write_text(damage)
-    drawn = _run_id(file)
-    assert f"{file} is damaged" in caplog.text
-    assert len(drawn) == 8 and _run_id(file) == drawn
 
 
 @pytest.fixture(scope="module")
