@@ -26,7 +26,7 @@ from src.entry.rules import (
     Track,
     expected_size,
 )
-from src.evaluation.glue.data import FORMATS
+from src.evaluation.glue.data import RECIPES
 from src.evaluation.models import Checkpoint, load
 from src.evaluation.tokenizer_checks import check_tokenizer
 from src.foundation import UserError, counted, fault_by_manifest, first_line, sha256
@@ -230,7 +230,7 @@ def _faults_of_part(part: str, predictions: Any) -> Iterator[str]:
     is_piqa = part.startswith("global_piqa")
     if is_piqa and len(predictions) != (size := SIZES["global_piqa"][part]):
         yield f"{part} is refused: {len(predictions)} examples instead of {size}"
-    wanted = FORMATS if part == "glue" else () if is_piqa else SIZES["full"][part]
+    wanted = RECIPES if part == "glue" else () if is_piqa else SIZES["full"][part]
     present = {name.lower() for name in predictions}
     for name in wanted:
         if name not in present:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from src.entry.rules import FAST_PARTS, FULL_PARTS, SIZES, Track, expected_size
-from src.evaluation.glue.data import FORMATS
+from src.evaluation.glue.data import RECIPES
 from src.evaluation.results import Entry
 
 Predictions = dict[str, dict[str, Any]]
@@ -55,7 +55,7 @@ def collate(
     content["aoa_surprisals"] = surprisals if _is_whole(surprisals, track) else None
     content["aoa"] = main.read("aoa", "aoa_score.json")
     content["glue"] = {}
-    for task in FORMATS:
+    for task in RECIPES:
         content["glue"] |= _of_right_size("glue", main.read(task)) or {}
     content["fast_eval_results"] = {
         part: [

@@ -23,7 +23,7 @@ from src.entry.collate import Scored, collate
 from src.entry.form import build_form, describe_form, predictions_file, write_card
 from src.entry.rules import TRACKS, Track
 from src.evaluation.evaluator import Evaluator
-from src.evaluation.glue.data import FORMATS
+from src.evaluation.glue.data import RECIPES
 from src.evaluation.models import MODEL_FILES, find_checkpoints
 from src.evaluation.results import model_folder
 from src.evaluation.suite import Suite
@@ -135,7 +135,7 @@ def score(
         path for folder in run.milestones for path in find_checkpoints(str(folder))
     ]
     with naming("data"):
-        full = _with_data([*expand("full"), *FORMATS], args)
+        full = _with_data([*expand("full"), *RECIPES], args)
         fast = _with_data(expand("fast"), args) if steps else []
     if len(steps) < MIN_POINTS:
         full = [task for task in full if task != "aoa"]
@@ -168,7 +168,7 @@ def score(
 def _with_data(names: Iterable[str], args: ExportArguments) -> list[str]:
     """Return the tasks that have data, and log the others."""
     folders, missing = find_data(dict.fromkeys(names, False), Path(args.data))
-    for name in set(FORMATS) & {*folders}:  # all tasks of GLUE share a folder
+    for name in set(RECIPES) & {*folders}:  # all tasks of GLUE share a folder
         if not (folders[name] / f"{name}.train.jsonl").is_file():
             del folders[name]
             missing.append(name)

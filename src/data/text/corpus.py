@@ -13,7 +13,7 @@ import reprlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator
 
 from tqdm.auto import tqdm
 
