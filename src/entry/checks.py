@@ -8,7 +8,7 @@ import json
 import math
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,11 +198,14 @@ def check_other_python(run: Run, python: str | None) -> Check:
     return Check(name, largest <= LOGIT_TOLERANCE, detail)
 
 
-def check_predictions(content: Mapping[str, Any], track: Track) -> list[str]:
+def check_predictions(
+    content: Mapping[str, Any], track: Track, milestones: Collection[str]
+) -> list[str]:
     """Return what the server would refuse or read as 0 in the file of predictions.
 
     Args:
         content: the content of the collated file.
+        milestones: the milestones that the run has reached.
     """
     faults: list[str] = []
     if "entity_tracking" in content:
@@ -214,7 +217,7 @@ def check_predictions(content: Mapping[str, Any], track: Track) -> list[str]:
     faults += _faults_of_aoa(content, track)
     fast = content.get("fast_eval_results") or {}
     for part in FAST_PARTS:
-        faults += _faults_of_fast(part, fast.get(part), track)
+        faults += _faults_of_fast(part, fast.get(part), track, milestones)
     try:
         json.dumps(content, allow_nan=False)
     except ValueError:
@@ -269,7 +272,9 @@ def _faults_of_aoa(content: Mapping[str, Any], track: Track) -> Iterator[str]:
             yield f"aoa_surprisals is refused: {number} rows of {name} instead of {size}"
 
 
-def _faults_of_fast(part: str, scores: Any, track: Track) -> Iterator[str]:
+def _faults_of_fast(
+    part: str, scores: Any, track: Track, milestones: Collection[str]
+) -> Iterator[str]:
     """Yield the faults of the fast scores of all checkpoints on one task."""
     key, number = f"fast_eval_results/{part}", len(track.milestones)
     if not isinstance(scores, list):
@@ -278,7 +283,8 @@ def _faults_of_fast(part: str, scores: Any, track: Track) -> Iterator[str]:
     if len(scores) > number:
         counts = f"{len(scores)} checkpoints instead of {number}"
         yield f"{key} is refused: {counts}"
-    empty = [name for name, s in zip(track.milestones, scores) if not s]
+    scored = zip(track.milestones, scores)
+    empty = [name for name, s in scored if not s and name in milestones]
     if empty:
         shown = ", ".join(empty[:3]) + " …" * (len(empty) > 3)
         yield f"{key} counts as 0 for {counted(len(empty), 'checkpoint')}: {shown}"

@@ -2,11 +2,13 @@
 
 It has the same content as the file that the official collate script writes (`collate_preds` of
 serdardoesml/babylm-eval, July 2026), which reads the same folders. As there, a part that is missing
-or has the wrong size is null.
+or has the wrong size is null. But the surprisals of a run that ended before the last milestone,
+which the server takes, are kept.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,9 @@ def collate(
         part: _of_right_size(part, main.read(task)) for part, task in FULL_PARTS.items()
     }
     surprisals = main.read("aoa", "surprisal.json")
-    content["aoa_surprisals"] = surprisals if _is_whole(surprisals, track) else None
+    content["aoa_surprisals"] = (
+        surprisals if _is_whole(surprisals, milestones) else None
+    )
     content["aoa"] = main.read("aoa", "aoa_score.json")
     content["glue"] = {}
     for task in RECIPES:
@@ -82,12 +86,10 @@ def _of_right_size(
     return predictions
 
 
-def _is_whole(surprisals: dict[str, Any] | None, track: Track) -> bool:
-    """Return whether the surprisals are those of all checkpoints and all words."""
-    steps = [row["step"] for row in (surprisals or {}).get("results", [])]
-    return set(steps) == set(track.milestones) and all(
-        steps.count(name) == SIZES["aoa_pairs"] for name in track.milestones
-    )
+def _is_whole(surprisals: dict[str, Any] | None, milestones: Iterable[str]) -> bool:
+    """Return whether the surprisals are those of all words at all milestones of the run."""
+    steps = Counter(row["step"] for row in (surprisals or {}).get("results", []))
+    return steps == dict.fromkeys(milestones, SIZES["aoa_pairs"]) and bool(steps)
 
 
 def _fast_scores(part: str, scored: Scored) -> dict[str, float] | None:

@@ -217,7 +217,7 @@ def write_entry(
         counted(len(milestones) + 1, "model"),
         entry,
     )
-    return check_predictions(json.loads(text), track)
+    return check_predictions(json.loads(text), track, milestones)
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from src.evaluation.models import Checkpoint, model_folder
+from src.evaluation.protocol import PROTOCOLS, STANDARD
 from src.evaluation.scoring.scorer import Backend
 from src.foundation import (
     UserError,
@@ -34,7 +35,6 @@ from src.foundation import (
 )
 
 LOGGER = logging.getLogger(__name__)
-STANDARD_PROTOCOL = 2026
 STANDARD_SEED = 42  # of the protocol's fine-tuning
 
 REMEDY = "move the folder away, or choose another results_dir"
@@ -95,7 +95,7 @@ class ResultsFolder:
     """
 
     results_dir: Path
-    protocol: int = STANDARD_PROTOCOL
+    protocol: int = STANDARD
     is_bf16: bool = False
     seed: int | None = None
     exact_positions: bool = False
@@ -104,7 +104,7 @@ class ResultsFolder:
     def path(self) -> Path:
         """The folder, named by each rule that differs from the challenge's."""
         names = {
-            str(self.protocol): self.protocol != STANDARD_PROTOCOL,
+            str(self.protocol): self.protocol != STANDARD,
             "bf16": self.is_bf16,
             f"seed-{self.seed}": self.seed not in (None, STANDARD_SEED),
             "exact_positions": self.exact_positions and self._positions is not None,
@@ -118,7 +118,7 @@ class ResultsFolder:
 
         Entries of 2026 that lack it are from versions whose positions were always exact.
         """
-        if self.seed is None or self.protocol == 2025:
+        if self.seed is None or not PROTOCOLS[self.protocol].shifts_positions:
             return None
         return "exact" if self.exact_positions else "from the padding"
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
+from src.evaluation.protocol import PROTOCOLS
 from src.evaluation.results import Entry
 from src.foundation import counted
 
@@ -144,10 +145,13 @@ def _notes(entry: Entry) -> Iterator[str]:
     """Yield notes on ties, long texts, undefined scores and the effect of bfloat16."""
     has_choices = "UID" in entry["subscores"]  # a correlation has no right and wrong
     if entry["ties"] and has_choices:
-        rule = "right if first" if entry["protocol"] == 2025 else "wrong"
+        rules = PROTOCOLS[entry["protocol"]]
+        rule = "wrong" if rules.ties_are_wrong else "right if first"
         yield f"{counted(entry['ties'], 'tie')}, counted as {rule}"
     if ids := entry["too_long"]:
+        is_least = has_choices and PROTOCOLS[entry["protocol"]].nan_is_least
         result = "counted as wrong" if has_choices else "left out"
+        result = "counted as the least probable" if is_least else result
         shown = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
         items = counted(len(ids), "item")
         yield f"{items} longer than the model's context, {result}: {shown}"

@@ -56,7 +56,19 @@ def whole():
 
 
 def test_a_whole_entry_has_no_fault(whole):
-    assert check_predictions(whole, SMALL) == []
+    assert check_predictions(whole, SMALL, SMALL.milestones) == []
+
+
+def test_a_run_that_ended_early_needs_the_checkpoints_up_to_there(whole):
+    content, milestones = copy.deepcopy(whole), SMALL.milestones[:3]
+    for scores in content["fast_eval_results"].values():
+        scores[3:] = [None] * 16
+    rows_of = content["aoa_surprisals"]["results"]
+    content["aoa_surprisals"]["results"] = [
+        r for r in rows_of if r["step"] in milestones
+    ]
+    assert check_predictions(content, SMALL, milestones) == []
+    assert len(check_predictions(content, SMALL, SMALL.milestones)) == 7
 
 
 def test_the_tracks_have_the_checkpoints_of_the_challenge():
@@ -142,7 +154,7 @@ def test_each_slip_is_named(whole, slip):
     content = copy.deepcopy(whole)
     plant, message = SLIPS[slip]
     plant(content)
-    faults = check_predictions(content, SMALL)
+    faults = check_predictions(content, SMALL, SMALL.milestones)
     assert any(message in fault for fault in faults), faults
 
 

@@ -326,7 +326,7 @@ def test_ties_and_what_was_too_long_are_said():
     )
     assert "blimp: 7 ties, counted as wrong\n" in text
     assert (
-        "blimp: 4 items longer than the model's context, counted as wrong: a_0, a_1, a_2,"
+        "blimp: 4 items longer than the model's context, counted as the least probable: a_0, a_1, a_2,"
         " …\n"
     ) in text
     assert "ewok: 1 tie, counted as wrong\n" in text and "wug_adj: 1 tie" not in text

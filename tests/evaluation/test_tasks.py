@@ -39,9 +39,9 @@ def result_of(task, values, **numbers):
     return task.result([Answer(scored(values, **numbers))])
 
 
-def select(tasks, data_dir):
+def select(tasks, data_dir, protocol=2026):
     """Names of the tasks that have data, and of those that have none."""
-    found, missing = find_data(expand(tasks), data_dir)
+    found, missing = find_data(expand(tasks, protocol), data_dir)
     return list(found), missing
 
 
@@ -94,29 +94,40 @@ def test_a_tie_is_right_in_2025_wrong_in_2026_and_counted(
     assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == chosen
 
 
-def test_a_text_that_stands_twice_is_a_tie_whatever_batching_made_of_it(tmp_path):
-    folder = write(tmp_path / "twins", "same", pair("a", "a"))
-    result = result_of(read("supplement", folder), [-1.0000001, -1.0000002])
-    assert (result.score, result.num_ties) == (0, 1)
+def test_a_pair_with_the_same_text_twice_is_right(tmp_path):
+    """As on the server, which compares the prediction with the right text."""
+    folder = write(tmp_path / "twins", "same", pair("a", "a"), pair("b", "b "))
+    result = result_of(read("supplement", folder), [-1.0000001, -1.0000002, -2, -1])
+    assert (result.score, result.num_ties) == (100, 0)
 
 
-def test_who_collates_the_predictions_finds_our_score(tmp_path):
+@pytest.mark.parametrize("protocol", [2025, 2026])
+def test_who_collates_the_predictions_finds_our_score(tmp_path, protocol):
     """The official scripts compare texts, and a pair may have the same text twice."""
     texts = [("a", "b"), ("c", "d"), ("e", "e"), ("f", "f ")]
     folder = write(tmp_path / "ties", "ties", *[pair(*both) for both in texts])
-    result = result_of(read("supplement", folder), [-1, -2, *[-1] * 5, -2])
-    assert (result.score, result.num_ties) == (50, 2)
+    result = result_of(read("supplement", folder, protocol), [-1, -2, *[-1] * 5, -2])
     predictions = result.files["predictions.json"]["ties"]["predictions"]
     collated = [p["pred"].strip() == good for p, (good, _) in zip(predictions, texts)]
-    assert collated == [True, False, False, True]
-    assert [p["pred"] for p in predictions] == ["a", "d", "", "f"]
+    assert collated == [True, protocol == 2025, True, True]
+    assert result.score == 25 * sum(collated) and result.num_ties == 1
 
 
-def test_a_choice_that_is_too_long_is_named_and_not_right(blimp):
-    values = [-1, np.nan, -1, -2, -1, -2]
-    result = result_of(read("blimp", blimp), values)
-    assert (result.score, result.too_long) == ((50 + 100) / 2, ("i_0",))
-    assert result.files["predictions.json"]["i"]["predictions"][0]["pred"] == "b0"
+@pytest.mark.parametrize(
+    "protocol, right, wrong, is_right",
+    [
+        (2026, np.nan, -1, False),
+        (2026, -1, np.nan, True),
+        (2026, np.nan, np.nan, False),
+        (2025, -1, np.nan, False),
+    ],
+)
+def test_a_text_that_is_too_long_counts_as_the_least_probable(
+    tmp_path, protocol, right, wrong, is_right
+):
+    folder = write(tmp_path / "long", "i", pair("a", "b"))
+    result = result_of(read("supplement", folder, protocol), [right, wrong])
+    assert (result.score, result.too_long) == (100 * is_right, ("i_0",))
 
 
 def test_rows_without_a_paradigm_belong_to_their_file(tmp_path):
@@ -275,11 +286,13 @@ def test_fast_and_full_run_what_has_its_data_and_name_what_has_not(tmp_path):
     wug = {"sentences": "a\tb", "ratio": 1}
     write(tmp_path / "full_eval" / "wug_past_tense", "x", wug)
     found, missing = select("fast", tmp_path)
+    assert found == ["blimp_fast"]  # in 2026, WUG is no longer asked for
     # WUG has no fast subset of its own: either copy will do.
-    assert found == ["blimp_fast", "wug_past"]
+    assert select("fast", tmp_path, 2025)[0] == ["blimp_fast", "wug_past"]
     assert "supplement_fast" in missing and not {"comps", "aoa"} & set(missing)
     found, missing = select("full", tmp_path)
-    assert found == ["supplement", "wug_past"]
+    assert found == ["supplement"]
+    assert select(["full", "wug_past"], tmp_path)[0] == ["supplement", "wug_past"]
     assert {"blimp", "comps", "reading", "aoa"} <= set(missing)
 
 

@@ -183,7 +183,7 @@ def test_a_best_score_that_is_not_defined_is_told(tiny, run_clm, tmp_path):
     (folder / "wug.jsonl").write_text("\n".join(map(json.dumps, rows)))
     message = run_clm(
         *tiny,
-        "evaluation.tasks=fast",
+        "evaluation.tasks=[wug_past]",
         f"evaluation.data={tmp_path / 'data'}",
         "training.metric_for_best_model=wug_past",
     )

@@ -192,7 +192,7 @@ class FineTuning(Task):
         # Without a pad token, EOS takes its place, or token 0. The mask hides padding.
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(token for token in known if token is not None)
-        reads_last = scorer.backend == "causal" or self.protocol == 2026
+        reads_last = scorer.backend == "causal" or self.rules.reads_last_token
         side = "left" if reads_last else "right"
         return Encoded(texts, labels, num_cut, pad_id, side)
 

@@ -57,7 +57,7 @@ def finetune(
     tuned = FineTuned([], [], {"train": train.num_cut, "valid": valid.num_cut})
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(task.seed)
-        exact = task.exact_positions or task.protocol == 2025
+        exact = task.exact_positions or not task.rules.shifts_positions
         last = train.side == "left"
         model = Classifier(scorer.model, recipe, last, exact).to(device)
         # Again, so that dropout's noise does not depend on the number of the head's weights.

@@ -33,11 +33,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from src.evaluation.models import Checkpoint
+from src.evaluation.protocol import Protocol
 from src.evaluation.results import Result
 from src.evaluation.scoring.prefix_tree import Query
 from src.evaluation.scoring.scorer import Item, Scorer
 from src.evaluation.tasks.rows import existing, read_table
-from src.evaluation.tasks.task import Answer, Protocol, Task
+from src.evaluation.tasks.task import Answer, Task
 from src.foundation import UserError, checksum_of_files, first_line
 
 LOGGER = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class AgeOfAcquisition(Task):
         return scorer.queries(self.items)
 
     def ask(self, scorer: Scorer, prepared: list[list[Query]]) -> Surprisals:
-        chance = chance_surprisals(self.words, scorer.tokenizer, self.protocol)
+        chance = chance_surprisals(self.words, scorer.tokenizer, self.rules)
         return Surprisals(-scorer.score(prepared).log_probability, chance)
 
     def result(self, answers: Sequence[Answer]) -> Result:
@@ -165,7 +166,7 @@ class AgeOfAcquisition(Task):
         steps = [answer.checkpoint for answer in answers]
         table = np.stack([answer.content.nats for answer in answers])
         too_long = np.flatnonzero(np.isnan(table).any(axis=0))
-        if self.protocol == 2026:
+        if self.rules.mean_surprisals:
             # If one of a word's contexts is too long for a checkpoint, the word has no mean at
             # that checkpoint. So all its surprisals become null in surprisal.json; otherwise
             # the official reader would average the other contexts.
@@ -174,7 +175,7 @@ class AgeOfAcquisition(Task):
             table = np.where(incomplete, np.nan, table)
         seen = [step.words_seen for step in steps]
         ages = self._ages(np.array(seen), table, answers[-1].content.chance)
-        score, r, p = _correlation(ages, self.protocol)
+        score, r, p = _correlation(ages, self.rules)
         return self.build_result(
             answers,
             score=100 * score,
@@ -204,11 +205,11 @@ class AgeOfAcquisition(Task):
             if child is None:
                 continue
             points = table[:, words == word]
-            if self.protocol == 2025:
+            if not self.rules.mean_surprisals:
                 steps, curve = np.repeat(seen, points.shape[1]), points.ravel()
             else:
                 steps, curve = seen, points.mean(axis=1)
-            age = model_age(steps, curve, chance[word], self.protocol)
+            age = model_age(steps, curve, chance[word], self.rules)
             if age is not None:
                 ages.append((age, child))
         return np.array(ages)
@@ -257,13 +258,13 @@ def _steps(given: list[Checkpoint], final: list[Checkpoint]) -> list[Checkpoint]
 
 
 def chance_surprisals(
-    words: Sequence[str], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+    words: Sequence[str], tokenizer: PreTrainedTokenizerBase, rules: Protocol
 ) -> dict[str, float]:
     """Return the surprisal of each word by chance, in nats (2026) or bits (2025).
 
     The number of a word's tokens is the number of tokens that it adds to the text "The".
     """
-    if protocol == 2025:
+    if not rules.mean_surprisals:
         return dict.fromkeys(words, CHANCE_2025)
 
     def num_tokens(text: str) -> int:
@@ -322,7 +323,7 @@ def child_age(shares: np.ndarray) -> float | None:
 
 
 def model_age(
-    num_words: np.ndarray, surprisals: np.ndarray, chance: float, protocol: Protocol
+    num_words: np.ndarray, surprisals: np.ndarray, chance: float, rules: Protocol
 ) -> float | None:
     """Return log10 of the words seen when surprisal is halfway from chance to its minimum.
 
@@ -341,14 +342,14 @@ def model_age(
     low, high = curve.min(), curve.max()
     size = high - low
     fit = {"p0": [size, 1.0, steps.mean(), low], "maxfev": 1000}
-    if protocol == 2026:
+    if rules.mean_surprisals:
         lower = [0.0, 0.0, steps.min() - 1, low - 2 * size - 1]
         upper = [10 * size + 1, 100.0, steps.max() + 1, high + 1]
         fit = {**fit, "bounds": (lower, upper), "maxfev": 20000, "least": 1e-6}
     return _crossing(steps, curve, -(chance - 0.5 * (chance + high)), **fit)
 
 
-def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, float]:
+def _correlation(ages: np.ndarray, rules: Protocol) -> tuple[float, float, float]:
     """Return the score, Pearson's r and its p for pairs of ages [num_words, 2].
 
     With too few words, the score is 0 and the others are NaN.
@@ -358,4 +359,4 @@ def _correlation(ages: np.ndarray, protocol: Protocol) -> tuple[float, float, fl
     if len(ages) < MIN_POINTS:
         return 0.0, math.nan, math.nan
     r, p = map(float, pearsonr(ages[:, 0], ages[:, 1]))
-    return 0.0 if protocol == 2026 and p > MAX_P else r, r, p
+    return 0.0 if rules.mean_surprisals and p > MAX_P else r, r, p

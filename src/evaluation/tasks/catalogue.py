@@ -11,6 +11,7 @@ from typing import Any
 
 from src.arguments import ScoringArguments
 from src.evaluation.glue.data import RECIPES, FineTuning
+from src.evaluation.protocol import PROTOCOLS, STANDARD
 from src.evaluation.tasks import formats
 from src.evaluation.tasks.aoa import AgeOfAcquisition
 from src.evaluation.tasks.reading import ReadingTimes
@@ -91,7 +92,7 @@ def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]
     """
     common = {"protocol": args.protocol, "bf16": bool(args.bf16)}
     with naming(args.key("tasks")):
-        wanted = expand(args.tasks or [])
+        wanted = expand(args.tasks or [], args.protocol)
     with naming(args.key("data")):
         directories, missing = find_data(wanted, Path(args.data))
         tasks = []
@@ -110,11 +111,12 @@ def load_tasks(args: ScoringArguments, seed: int) -> tuple[list[Task], list[str]
     return tasks, missing
 
 
-def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
+def expand(tasks: str | Sequence[str], protocol: int = STANDARD) -> dict[str, bool]:
     """Return a dictionary: task -> whether the user named it, rather than `full` or `fast`.
 
     Args:
         tasks: one or several of `full`, `fast` and the keys of `NAMES`.
+        protocol: year of the rules, which may leave tasks out of `full` and `fast`.
 
     Raises:
         UserError: a name is unknown.
@@ -123,8 +125,8 @@ def expand(tasks: str | Sequence[str]) -> dict[str, bool]:
     for name in [tasks] if isinstance(tasks, str) else tasks:
         if name in BOTH:
             # Fine-tuning takes hours, so the sets leave it out.
-            tasks_in_set = [task for task in TASKS if name in TASKS[task].sets]
-            in_set = [task for task in tasks_in_set if task not in RECIPES]
+            left_out = {*RECIPES, *PROTOCOLS[protocol].left_out}
+            in_set = [t for t in TASKS if name in TASKS[t].sets and t not in left_out]
             wanted = {**dict.fromkeys(in_set, False), **wanted}
         elif name in NAMES:
             wanted |= dict.fromkeys(NAMES[name], True)

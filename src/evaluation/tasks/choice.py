@@ -1,11 +1,6 @@
 """Choices between texts: a model chooses the most probable of several texts; one is right.
 
-The rules are those of the challenge's pipelines (babylm/evaluation-pipeline-2025, and for
-2026 babylm-org/babylm-eval as of July 2026). They differ in ties. In 2025 the first of the
-tied texts is chosen, which is usually the right one. In 2026 the pipeline draws one at random.
-Here, by the rules of 2026, a tie counts as wrong, so that a score depends on the model alone. The
-prediction that we write is then a wrong answer, so that the official scripts compute the same
-score.
+The rules of each year are in `src/evaluation/protocol.py`.
 """
 
 import functools
@@ -19,11 +14,12 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from src.evaluation.protocol import PROTOCOLS, STANDARD, Protocol
 from src.evaluation.results import Result
 from src.evaluation.scoring.prefix_tree import Query
 from src.evaluation.scoring.scorer import Item, Scored, Scorer
 from src.evaluation.tasks.rows import Fields, read_rows
-from src.evaluation.tasks.task import Answer, Protocol, Task
+from src.evaluation.tasks.task import Answer, Task
 from src.foundation import UserError, checksum_of_files
 
 Row = Mapping[str, Any]
@@ -48,6 +44,14 @@ class Choice:
     tags: Mapping[str, str] = field(default_factory=dict)
     ratio: float = np.nan
 
+    def is_right(self, index: int) -> bool:
+        """Return whether an answer is right, by its text, as the challenge's server compares it.
+
+        Seven pairs of BLiMP have the same text twice, such as "Douglas's senator was left by
+        Susan.".
+        """
+        return self.answers[index].strip() == self.answers[self.label].strip()
+
 
 @dataclass(frozen=True)
 class Format:
@@ -55,8 +59,8 @@ class Format:
 
     Attributes:
         fields: fields that a row must have, with their types.
-        read: function of a row, its file's name without ending (`stem`) and the protocol.
-            Returns the choice, or None for a row that the protocol leaves out.
+        read: function of a row, its file's name without ending (`stem`) and the rules.
+            Returns the choice, or None for a row that the rules leave out.
         has_splits: whether the score is a mean over splits, each the mean over its uids.
             Such a uid is `<split>_<number>_ops`.
         per_token: whether texts are compared by the mean log-probability of their tokens,
@@ -72,7 +76,7 @@ class Format:
     correlated: bool = False
 
     def load(
-        self, directory: Path, folder: str, protocol: Protocol = 2026, **common: Any
+        self, directory: Path, folder: str, protocol: int = STANDARD, **common: Any
     ) -> "ChoiceTask":
         """Read the *.jsonl files of a directory, in the order of their names.
 
@@ -88,7 +92,8 @@ class Format:
         if not files:
             raise UserError(f"no *.jsonl file in {directory}")
         for file in files:
-            convert = functools.partial(self.read, stem=file.stem, protocol=protocol)
+            rules = PROTOCOLS[protocol]
+            convert = functools.partial(self.read, stem=file.stem, rules=rules)
             choices += filter(None, read_rows(file, self.fields, convert))
         if not choices:
             raise UserError(f"protocol {protocol} leaves out all rows of {directory}")
@@ -134,23 +139,22 @@ class ChoiceTask(Task):
     def result(self, answers: Sequence[Answer]) -> Result:
         """Return the result of one model.
 
-        A choice with a text that is too long (NaN) is reported and counts as wrong. A
-        correlation leaves it out.
+        A choice with a text that is too long (NaN) is reported. A correlation leaves it out.
         """
         predictions: dict = defaultdict(lambda: {"predictions": []})
         too_long, right, shares, num_ties = [], [], [], 0
         for choice, values in zip(self.choices, self._values(answers[0].content)):
-            index, tied = decide(choice, values, self.protocol)
+            index, tied = decide(choice, values, self.rules)
             rows = predictions[choice.uid]["predictions"]
             # The official id is the uid and the number of the choice within it, from 0.
             row = {"id": f"{choice.uid}_{len(rows)}"}
-            row["pred"] = _prediction(choice, index, self.protocol)
+            row["pred"] = choice.answers[index]
             if self.format.correlated:
                 # The first text's share of the probability of all texts.
                 row["prob"] = float(softmax(values)[0])
                 shares.append(row["prob"])
             rows.append(row)
-            right.append(index == choice.label)
+            right.append(choice.is_right(index))
             num_ties += tied
             if np.isnan(values).any():
                 too_long.append(row["id"])
@@ -208,33 +212,20 @@ class ChoiceTask(Task):
         }
 
 
-def decide(choice: Choice, values: np.ndarray, protocol: Protocol) -> tuple[int, bool]:
-    """Return the index of the chosen text, and whether texts are tied for the highest value.
-
-    Of tied texts, the first one is chosen in 2025, and the first wrong one in 2026. If a text
-    is too long to be scored (NaN), the first wrong text is chosen.
+def decide(choice: Choice, values: np.ndarray, rules: Protocol) -> tuple[int, bool]:
+    """Return the index of the chosen text, and whether different texts are tied for it.
 
     Args:
-        values: score of each text [num_texts].
+        values: score of each text, NaN for one that is too long to be scored [num_texts].
     """
-    if np.isnan(values).any():
+    if rules.nan_is_least:
+        values = np.where(np.isnan(values), -np.inf, values)
+    elif np.isnan(values).any():
         return 1 if choice.label == 0 else 0, False
     highest = np.flatnonzero(values == values.max()).tolist()
-    if protocol == 2026:
-        highest.sort(key=lambda index: index == choice.label)  # wrong ones come first
-    return highest[0], len(highest) > 1
-
-
-def _prediction(choice: Choice, index: int, protocol: Protocol) -> str:
-    """Return the name of the chosen text in the predictions.
-
-    The official scripts compare the prediction with the right text. Seven pairs of BLiMP have
-    the same text twice, such as "Douglas's senator was left by Susan.". They are ties, and in
-    2026 ties are wrong, so the prediction for them is the empty text.
-    """
-    answer, right = choice.answers[index], choice.answers[choice.label]
-    is_wrong = index != choice.label and protocol == 2026
-    return "" if is_wrong and answer.strip() == right.strip() else answer
+    if rules.ties_are_wrong:
+        highest.sort(key=choice.is_right)  # wrong ones come first
+    return highest[0], len({choice.answers[index].strip() for index in highest}) > 1
 
 
 def _correlation(shares: Sequence[float], ratios: Sequence[float]) -> float:

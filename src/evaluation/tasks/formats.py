@@ -7,13 +7,13 @@ tokenizers that make a leading space a separate token.
 
 import functools
 
+from src.evaluation.protocol import Protocol
 from src.evaluation.scoring.scorer import Item
 from src.evaluation.tasks.choice import Choice, Format, Row
-from src.evaluation.tasks.task import Protocol
 from src.foundation import UserError
 
 
-def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
+def minimal_pair(row: Row, stem: str, rules: Protocol) -> Choice:
     """Read a row of BLiMP, or of another task in BLiMP's format.
 
     The part of a row without a `field` is named after its file.
@@ -27,15 +27,17 @@ def minimal_pair(row: Row, stem: str, protocol: Protocol) -> Choice:
     return Choice(str(row.get("UID", stem)), items, texts, tags=tags)
 
 
-def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
+def ewok(row: Row, stem: str, rules: Protocol) -> Choice:
     """Read a question: in 2025 two targets in a context, in 2026 two contexts of a target."""
     contexts, targets = [row["Context1"]] * 2, [row["Target1"], row["Target2"]]
-    if protocol == 2026:
+    if rules.compares_contexts:
         contexts, targets = [row["Context1"], row["Context2"]], [row["Target1"]] * 2
     texts = tuple(f"{c} {t}" for c, t in zip(contexts, targets))
     items = tuple(Item(text, len(c)) for text, c in zip(texts, contexts))
     # In 2026 both targets are the same, so the predictions are whole texts.
-    answers = texts if protocol == 2026 else tuple(f" {target}" for target in targets)
+    answers = (
+        texts if rules.compares_contexts else tuple(f" {target}" for target in targets)
+    )
     tags = {
         "context_type": str(row["ContextType"]),
         "context_contrast": str(row["ContextDiff"]),
@@ -44,18 +46,18 @@ def ewok(row: Row, stem: str, protocol: Protocol) -> Choice:
     return Choice(row["Domain"], items, answers, tags=tags)
 
 
-def entity_tracking(row: Row, stem: str, protocol: Protocol) -> Choice | None:
+def entity_tracking(row: Row, stem: str, rules: Protocol) -> Choice | None:
     """Read the options for a box. In 2026, rows with "nothing" in an option are left out."""
     prefix, options = row["input_prefix"], tuple(row["options"])
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise UserError(f"options must be at least two texts, got {options!r}")
-    if protocol == 2026 and any("nothing" in option for option in options):
+    if rules.leaves_out_nothing and any("nothing" in option for option in options):
         return None
     items = tuple(Item(prefix + option, len(prefix)) for option in options)
     return Choice(f"{stem}_{row['numops']}_ops", items, options)
 
 
-def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
+def comps(row: Row, stem: str, rules: Protocol) -> Choice:
     """Read two concepts, of which the first one has the property."""
     prefixes = (row["prefix_acceptable"], row["prefix_unacceptable"])
     texts = tuple(f"{prefix} {row['property_phrase']}" for prefix in prefixes)
@@ -64,7 +66,7 @@ def comps(row: Row, stem: str, protocol: Protocol) -> Choice:
     return Choice(stem.removeprefix("comps_").replace("-", "_"), items, texts)
 
 
-def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
+def global_piqa(row: Row, stem: str, rules: Protocol) -> Choice:
     """Read two to four solutions. Every row is a separate part, named by its `example_id`."""
     prompt, keys = row["prompt"], [f"solution{number}" for number in range(4)]
     answers = tuple(f" {row[k]}" for k in keys if row.get(k) is not None)
@@ -76,7 +78,7 @@ def global_piqa(row: Row, stem: str, protocol: Protocol) -> Choice:
     return Choice(str(row["example_id"]), items, answers, row["label"])
 
 
-def wug(uid: str, row: Row, stem: str, protocol: Protocol) -> Choice:
+def wug(uid: str, row: Row, stem: str, rules: Protocol) -> Choice:
     """Read the forms of an invented word, and the share of people who prefer the first one."""
     texts = tuple(row["sentences"].split("\t"))
     if len(texts) < 2:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Optional
 
 from src.evaluation.models import Checkpoint
+from src.evaluation.protocol import PROTOCOLS, STANDARD, Protocol
 from src.evaluation.results import Result
 from src.evaluation.scoring.scorer import Scorer
-
-Protocol = Literal[2025, 2026]
 
 
 class Mean(NamedTuple):
@@ -50,7 +49,7 @@ class Task(abc.ABC):
     Attributes:
         name: the name of its score, such as `blimp_fast`.
         folder: folder of its files among the official results.
-        protocol: year of the challenge's rules.
+        protocol: year of the challenge's rules, a key of `PROTOCOLS`.
         data_checksum: SHA-256 of its data.
         bf16: whether matrix products are in bfloat16.
         seed: seed of fine-tuning; None for tasks without randomness.
@@ -63,12 +62,17 @@ class Task(abc.ABC):
     name: str
     folder: str
     data_checksum: str
-    protocol: Protocol = 2026
+    protocol: int = STANDARD
     bf16: bool = False
     seed: Optional[int] = None
     is_named: bool = True
     takes: ClassVar[Literal["model", "series", "training"]] = "model"
     mean: ClassVar[Optional[Mean]] = None
+
+    @property
+    def rules(self) -> Protocol:
+        """The challenge's rules."""
+        return PROTOCOLS[self.protocol]
 
     @property
     @abc.abstractmethod

@@ -38,7 +38,7 @@ def parse_milestones(values: Any) -> dict[str, int]:
         UserError: a value is no number of words, or the values do not ascend.
     """
     milestones: dict[str, int] = {}
-    for value in values or []:
+    for value in values if isinstance(values, list) else [values] if values else []:
         match = re.fullmatch(r"([1-9]\d*)([kM]?)", str(value))
         if match is None:
             raise UserError(

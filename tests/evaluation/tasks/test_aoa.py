@@ -10,6 +10,7 @@ import pytest
 
 from src.data.packing.tokenizer import train
 from src.evaluation.models import Checkpoint
+from src.evaluation.protocol import PROTOCOLS
 from src.evaluation.scoring.scorer import Item
 from src.evaluation.tasks import aoa
 from src.evaluation.tasks.task import Answer
@@ -73,18 +74,18 @@ def test_the_word_behind_its_context_is_scored(tmp_path):
 def test_ages_are_where_the_curves_are_halfway():
     shares = 1 / (1 + np.exp(-0.5 * (aoa.AGES - 23.5)))
     assert aoa.child_age(shares) == pytest.approx(23.5, abs=1e-3)
-    found = aoa.model_age(SEEN, curve(7.0), CHANCE, 2026)
+    found = aoa.model_age(SEEN, curve(7.0), CHANCE, PROTOCOLS[2026])
     assert found == pytest.approx(7.0, abs=0.01)
 
 
 def test_a_word_that_is_never_learned_has_no_age():
     assert aoa.child_age(np.full(15, 0.01)) is None
     assert aoa.child_age(np.full(15, np.nan)) is None
-    assert aoa.model_age(SEEN, np.full(19, CHANCE), CHANCE, 2026) is None
-    assert aoa.model_age(SEEN, np.full(19, np.nan), CHANCE, 2026) is None
-    assert aoa.model_age(SEEN[:2], curve(7.0)[:2], CHANCE, 2026) is None
+    assert aoa.model_age(SEEN, np.full(19, CHANCE), CHANCE, PROTOCOLS[2026]) is None
+    assert aoa.model_age(SEEN, np.full(19, np.nan), CHANCE, PROTOCOLS[2026]) is None
+    assert aoa.model_age(SEEN[:2], curve(7.0)[:2], CHANCE, PROTOCOLS[2026]) is None
     # Learned before the first checkpoint.
-    assert aoa.model_age(SEEN, curve(5.0), CHANCE, 2026) is None
+    assert aoa.model_age(SEEN, curve(5.0), CHANCE, PROTOCOLS[2026]) is None
 
 
 def score(data, model_ages, protocol=2026):
@@ -166,11 +167,11 @@ def test_a_pair_that_is_too_long_is_named(data):
 
 def test_chance_is_that_of_a_words_tokens(data):
     tokenizer = train(["a"], 259)  # bytes
-    found = aoa.chance_surprisals(data.words, tokenizer, 2026)
+    found = aoa.chance_surprisals(data.words, tokenizer, PROTOCOLS[2026])
     assert found["ball"] == pytest.approx(5 * math.log(tokenizer.vocab_size))
-    assert aoa.chance_surprisals(data.words, tokenizer, 2025)["ball"] == math.log2(
-        300_000
-    )
+    assert aoa.chance_surprisals(data.words, tokenizer, PROTOCOLS[2025])[
+        "ball"
+    ] == math.log2(300_000)
 
 
 @pytest.mark.parametrize(
