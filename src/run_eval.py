@@ -51,7 +51,7 @@ def evaluate(args: RunEvalArguments) -> None:
         raise UserError(f"nothing to score: choose tasks=… of {describe_tasks()}")
     # These imports take seconds. Errors such as a mistyped key are reported before them.
     from src.evaluation.evaluator import Evaluator
-    from src.evaluation.models import find_checkpoints
+    from src.evaluation.models import find_checkpoints, model_folder
     from src.evaluation.suite import Suite
     from src.evaluation.table import report
 
@@ -77,8 +77,10 @@ def evaluate(args: RunEvalArguments) -> None:
     if results := {origin: entries for origin, entries in results.items() if entries}:
         logger.info("\n%s", report(results, args.by_phenomenon))
         seeds = {e["seed"] for entries in results.values() for e in entries.values()}
-        folders = sorted({str(evaluator.folder(seed).path) for seed in seeds})
-        logger.info("Results: %s", ", ".join(folders))
+        folders = {evaluator.folder(seed).path for seed in seeds}
+        if len(models) == 1:
+            folders = {f / model_folder(models[0].model) for f in folders}
+        logger.info("Results: %s", ", ".join(sorted(map(str, folders))))
     if evaluator.failures:
         lines = [f"{name}: {reason}" for name, reason in evaluator.failures.items()]
         raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))

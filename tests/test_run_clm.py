@@ -20,6 +20,7 @@ from src.run_clm import main, run
 from src.training import trainer as trainer_module
 from src.training.record import throughput
 from src.training.record.checkpoints import seal
+from src.training.record.ledger import read_ledger
 from src.training.task_scores import TaskScores
 from tests import terminal
 from tests.conftest import REPOSITORY, is_wanted, sentences, tiny_run, write_corpus
@@ -46,7 +47,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-WITHOUT_DROPOUT = ["training.max_words=5500"] + [
+WITHOUT_DROPOUT = ["training.max_words=5500", "training.milestones=[2k]"] + [
     f"++model.config_overrides.{name}=0.0"
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 ]
@@ -433,6 +434,14 @@ def test_two_processes_see_the_words_and_reach_the_losses_of_one(
         assert a["words"] == b["words"] and a["epoch"] == b["epoch"]
         for name in a.keys() & {"loss", "eval_loss"}:
             assert a[name] == pytest.approx(b[name], abs=1e-4)
+    ledgers = [read_ledger(run / "words.jsonl") for run in (only_run(), run_of_two)]
+    counts = [[(r["step"], r["words"], r["files"]) for r in rows] for rows in ledgers]
+    assert counts[0] == counts[1] and len(counts[0]) > 20
+    milestones = [
+        json.loads((run / "chck_2k" / "words_seen.json").read_text())
+        for run in (only_run(), run_of_two)
+    ]
+    assert milestones[0]["words"] == milestones[1]["words"] >= 2000
 
 
 def test_any_causal_architecture_of_the_library_trains(tiny, run_clm):
