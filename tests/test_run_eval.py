@@ -191,7 +191,7 @@ def test_other_rules_leave_the_challenges_results_as_they_are(work, run_eval, ca
         year = 2025 if "2025" in place else 2026
         dtype = "bfloat16" if "bf16" in place else "float32"
         assert f"Protocol {year}, {dtype}." in caplog.text
-        assert f"Results: {place}" in caplog.messages
+        assert f"Results: {place}/model" in caplog.messages
         assert ("0 of 3 choices differ" in caplog.text) == (dtype == "bfloat16")
         entry = read_scores("model", results=place)[1]["blimp_fast"]
         assert (entry["protocol"], entry["dtype"]) == (year, dtype)
@@ -596,7 +596,7 @@ def test_fine_tuning_goes_beside_the_zero_shot_tasks(short_rte, run_eval, caplog
     assert "model: scored already" in caplog.text
     assert run_eval(*command, "seed=2") == 0
     assert "rte, epoch 1 of 1" in caplog.text and "model: blimp_fast" not in caplog.text
-    assert "Results: results, results/seed-2" in caplog.text
+    assert "Results: results/model, results/seed-2/model" in caplog.text
     assert read_scores("model", results="results/seed-2")[1]["rte"]["seed"] == 2
     assert read_scores("model")[1] == entries
     assert run_eval(*command) == 0

@@ -371,8 +371,10 @@ class LanguageModelTrainer(Trainer):
         """Start the measurement of rates, and restore the sums since the last log."""
         self._began = self._last_log = (self.state.global_step, 0.0)
         if window := self.state.stateful_callbacks.get("loss_window"):
-            losses = dict(enumerate(window["losses"]))  # perhaps of fewer processes
-            self._tr_loss += losses.get(self.args.process_index, 0.0)
+            losses, processes = window["losses"], self.args.world_size
+            if len(losses) != processes:  # the Trainer logs the mean over the processes
+                losses = [sum(losses) / len(losses)] * processes
+            self._tr_loss += losses[self.args.process_index]
             self._globalstep_last_logged = window["last_logged_step"]
             self.divergence.first_mean = window["first_mean"]
         self._find_best_checkpoint()

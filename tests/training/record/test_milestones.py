@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from src.foundation import UserError
+from src.training.record.checkpoints import seal
 from src.training.record.ledger import read_ledger
 from src.training.record.milestones import milestone_steps, parse_milestones
 from tests.training.test_trainer import (  # noqa: F401
@@ -141,3 +142,29 @@ def test_what_can_no_longer_be_made_is_said(run, caplog):
     train(late)
     assert f"chck_{words[1]} cannot be made any more" in caplog.text
     assert (directory / f"chck_{words[5]}" / "words_seen.json").exists()
+
+
+def test_another_number_of_processes_continues_the_mean_loss(run):
+    """The Trainer logs the mean over the processes of the sums since the last log."""
+    whole, _ = run("whole", logging_steps=4)
+    train(whole)
+    stopped, directory = run("stopped", logging_steps=4)
+    stopped.add_callback(StopAfter(3))
+    train(stopped)
+    file = directory / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    window = state["stateful_callbacks"]["loss_window"]
+    (loss,) = window["losses"]
+    window["losses"] = [
+        0.5 * loss,
+        1.5 * loss,
+    ]  # as two processes would have saved them
+    file.write_text(json.dumps(state))
+    seal(directory / "checkpoint-3")
+    resumed, _ = run("stopped", logging_steps=4)
+    train(resumed)
+    logged = [
+        [r["loss"] for r in t.state.log_history if "loss" in r]
+        for t in (whole, resumed)
+    ]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-6)
