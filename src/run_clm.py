@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+from statistics import fmean, stdev
 from typing import Any, Optional
 
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
@@ -48,11 +49,15 @@ class Sweep(Callback):
     """Hydra callback that announces each job of a sweep, and lists their losses at the end."""
 
     def __init__(self) -> None:
-        self.num_jobs, self.rows = 0, []
+        self.num_jobs, self.rows, self.losses = 0, [], []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        parsed = OverridesParser.create().parse_overrides(config.hydra.overrides.task)
-        swept = [override for override in parsed if override.is_sweep_override()]
+        params = dict(config.hydra.sweeper.get("params") or {})  # of +sweep=…
+        overrides = [f"{key}={value}" for key, value in params.items()]
+        overrides += config.hydra.overrides.task
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        by_key = {override.key_or_group: override for override in parsed}
+        swept = [o for o in by_key.values() if o.is_sweep_override()]
         self.num_jobs = math.prod(len(list(o.sweep_iterator())) for o in swept)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -64,8 +69,13 @@ class Sweep(Callback):
         has_failed = job_return.status.name == "FAILED"
         loss = "failed" if has_failed else str(job_return.return_value or "-")[:6]
         self.rows.append(f"{loss:<8}{config.training.output_dir}")
+        if not has_failed and job_return.return_value is not None:
+            self.losses.append(job_return.return_value)
         if len(self.rows) == self.num_jobs:
             logger.info("\nThe evaluation losses:\n%s", "\n".join(self.rows))
+            if len(self.losses) > 1:
+                mean, deviation = fmean(self.losses), stdev(self.losses)
+                logger.info("mean %.4f, standard deviation %.4f", mean, deviation)
 
 
 def main() -> None:

@@ -195,6 +195,16 @@ def test_a_sweep_announces_its_jobs_and_lists_their_losses(tiny, run_clm, caplog
     assert float(done.split()[0]) > 0
 
 
+def test_a_group_sweeps_over_seeds_without_being_part_of_a_runs_name(
+    tiny, run_clm, caplog
+):
+    assert run_clm(*tiny, "+sweep=seeds") == 0
+    assert "Job 3 of 3" in caplog.text and "standard deviation" in caplog.text
+    names = sorted(run.name[:7] for run in Path("exp/run-custom-custom").glob("seed-*"))
+    assert names == ["seed-1_", "seed-2_", "seed-3_"]
+    assert not list(Path("exp/run-custom-custom").glob("*sweep*"))
+
+
 class At(TrainerCallback):
     """Does something at the beginning of a step."""
 

@@ -31,7 +31,7 @@ SHORT_FORMS = {
 }
 # Options that change a result only if evaluations choose the best model.
 EVALUATION_TIMES = {"eval_strategy", "eval_steps", "eval_delay"}
-NEUTRAL_GROUPS = {"milestones"}
+NEUTRAL_GROUPS = {"milestones", "launcher", "sweep"}
 MAX_NAME_LENGTH = 120
 
 # Options of Hugging Face's TrainingArguments that change neither weights nor reported numbers.
