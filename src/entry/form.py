@@ -1,11 +1,12 @@
-"""The form of a submission and the model card, filled in from a run.
+"""The submission form and the model card, filled in from a run.
 
-Numbers are in the units that the server reads: parameters, words and FLOPs as raw counts, of which
-it shows millions and 1e15. What only the team can know is marked; such answers are kept when the
-form is written again.
+Numbers have the units that the server reads: parameters, words and FLOPs are raw counts, which the
+server shows as millions and in units of 1e15. Fields that only the team can answer are marked. The
+team's answers are kept when the form is written again.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from src.foundation import UserError, write_atomically
 from src.training.record.ledger import FILE, read_ledger
 
 FOR_THE_TEAM = "(for the team to fill in)"
-# The counts that the server divides by a million or more.
+# The server divides these counts by a million or more.
 COUNTS = ("num_parameters", "num_words_data", "flops")
+# The official collate script gives the file of predictions this name.
+PREDICTIONS_FILE = "all_full_preds_and_fast_scores_causal.json"
 
 
 def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any]:
@@ -28,10 +31,10 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
 
     Args:
         name: the repository on the hub.
-        before: `form.json` of an earlier export, whose answers of the team are kept.
+        before: `form.json` of an earlier export. Its answers from the team are kept.
 
     Raises:
-        UserError: `before` is damaged, or the team has changed a count to another unit.
+        UserError: `before` is damaged, or the team changed a count to another unit.
     """
     training, model = run.config["training"], _read(run.directory / "config.json")
     tokenizer = run.config["tokenizer"]["name_or_path"]
@@ -41,16 +44,13 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     )
     optimizer = training["optimizer"]
     weights = run.config["model"]["model_name_or_path"]
-    hours = device_hours(run.directory)
-    others = [
-        device_hours(path.parent) for path in run.directory.parent.glob("*/run.json")
-    ]
+    of_group = map(device_hours, run.directory.parent.glob("*"))
     form = {
         "model_name": name,
         "revision": "main",
         "hf_repo": name,
         "track": track.name,
-        "predictions_file": f"predictions/{predictions_file(name)}",
+        "predictions_file": f"predictions/{PREDICTIONS_FILE}",
         "model_type": "decoder",
         "main_contributions": FOR_THE_TEAM,
         "base_model": weights or "none",
@@ -68,8 +68,8 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "max_seq_length": run.config["data"]["block_size"],
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
-        "gpu_train": hours,
-        "gpu_dev": round(sum(others), 3),
+        "gpu_train": device_hours(run.directory),
+        "gpu_dev": round(sum(of_group), 3),
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
         "num_words_data": run.results.get("corpus_words"),
@@ -102,15 +102,10 @@ def describe_form(form: Mapping[str, Any]) -> str:
     return "\n".join(["| field | value |", "|---|---|", *rows, ""])
 
 
-def predictions_file(name: str) -> str:
-    """Return the name that the official collate script gives the file of predictions."""
-    return "all_full_preds_and_fast_scores_causal.json"
-
-
 def write_card(
     run: Run, file: Path, form: Mapping[str, Any], license: str, entries: Any
 ) -> None:
-    """Write the model card: that of the run, with the licence and the challenge's scores.
+    """Write the model card: the run's card with the licence and the challenge's scores.
 
     Args:
         entries: task -> entry of `scores.json` of the final model.
@@ -136,7 +131,7 @@ def write_card(
 
 
 def device_hours(run_dir: Path) -> float:
-    """Return the hours of all devices that a run has trained, from its ledger."""
+    """Return the hours of training summed over all devices of a run, from its ledger."""
     rows = read_ledger(run_dir / FILE)
     return round(rows[-1]["device_seconds"] / 3600, 3) if rows else 0.0
 
@@ -149,20 +144,12 @@ def _num_parameters(directory: Path) -> int:
     for file in directory.glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():
-                shape = weights.get_slice(name).get_shape()
-                total += int(_product(shape))
+                total += math.prod(weights.get_slice(name).get_shape())
     return total
 
 
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
 def _first(config: Mapping[str, Any], *names: str) -> Any:
-    """Return the first of several values that a configuration has."""
+    """Return the value of the first of these names that a configuration has, or None."""
     return next((config[name] for name in names if name in config), None)
 
 
