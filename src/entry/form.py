@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from src.entry.checks import Run
 from src.entry.rules import Track
+from src.evaluation.models import model_folder
 from src.evaluation.table import table
 from src.foundation import UserError, write_atomically
 from src.training.record.ledger import FILE, read_ledger
@@ -50,7 +51,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "revision": "main",
         "hf_repo": name,
         "track": track.name,
-        "predictions_file": f"predictions/{PREDICTIONS_FILE}",
+        "predictions_file": f"predictions/{model_folder(name)}/{PREDICTIONS_FILE}",
         "model_type": "decoder",
         "main_contributions": FOR_THE_TEAM,
         "base_model": weights or "none",

@@ -80,6 +80,7 @@ def test_an_entry_has_models_predictions_form_and_card(finished, export):
     predictions = entry / "predictions" / "my-model"
     assert (predictions / "main/zero_shot/causal/blimp/blimp_filtered").is_dir()
     (collated,) = predictions.glob("all_full_preds*.json")
+    assert entry / form["predictions_file"] == collated
     content = json.loads(collated.read_text())
     assert content["blimp"] is None  # three items instead of 818
     assert len(content["fast_eval_results"]["blimp"]) == 19
