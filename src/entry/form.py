@@ -2,7 +2,7 @@
 
 Numbers have the units that the server reads: parameters, words and FLOPs are raw counts, which the
 server shows as millions and in units of 1e15. Fields that only the team can answer are marked. The
-team's answers are kept when the form is written again.
+team answers in `form.json`, and the next export keeps these answers and writes `form.md` from them.
 """
 
 import json
@@ -73,7 +73,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "gpu_dev": round(sum(of_group), 3),
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
-        "num_words_data": run.results.get("corpus_words"),
+        "num_words_data": run.results.get("corpus_words", FOR_THE_TEAM),
         "data_genre": FOR_THE_TEAM,
         "data_preprocessing": FOR_THE_TEAM,
         "data_human_annotation": FOR_THE_TEAM,
@@ -87,12 +87,12 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     }
     earlier = _read(before) if before.exists() else {}
     for field in {*COUNTS} & {*earlier}:
-        value = earlier[field]
-        if value != form[field] and (
-            type(value) is not int or value < form[field] / 100
-        ):
+        value, count = earlier[field], form[field]
+        if value == count or count == FOR_THE_TEAM:
+            continue
+        if type(value) is not int or value < count / 100:
             raise UserError(
-                f"{before}: {field} must be a raw count such as {form[field]}, got {value!r}"
+                f"{before}: {field} must be a raw count such as {count}, got {value!r}"
             )
     return form | {f: v for f, v in earlier.items() if form.get(f) == FOR_THE_TEAM}
 
