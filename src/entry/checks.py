@@ -6,7 +6,6 @@ counts others as 0 without a message. The checks name each of them.
 
 import contextlib
 import json
-import math
 import subprocess
 import tempfile
 from collections import Counter
@@ -103,7 +102,7 @@ class Run:
 def check_run(run: Run, track: Track) -> Iterator[Check]:
     """Yield the checks of a run's words, epochs, milestones, final model and tokenizer."""
     results, limit = run.results, track.words
-    words, seen = results.get("corpus_words"), results.get("words_seen", 0)
+    words, seen = results.get("corpus_words"), results["words_seen"]
     detail = f"{words:,} of at most {limit:,}" if words else "not in results.json"
     yield Check("unique words", words <= limit if words else None, detail)
     yield Check(
@@ -111,7 +110,7 @@ def check_run(run: Run, track: Track) -> Iterator[Check]:
         seen <= MAX_EPOCHS * limit,
         f"{seen:,} of at most {MAX_EPOCHS * limit:,}",
     )
-    epochs = results.get("epochs", math.inf)
+    epochs = results["epochs"]
     yield Check("epochs", epochs <= MAX_EPOCHS, f"{epochs:.4g} of {MAX_EPOCHS}")
     yield check_milestones(run, track)
     try:
@@ -130,7 +129,7 @@ def check_run(run: Run, track: Track) -> Iterator[Check]:
 
 def check_milestones(run: Run, track: Track) -> Check:
     """Check that the milestones are the track's, undamaged, and saved at the right words."""
-    name, seen = "milestones", run.results.get("words_seen", 0)
+    name, seen = "milestones", run.results["words_seen"]
     wanted = parse_milestones([n.removeprefix("chck_") for n in track.milestones])
     due = [n for n, words in wanted.items() if words * (1 - TOLERANCE) <= seen]
     folders = {path.name: path for path in run.directory.glob("chck_*")}

@@ -68,7 +68,7 @@ def export(args: ExportArguments) -> None:
     logger.info("Entry: %s", run.directory / ENTRY)
     if faults:
         raise UserError("the entry is not ready:\n  " + "\n  ".join(faults))
-    logger.info("The entry is ready: fill in what form.md leaves to the team.")
+    logger.info("The entry is ready. Fill in the open fields of form.json.")
     if args.hub.push:
         with naming("hub.push"):
             run_id = sha256(run.directory / "run.json")
@@ -98,6 +98,8 @@ def load_run(directory: str | None) -> Run:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if "words_seen" not in results:
+        raise UserError(f"{path} was not trained (training.do_train=false)")
     if not (path / "model.safetensors").is_file() and not any(path.glob("model-*")):
         raise UserError(f"{path} has no model")
     return Run(path, record, results, config)

@@ -114,8 +114,14 @@ def test_what_cannot_be_entered_is_refused_in_one_line(finished, export, tmp_pat
         f"run='{finished}'", f"name={NAME}", "data=nowhere"
     )
     assert "FAIL  licence" in export(*arguments(finished))
-    (finished / "results.json").rename(tmp_path / "results.json")
+    results = (finished / "results.json").rename(tmp_path / "results.json")
     assert "is not finished; this continues it: python -m src.run_clm" in last(
+        f"run='{finished}'", f"name={NAME}"
+    )
+    scores = json.loads(results.read_text())
+    del scores["words_seen"]
+    (finished / "results.json").write_text(json.dumps(scores))
+    assert "was not trained (training.do_train=false)" in last(
         f"run='{finished}'", f"name={NAME}"
     )
 
