@@ -85,9 +85,8 @@ class Run:
         """The folders of the milestones, sorted by words."""
         words: dict[Path, int] = {}
         for folder in self.directory.glob("chck_*"):
-            with contextlib.suppress(
-                UserError, KeyError
-            ):  # not the name of a milestone
+            # Folders with other names are left out; `check_milestones` names them.
+            with contextlib.suppress(UserError, KeyError):
                 known = parse_milestones([folder.name.removeprefix("chck_")])
                 words[folder] = known[folder.name]
         return sorted(words, key=words.get)
