@@ -44,7 +44,7 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     is_fast = fast_bfloat16(use_cpu)
     if training["use_cpu"] is False and not has_gpu:
         raise UserError(
-            "training.use_cpu=false needs a GPU; there is none (torch sees none)"
+            "training.use_cpu=false needs a GPU; there is none that torch sees"
         )
     if training["fp16"] and not has_cuda:
         raise UserError("training.fp16=true needs a CUDA GPU; there is none")

@@ -100,15 +100,11 @@ class Run:
 
 def check_run(run: Run, track: Track) -> Iterator[Check]:
     """Yield the checks of a run's words, epochs, milestones, final model and tokenizer."""
-    results, limit = run.results, track.words
+    results, limit, most = run.results, track.words, MAX_EPOCHS * track.words
     words, seen = results.get("corpus_words"), results["words_seen"]
     detail = f"{words:,} of at most {limit:,}" if words else "not in results.json"
     yield Check("unique words", words <= limit if words else None, detail)
-    yield Check(
-        "words seen",
-        seen <= MAX_EPOCHS * limit,
-        f"{seen:,} of at most {MAX_EPOCHS * limit:,}",
-    )
+    yield Check("words seen", seen <= most, f"{seen:,} of at most {most:,}")
     epochs = results["epochs"]
     yield Check("epochs", epochs <= MAX_EPOCHS, f"{epochs:.4g} of {MAX_EPOCHS}")
     yield check_milestones(run, track)

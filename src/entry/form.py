@@ -114,20 +114,14 @@ def write_card(
     card = ModelCard.load(run.directory / "README.md")
     card.data.license = license
     milestones = ", ".join(path.name for path in run.milestones) or "none"
-    text = [
+    paragraphs = [
         card.text.rstrip(),
-        "",
         f"## BabyLM challenge, {form['track']}",
-        "",
         f"Branches with checkpoints by words seen: {milestones}. Load one with"
         f' `AutoModelForCausalLM.from_pretrained("{form["hf_repo"]}", revision=…)`.',
-        "",
-        "```",
-        table(entries),
-        "```",
-        "",
+        f"```\n{table(entries)}\n```\n",
     ]
-    card.text = "\n".join(text)
+    card.text = "\n\n".join(paragraphs)
     write_atomically(file, str(card))
 
 
