@@ -1,4 +1,4 @@
-"""Make a finished run an entry of the BabyLM challenge.
+"""Turn a finished run into an entry of the BabyLM challenge.
 
     python -m src.export run=exp/run-gpt2-small-babylm_10M/seed-42 name=me/my-model hub.license=mit
     python -m src.export run=exp/… name=me/my-model hub.license=mit hub.push=true
@@ -24,7 +24,7 @@ from src.foundation import UserError
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
 def run(config: DictConfig) -> None:
-    """Write the entry, and end with an error if it is not ready."""
+    """Write the entry, and exit with an error if it is not ready."""
     set_up_logging()
     try:
         args = build_export(config)

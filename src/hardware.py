@@ -12,8 +12,8 @@ from transformers.utils import is_torch_tf32_available
 
 from src.foundation import UserError
 
-# Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets: of 16-bit products (before
-# Ampere: float16), of TF32 products and of float32 products.
+# Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets, for 16-bit products (float16 on
+# GPUs before Ampere), TF32 products and float32 products.
 PEAKS = {
     "B200": (2250, 1125, 75), "H200": (989, 494, 67), "H100": (989, 494, 67),
     "H100 PCIe": (756, 378, 51), "H100 NVL": (835, 418, 60), "A100": (312, 156, 19.5),
@@ -26,7 +26,7 @@ PEAKS = {
 
 
 def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return values for the options that are null and depend on the hardware.
+    """Return values for the null options that depend on the hardware.
 
     Args:
         training: The values of the configuration's section `training`.
@@ -44,7 +44,7 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     is_fast = fast_bfloat16(use_cpu)
     if training["use_cpu"] is False and not has_gpu:
         raise UserError(
-            "training.use_cpu=false needs a GPU; there is none (torch sees none)"
+            "training.use_cpu=false needs a GPU; there is none that torch sees"
         )
     if training["fp16"] and not has_cuda:
         raise UserError("training.fp16=true needs a CUDA GPU; there is none")
@@ -78,19 +78,20 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 
 def set_up_device(training: TrainingArguments) -> None:
-    """Set what holds for the whole process: memory, determinism and float32 products.
+    """Set memory, determinism and float32 products for the whole process.
 
-    Call it before any computation on the device, since cuBLAS reads its environment variable
-    only once. Each job of a sweep sets everything anew.
+    Call this function before any computation on the device, since cuBLAS reads its environment
+    variable only once. Each job of a sweep sets everything anew.
     """
     if training.use_cpu:
         keep_freed_memory()
-    # The newer interface, which Hugging Face's class uses, makes readers of this one fail.
+    # This is the older interface. After a call of the newer one, which Hugging Face's class
+    # uses, code that reads the older one fails.
     torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
     # Both functions also set torch.compile's own option.
     if training.full_determinism:
         enable_full_determinism(training.seed)
-    elif torch.are_deterministic_algorithms_enabled():  # by another job of a sweep
+    elif torch.are_deterministic_algorithms_enabled():  # set by another job of a sweep
         torch.use_deterministic_algorithms(False)
 
 
@@ -119,14 +120,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> Optional
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the memory of a GPU, or of the machine, in bytes."""
+    """Return the memory of a CUDA GPU, or else of the machine, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def fast_bfloat16(use_cpu: bool) -> bool:
-    """Return whether the hardware multiplies bfloat16 matrices, without emulation."""
+    """Return whether the hardware multiplies bfloat16 matrices without emulation."""
     if use_cpu:  # torch has no public functions for this
         cpu = torch.cpu
         return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()

@@ -67,8 +67,8 @@ class Blocks(Dataset):
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `input_ids` [B, T] and `labels` [B, T], the token after each input.
 
-        With `restart_positions` also `position_ids` [B, T]. PyTorch's `DataLoader` calls this
-        method, so that no time is spent on each block alone.
+        If `restart_positions` is set, the batch also has `position_ids` [B, T]. PyTorch's
+        `DataLoader` calls this method, which is faster than a call for each block.
         """
         is_filler = np.equal(indices, NO_BLOCK)
         chosen = np.where(is_filler, 0, indices)

@@ -1,13 +1,14 @@
 """Checks of an entry: the run against its track, and the predictions against the server's rules.
 
-The server's rules were published with the leaderboard of 2026. It refuses some faults, and counts
-others as 0 without a word; here each of them is named.
+The server's rules were published with the leaderboard of 2026. The server refuses some faults and
+counts others as 0 without a message. The checks name each of them.
 """
 
+import contextlib
 import json
-import math
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,15 @@ from src.entry.rules import (
     Track,
     expected_size,
 )
-from src.evaluation.glue.data import RECIPES
-from src.evaluation.models import Checkpoint, load
+from src.evaluation.models import Checkpoint, find_checkpoints, load
 from src.evaluation.tokenizer_checks import check_tokenizer
 from src.foundation import UserError, counted, fault_by_manifest, first_line, sha256
 from src.training.record.milestones import TOLERANCE, WORDS_FILE, parse_milestones
 
-# The largest difference of two logits that comes from another version of a library.
+# Another version of a library may change a logit by this much.
 LOGIT_TOLERANCE = 1e-3
 SAMPLE = "The dog near the cats sleeps ."
-# The program for another Python: the logits of a model for the tokens of a text.
+# A program for the other Python. It saves a text's tokens and a model's logits for them.
 OTHER_PYTHON = """\
 import sys, numpy, torch, transformers
 directory, text, file = sys.argv[1:]
@@ -49,11 +49,11 @@ with torch.no_grad():
 
 @dataclass(frozen=True)
 class Check:
-    """A check with its result.
+    """A check and its result.
 
     Args:
-        passed: None: it could not be made.
-        detail: what was found.
+        passed: whether the check passed; None if it could not be made.
+        detail: the reason for the result.
     """
 
     name: str
@@ -82,46 +82,34 @@ class Run:
 
     @property
     def milestones(self) -> list[Path]:
-        """The folders of the milestones, by words."""
-        folders = {path.name: path for path in self.directory.glob("chck_*")}
-        known = parse_known(folders)
-        return [folders[name] for name in sorted(known, key=known.get)]
+        """The folders of the milestones, sorted by words."""
+        words: dict[Path, int] = {}
+        for folder in self.directory.glob("chck_*"):
+            # Folders with other names are left out; `check_milestones` names them.
+            with contextlib.suppress(UserError, KeyError):
+                known = parse_milestones([folder.name.removeprefix("chck_")])
+                words[folder] = known[folder.name]
+        return sorted(words, key=words.get)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The final model."""
+        (checkpoint,) = find_checkpoints(str(self.directory))
+        return checkpoint
 
 
-def parse_known(names: Any) -> dict[str, int]:
-    """Return a dictionary, name -> words, of the names that are names of milestones."""
-    known = {}
-    for name in names:
-        try:
-            known |= parse_milestones([name.removeprefix("chck_")])
-        except UserError:
-            continue
-    return {name: words for name, words in known.items() if name in names}
-
-
-def check_run(run: Run, track: Track, backend: str) -> Iterator[Check]:
-    """Yield the checks of a run's words, epochs and tokenizer.
-
-    Args:
-        backend: the backend by which it is scored.
-    """
-    results, limit = run.results, track.words
-    words, seen = results.get("corpus_words"), results.get("words_seen", 0)
+def check_run(run: Run, track: Track) -> Iterator[Check]:
+    """Yield the checks of a run's words, epochs, milestones, final model and tokenizer."""
+    results, limit, most = run.results, track.words, MAX_EPOCHS * track.words
+    words, seen = results.get("corpus_words"), results["words_seen"]
     detail = f"{words:,} of at most {limit:,}" if words else "not in results.json"
-    yield Check("unique words", words and words <= limit, detail)
-    yield Check(
-        "words seen",
-        seen <= MAX_EPOCHS * limit,
-        f"{seen:,} of at most {MAX_EPOCHS * limit:,}",
-    )
-    epochs = results.get("epochs", math.inf)
+    yield Check("unique words", words <= limit if words else None, detail)
+    yield Check("words seen", seen <= most, f"{seen:,} of at most {most:,}")
+    epochs = results["epochs"]
     yield Check("epochs", epochs <= MAX_EPOCHS, f"{epochs:.4g} of {MAX_EPOCHS}")
     yield check_milestones(run, track)
-    checkpoint = Checkpoint(
-        run.directory, run.directory.name, "main", str(run.directory)
-    )
     try:
-        model, tokenizer = load(checkpoint, checkpoint.backend(), use_cpu=True)
+        model, tokenizer = load(run.checkpoint, "causal", use_cpu=True)
     except UserError as error:
         yield Check("loads", False, f"{run.directory} {error}")
         return
@@ -130,20 +118,20 @@ def check_run(run: Run, track: Track, backend: str) -> Iterator[Check]:
     finite = bool(logits.isfinite().all())
     detail = f"with transformers {run.record['versions']['transformers']}"
     yield Check("loads", finite, detail if finite else "its logits are not finite")
-    faults = check_tokenizer(tokenizer, backend)
+    faults = check_tokenizer(tokenizer)
     yield Check("tokenizer", not faults, "; ".join(faults) or "BOS, no EOS, bare words")
 
 
 def check_milestones(run: Run, track: Track) -> Check:
-    """Check that the milestones are those of the track, whole, and at the right words."""
-    name, seen = "milestones", run.results.get("words_seen", 0)
-    wanted = parse_known(track.milestones)
+    """Check that the milestones are the track's, undamaged, and saved at the right words."""
+    name, seen = "milestones", run.results["words_seen"]
+    wanted = parse_milestones([n.removeprefix("chck_") for n in track.milestones])
     due = [n for n, words in wanted.items() if words * (1 - TOLERANCE) <= seen]
     folders = {path.name: path for path in run.directory.glob("chck_*")}
     if unknown := sorted({*folders} - {*wanted}):
         detail = f"{', '.join(unknown)} is no checkpoint of {track.name}"
-        return Check(name, False, f"{detail}, whose names are {track.milestones[0]} … "
-                     f"{track.milestones[-1]}")  # fmt: skip
+        names = f"{track.milestones[0]} … {track.milestones[-1]}"
+        return Check(name, False, f"{detail}, whose names are {names}")
     if missing := [n for n in due if n not in folders]:
         return Check(name, False, f"{', '.join(missing)} missing")
     this_run = sha256(run.directory / "run.json")
@@ -156,23 +144,24 @@ def check_milestones(run: Run, track: Track) -> Check:
         except (OSError, ValueError, KeyError, TypeError):
             return Check(name, False, f"{milestone} has no {WORDS_FILE}")
         if of_run != this_run:
-            return Check(name, False, f"{milestone} is of another run")
+            return Check(name, False, f"{milestone} belongs to another run")
         target = wanted[milestone]
         if not (1 - TOLERANCE) * target <= words <= 1.1 * target:
             return Check(name, False, f"{milestone} has seen {words:,} words")
-    ends = ", since the run ended there" * (len(due) < len(wanted))
+    ends = "; the run ended before the others" * (len(due) < len(wanted))
     return Check(name, bool(due), f"{len(due)} of {len(wanted)}{ends}")
 
 
 def check_other_python(run: Run, python: str | None) -> Check:
-    """Check that a model gives the same logits in another environment.
+    """Check that the final model gives the same logits in another environment.
 
     Args:
-        python: the Python of an environment with the challenge's transformers 4.51.3.
+        python: path of the Python of an environment with the challenge's transformers
+            4.51.3; None leaves the check open.
     """
     name = "transformers 4.51.3"
     if python is None:
-        return Check(name, None, "give python_4_51=<env>/bin/python to check it")
+        return Check(name, None, "to check it, give python_4_51=<env>/bin/python")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "logits.npz"
         program = [python, "-c", OTHER_PYTHON, str(run.directory), SAMPLE, str(file)]
@@ -185,12 +174,9 @@ def check_other_python(run: Run, python: str | None) -> Check:
             return Check(name, False, f"fails: {last}")
         with np.load(file) as other:
             ids, logits = other["ids"], other["logits"]
-    checkpoint = Checkpoint(
-        run.directory, run.directory.name, "main", str(run.directory)
-    )
-    model, tokenizer = load(checkpoint, "causal", use_cpu=True)
+    model, tokenizer = load(run.checkpoint, "causal", use_cpu=True)
     if tokenizer(SAMPLE)["input_ids"] != ids[0].tolist():
-        return Check(name, False, "the tokenizer gives other tokens")
+        return Check(name, False, "the tokenizer gives different tokens")
     with torch.no_grad():
         ours = model(torch.from_numpy(ids)).logits.numpy()
     largest = float(np.abs(ours - logits).max())
@@ -201,11 +187,11 @@ def check_other_python(run: Run, python: str | None) -> Check:
 def check_predictions(
     content: Mapping[str, Any], track: Track, milestones: Collection[str]
 ) -> list[str]:
-    """Return what the server would refuse or read as 0 in the file of predictions.
+    """Return the faults of the predictions that the server would refuse or count as 0.
 
     Args:
-        content: the content of the collated file.
-        milestones: the milestones that the run has reached.
+        content: the content of the file of predictions.
+        milestones: names of the milestones that the run has reached.
     """
     faults: list[str] = []
     if "entity_tracking" in content:
@@ -221,28 +207,27 @@ def check_predictions(
     try:
         json.dumps(content, allow_nan=False)
     except ValueError:
-        faults.append("the file holds NaN or infinity, which JSON lacks")
+        faults.append("the file holds NaN or infinity, which JSON does not allow")
     return faults
 
 
 def _faults_of_part(part: str, predictions: Any) -> Iterator[str]:
-    """Yield the faults of the predictions of the final model on one task."""
+    """Yield the faults of the final model's predictions for one part of the file."""
     if not predictions:
         yield f"{part} counts as 0: it is missing or has the wrong size"
         return
-    is_piqa = part.startswith("global_piqa")
-    if is_piqa and len(predictions) != (size := SIZES["global_piqa"][part]):
+    size = SIZES["global_piqa"].get(part)
+    if size is not None and len(predictions) != size:
         yield f"{part} is refused: {len(predictions)} examples instead of {size}"
-    wanted = RECIPES if part == "glue" else () if is_piqa else SIZES["full"][part]
     present = {name.lower() for name in predictions}
-    for name in wanted:
+    for name in SIZES["full"].get(part, ()):
         if name not in present:
             yield f"{part}/{name} counts as 0: it is missing"
     kind = {"glue": int, "reading": float}.get(part, str)
     for name, rows in predictions.items():
         rows, size = rows["predictions"], expected_size(part, name)
         if size is None:
-            yield f"{part}/{name} is not read: the server knows no such part"
+            yield f"{part}/{name} is not read: the server does not know this name"
         elif len(rows) != size:
             yield f"{part}/{name} is refused: {len(rows)} predictions instead of {size}"
         elif wrong := [row for row in rows if type(row["pred"]) is not kind]:
@@ -253,7 +238,7 @@ def _faults_of_part(part: str, predictions: Any) -> Iterator[str]:
 
 
 def _faults_of_aoa(content: Mapping[str, Any], track: Track) -> Iterator[str]:
-    """Yield the faults of age of acquisition."""
+    """Yield the faults of the score and the surprisals of age of acquisition."""
     score = (content.get("aoa") or {}).get("aoa")
     surprisals = (content.get("aoa_surprisals") or {}).get("results")
     if type(score) not in (int, float):
@@ -263,37 +248,34 @@ def _faults_of_aoa(content: Mapping[str, Any], track: Track) -> Iterator[str]:
     if not surprisals:
         yield "aoa counts as 0: aoa_surprisals is missing or incomplete"
         return
-    steps = [row["step"] for row in surprisals]
-    for name in dict.fromkeys(steps):
+    size = SIZES["aoa_pairs"]
+    for name, number in Counter(row["step"] for row in surprisals).items():
         if name not in track.milestones:
             yield f"aoa_surprisals: {name} is no checkpoint of {track.name}"
-        elif (number := steps.count(name)) != SIZES["aoa_pairs"]:
-            size = SIZES["aoa_pairs"]
+        elif number != size:
             yield f"aoa_surprisals is refused: {number} rows of {name} instead of {size}"
 
 
 def _faults_of_fast(
     part: str, scores: Any, track: Track, milestones: Collection[str]
 ) -> Iterator[str]:
-    """Yield the faults of the fast scores of all checkpoints on one task."""
+    """Yield the faults of the fast scores of all checkpoints for one part of the file."""
     key, number = f"fast_eval_results/{part}", len(track.milestones)
     if not isinstance(scores, list):
         yield f"{key} counts as 0: it is missing"
         return
     if len(scores) > number:
-        counts = f"{len(scores)} checkpoints instead of {number}"
-        yield f"{key} is refused: {counts}"
-    scored = zip(track.milestones, scores)
-    empty = [name for name, s in scored if not s and name in milestones]
-    if empty:
+        yield f"{key} is refused: {len(scores)} checkpoints instead of {number}"
+    scored = dict(zip(track.milestones, scores))
+    if empty := [name for name in scored if not scored[name] and name in milestones]:
         shown = ", ".join(empty[:3]) + " …" * (len(empty) > 3)
         yield f"{key} counts as 0 for {counted(len(empty), 'checkpoint')}: {shown}"
     if not part.startswith("global_piqa"):
         sizes = SIZES["fast"][part]
         names = SIZES["full"][part] if isinstance(sizes, int) else sizes
         names = ("spr", "rt") if part == "reading" else names
-        for milestone, values in zip(track.milestones, scores):
-            present = {name.lower(): value for name, value in (values or {}).items()}
+        for milestone, values in scored.items():
+            present = {name.lower() for name in values or ()}
             for name in names if present else ():
                 if name not in present:
                     yield f"{key}/{name} of {milestone} is missing"
@@ -303,12 +285,12 @@ def _faults_of_fast(
 
 
 def check_name(name: str | None) -> None:
-    """Raise `UserError` for what is no name of a repository on the hub."""
+    """Raise `UserError` unless `name` can be the name of a repository on the hub."""
     if not name or name.count("/") != 1:
         raise UserError(f"name must be <owner>/<model>, got {name!r}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"name={name} is no name on the hub: {first_line(error)}"
+            f"name={name} is not allowed on the hub: {first_line(error)}"
         ) from error

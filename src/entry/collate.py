@@ -1,9 +1,9 @@
-"""The one file of predictions that the challenge asks for, from the results on disk.
+"""The single file of predictions that the challenge asks for, built from the results on disk.
 
-It has the same content as the file that the official collate script writes (`collate_preds` of
-serdardoesml/babylm-eval, July 2026), which reads the same folders. As there, a part that is missing
-or has the wrong size is null. But the surprisals of a run that ended before the last milestone,
-which the server takes, are kept.
+The official collate script (`collate_preds` of serdardoesml/babylm-eval, July 2026) reads the same
+folders and writes the same content. In both files, a part that is missing or has the wrong size is
+null. There is one difference: this module keeps the surprisals of a run that ended before the last
+milestone, because the server accepts them.
 """
 
 import json
@@ -33,7 +33,7 @@ class Scored:
     entries: Mapping[str, Entry]
 
     def read(self, task: str, name: str = "predictions.json") -> Any:
-        """Return the content of an official file of a task; None if there is no result."""
+        """Return the content of one of a task's official files; None without a result."""
         files = self.entries.get(task, {}).get("files", [])
         file = next((f for f in files if f.endswith(f"/{name}")), None)
         if file is None:
@@ -47,16 +47,15 @@ def collate(
     """Return the content of `all_full_preds_and_fast_scores_<backend>.json`.
 
     Args:
-        main: results of the final model on the full tasks.
-        milestones: name -> results of a milestone on the fast tasks.
+        main: the final model's results on the full tasks.
+        milestones: name of a milestone -> its results on the fast tasks.
     """
     content: dict[str, Any] = {
         part: _of_right_size(part, main.read(task)) for part, task in FULL_PARTS.items()
     }
     surprisals = main.read("aoa", "surprisal.json")
-    content["aoa_surprisals"] = (
-        surprisals if _is_whole(surprisals, milestones) else None
-    )
+    is_whole = _is_whole(surprisals, milestones)
+    content["aoa_surprisals"] = surprisals if is_whole else None
     content["aoa"] = main.read("aoa", "aoa_score.json")
     content["glue"] = {}
     for task in RECIPES:
@@ -74,7 +73,7 @@ def collate(
 def _of_right_size(
     part: str, predictions: Predictions | None, fast: bool = False
 ) -> Predictions | None:
-    """Return the predictions of a part; None if they do not have the expected size."""
+    """Return the predictions of a part of the file; None if their size is wrong."""
     if predictions is None:
         return None
     total = SIZES["global_piqa"].get(part)
@@ -87,27 +86,24 @@ def _of_right_size(
 
 
 def _is_whole(surprisals: dict[str, Any] | None, milestones: Iterable[str]) -> bool:
-    """Return whether the surprisals are those of all words at all milestones of the run."""
+    """Return whether there are surprisals of all words at all milestones of the run."""
     steps = Counter(row["step"] for row in (surprisals or {}).get("results", []))
     return steps == dict.fromkeys(milestones, SIZES["aoa_pairs"]) and bool(steps)
 
 
 def _fast_scores(part: str, scored: Scored) -> dict[str, float] | None:
-    """Return the scores of a milestone by subset, as shares; None without a result."""
+    """Return a milestone's scores by subset as numbers from 0 to 1; None without a result."""
     task = FAST_PARTS[part]
     predictions = _of_right_size(part, scored.read(task), fast=True)
     if predictions is None:
         return None
     subscores = scored.entries[task]["subscores"]
     if part == "reading":
-        measures = subscores["measure"]
-        return {
-            "spr": measures["self_paced"] / 100,
-            "rt": measures["eye_tracking"] / 100,
-        }
+        measures = {"spr": "self_paced", "rt": "eye_tracking"}
+        return {k: subscores["measure"][v] / 100 for k, v in measures.items()}
     if part.startswith("global_piqa"):
         return {part: scored.entries[task]["score"] / 100}
-    # The number of right choices divided by their number, as the script computes it.
+    # Like the script, divide the number of right choices by the number of choices.
     shares = {}
     for name, content in predictions.items():
         number = len(content["predictions"])

@@ -1,4 +1,4 @@
-"""The stages from a finished run to an entry of the challenge."""
+"""The stages that turn a finished run into an entry of the challenge."""
 
 import json
 import logging
@@ -20,7 +20,8 @@ from src.entry.checks import (
     check_run,
 )
 from src.entry.collate import Scored, collate
-from src.entry.form import build_form, describe_form, predictions_file, write_card
+from src.entry.form import PREDICTIONS_FILE, build_form, describe_form, write_card
+from src.entry.push import push
 from src.entry.rules import TRACKS, Track
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.glue.data import RECIPES
@@ -44,36 +45,31 @@ logger = logging.getLogger(__name__)
 
 
 def export(args: ExportArguments) -> None:
-    """Check a run, score what is missing, write `entry/` in its directory, and push it.
+    """Check a run, compute missing scores, write `entry/` in its directory, and push it.
 
     Raises:
-        UserError: the run cannot be entered, or something of the entry would be refused or
-            count as 0; everything is named.
+        UserError: the run cannot be entered, or the server would refuse a part of the entry
+            or count it as 0. The message names all such parts.
     """
     check_name(args.name)
     with naming("run"):
         run = load_run(args.run)
     track = find_track(args, run)
-    checks = [
-        *check_run(run, track, "causal"),
-        check_other_python(run, args.python_4_51),
-    ]
+    checks = [*check_run(run, track), check_other_python(run, args.python_4_51)]
     detail = args.hub.license or "give hub.license=mit, or another one"
     checks.append(Check("licence", args.hub.license is not None, detail))
     logger.info(
         "%s, track %s\n  %s", run.directory, track.name, "\n  ".join(map(str, checks))
     )
-    scored, evaluator = score(run, args)
+    scored = score(run, args)
     faults = [str(check) for check in checks if check.passed is False]
     faults += write_entry(run, track, args, scored)
-    logger.info("\n%s", report(evaluator, False))
+    logger.info("\n%s", report({str(run.directory): scored["main"].entries}, False))
     logger.info("Entry: %s", run.directory / ENTRY)
     if faults:
         raise UserError("the entry is not ready:\n  " + "\n  ".join(faults))
-    logger.info("The entry is ready: fill in what form.md leaves to the team.")
+    logger.info("The entry is ready. Fill in the open fields of form.json.")
     if args.hub.push:
-        from src.entry.push import push
-
         with naming("hub.push"):
             run_id = sha256(run.directory / "run.json")
             entry = run.directory / ENTRY
@@ -82,10 +78,10 @@ def export(args: ExportArguments) -> None:
 
 
 def load_run(directory: str | None) -> Run:
-    """Return a finished run.
+    """Return the finished run in a directory.
 
     Raises:
-        UserError: there is no run, or it is not finished.
+        UserError: there is no run, or it is not finished, not trained or damaged.
     """
     if not directory:
         raise UserError("name a finished run: run=exp/<group>/<name>")
@@ -102,13 +98,15 @@ def load_run(directory: str | None) -> Run:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if "words_seen" not in results:
+        raise UserError(f"{path} was not trained (training.do_train=false)")
     if not (path / "model.safetensors").is_file() and not any(path.glob("model-*")):
         raise UserError(f"{path} has no model")
     return Run(path, record, results, config)
 
 
 def find_track(args: ExportArguments, run: Run) -> Track:
-    """Return the track: the chosen one, or that of the run's budget of words."""
+    """Return the chosen track, or by default the one with the run's budget of words."""
     budget = run.config["data"]["word_budget"]
     by_budget = [name for name, track in TRACKS.items() if track.words == budget]
     name = args.track or next(iter(by_budget), None)
@@ -119,70 +117,63 @@ def find_track(args: ExportArguments, run: Run) -> Track:
     return TRACKS[name]
 
 
-def score(
-    run: Run, args: ExportArguments
-) -> tuple[dict[str, Scored], dict[str, dict[str, Any]]]:
-    """Score what has no result yet: the full tasks of the model, the fast ones of milestones.
+def score(run: Run, args: ExportArguments) -> dict[str, Scored]:
+    """Score the final model on the full tasks and the milestones on the fast ones.
+
+    Existing results are reused.
 
     Returns:
-        revision -> results; and label -> entries of the final model, for a table.
+        revision -> results.
 
     Raises:
-        UserError: data are missing, or a model could not be scored.
+        UserError: no task has data, or a model could not be scored.
     """
-    (main,) = find_checkpoints(str(run.directory))
-    steps = [
-        path for folder in run.milestones for path in find_checkpoints(str(folder))
-    ]
-    with naming("data"):
-        full = _with_data([*expand("full"), *RECIPES], args)
-        fast = _with_data(expand("fast"), args) if steps else []
+    steps = [model for path in run.milestones for model in find_checkpoints(str(path))]
+    full = [*expand("full"), *RECIPES]
     if len(steps) < MIN_POINTS:
-        full = [task for task in full if task != "aoa"]
+        full.remove("aoa")
+    with naming("data"):
+        plan = [([run.checkpoint], _with_data(full, args))]
+        plan += [(steps, _with_data(expand("fast"), args))] if steps else []
     scored: dict[str, Scored] = {}
-    for models, tasks in (([main], full), (steps, fast)):
-        if not models or not tasks:
-            continue
-        suite = Suite.load(
-            RunEvalArguments(
-                tasks=tasks, data=args.data, batch_tokens=args.batch_tokens
-            )
-        )
+    for models, tasks in plan:
+        options = dict(data=args.data, batch_tokens=args.batch_tokens)
+        suite = Suite.load(RunEvalArguments(tasks=tasks, **options))
+        results_dir, bars = Path(args.results_dir), shows_bars()
         evaluator = Evaluator(
-            suite,
-            models,
-            Path(args.results_dir),
-            progress=shows_bars(),
-            use_cpu=args.use_cpu,
+            suite, models, results_dir, progress=bars, use_cpu=args.use_cpu
         )
         evaluator.run()
         if evaluator.failures:
             lines = [f"{name}: {why}" for name, why in evaluator.failures.items()]
             raise UserError("not everything could be scored:\n  " + "\n  ".join(lines))
         for model in models:
-            folder = Path(args.results_dir) / model_folder(model.model) / model.revision
+            folder = results_dir / model_folder(model.model) / model.revision
             scored[model.revision] = Scored(folder, evaluator.entries(model))
-    return scored, {str(run.directory): dict(scored["main"].entries)}
+    return scored
 
 
 def _with_data(names: Iterable[str], args: ExportArguments) -> list[str]:
-    """Return the tasks that have data, and log the others."""
+    """Return the tasks that have data, and log the names of the others."""
     folders, missing = find_data(dict.fromkeys(names, False), Path(args.data))
     for name in set(RECIPES) & {*folders}:  # all tasks of GLUE share a folder
         if not (folders[name] / f"{name}.train.jsonl").is_file():
             del folders[name]
             missing.append(name)
     if missing:
-        logger.warning("warning: %s has no data of %s", args.data, ", ".join(missing))
+        logger.warning("warning: %s has no data for %s", args.data, ", ".join(missing))
     return list(folders)
 
 
 def write_entry(
     run: Run, track: Track, args: ExportArguments, scored: dict[str, Scored]
 ) -> list[str]:
-    """Write `entry/`, and return the faults of its predictions.
+    """Write `entry/` and return the faults of its predictions.
 
-    The old entry is replaced only when the new one is complete.
+    The new entry replaces the old one only when it is complete.
+
+    Args:
+        scored: revision -> results.
     """
     entry, staging = run.directory / ENTRY, run.directory / ".entry"
     shutil.rmtree(staging, ignore_errors=True)
@@ -199,29 +190,21 @@ def write_entry(
     of_milestones = {name: scored[name] for name in milestones if name in scored}
     content = collate(scored["main"], of_milestones, track)
     text = json.dumps(content)
-    write_atomically(predictions / predictions_file(args.name), text)
+    write_atomically(predictions / PREDICTIONS_FILE, text)
     form = build_form(run, track, args.name, entry / "form.json")
     write_atomically(staging / "form.json", form)
     write_atomically(staging / "form.md", describe_form(form))
-    write_card(
-        run,
-        staging / "main" / "README.md",
-        form,
-        args.hub.license,
-        scored["main"].entries,
-    )
+    card, entries = staging / "main" / "README.md", scored["main"].entries
+    write_card(run, card, form, args.hub.license, entries)
     shutil.rmtree(entry, ignore_errors=True)
     os.replace(staging, entry)
-    logger.info(
-        "%s and their tokenizers are in %s",
-        counted(len(milestones) + 1, "model"),
-        entry,
-    )
+    number = counted(len(milestones) + 1, "model")
+    logger.info("%s with tokenizers: %s", number, entry)
     return check_predictions(json.loads(text), track, milestones)
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy the files of a model, as links to the same data where the file system has them."""
+    """Copy the files of a model; use hard links if the file system allows them."""
     target.mkdir(parents=True)
     files = {path for pattern in MODEL_FILES for path in source.glob(pattern)}
     for file in files | {*source.glob("generation_config.json")}:

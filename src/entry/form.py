@@ -1,11 +1,12 @@
-"""The form of a submission and the model card, filled in from a run.
+"""The submission form and the model card, filled in from a run.
 
-Numbers are in the units that the server reads: parameters, words and FLOPs as raw counts, of which
-it shows millions and 1e15. What only the team can know is marked; such answers are kept when the
-form is written again.
+Numbers have the units that the server reads: parameters, words and FLOPs are raw counts, which the
+server shows as millions and in units of 1e15. Fields that only the team can answer are marked. The
+team answers in `form.json`, and the next export keeps these answers and writes `form.md` from them.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from huggingface_hub import ModelCard
 
 from src.entry.checks import Run
 from src.entry.rules import Track
+from src.evaluation.models import model_folder
 from src.evaluation.table import table
 from src.foundation import UserError, write_atomically
 from src.training.record.ledger import FILE, read_ledger
 
 FOR_THE_TEAM = "(for the team to fill in)"
-# The counts that the server divides by a million or more.
+# The server divides these counts by a million or more.
 COUNTS = ("num_parameters", "num_words_data", "flops")
+# The official collate script gives the file of predictions this name.
+PREDICTIONS_FILE = "all_full_preds_and_fast_scores_causal.json"
 
 
 def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any]:
@@ -28,10 +32,10 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
 
     Args:
         name: the repository on the hub.
-        before: `form.json` of an earlier export, whose answers of the team are kept.
+        before: `form.json` of an earlier export. Its answers from the team are kept.
 
     Raises:
-        UserError: `before` is damaged, or the team has changed a count to another unit.
+        UserError: `before` is damaged, or the team changed a count to another unit.
     """
     training, model = run.config["training"], _read(run.directory / "config.json")
     tokenizer = run.config["tokenizer"]["name_or_path"]
@@ -41,16 +45,13 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     )
     optimizer = training["optimizer"]
     weights = run.config["model"]["model_name_or_path"]
-    hours = device_hours(run.directory)
-    others = [
-        device_hours(path.parent) for path in run.directory.parent.glob("*/run.json")
-    ]
+    of_group = map(device_hours, run.directory.parent.glob("*"))
     form = {
         "model_name": name,
         "revision": "main",
         "hf_repo": name,
         "track": track.name,
-        "predictions_file": f"predictions/{predictions_file(name)}",
+        "predictions_file": f"predictions/{model_folder(name)}/{PREDICTIONS_FILE}",
         "model_type": "decoder",
         "main_contributions": FOR_THE_TEAM,
         "base_model": weights or "none",
@@ -68,11 +69,11 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "max_seq_length": run.config["data"]["block_size"],
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
-        "gpu_train": hours,
-        "gpu_dev": round(sum(others), 3),
+        "gpu_train": device_hours(run.directory),
+        "gpu_dev": round(sum(of_group), 3),
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
-        "num_words_data": run.results.get("corpus_words"),
+        "num_words_data": run.results.get("corpus_words", FOR_THE_TEAM),
         "data_genre": FOR_THE_TEAM,
         "data_preprocessing": FOR_THE_TEAM,
         "data_human_annotation": FOR_THE_TEAM,
@@ -86,12 +87,12 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     }
     earlier = _read(before) if before.exists() else {}
     for field in {*COUNTS} & {*earlier}:
-        value = earlier[field]
-        if value != form[field] and (
-            type(value) is not int or value < form[field] / 100
-        ):
+        value, count = earlier[field], form[field]
+        if value == count or count == FOR_THE_TEAM:
+            continue
+        if type(value) is not int or value < count / 100:
             raise UserError(
-                f"{before}: {field} must be a raw count such as {form[field]}, got {value!r}"
+                f"{before}: {field} must be a raw count such as {count}, got {value!r}"
             )
     return form | {f: v for f, v in earlier.items() if form.get(f) == FOR_THE_TEAM}
 
@@ -102,15 +103,10 @@ def describe_form(form: Mapping[str, Any]) -> str:
     return "\n".join(["| field | value |", "|---|---|", *rows, ""])
 
 
-def predictions_file(name: str) -> str:
-    """Return the name that the official collate script gives the file of predictions."""
-    return "all_full_preds_and_fast_scores_causal.json"
-
-
 def write_card(
     run: Run, file: Path, form: Mapping[str, Any], license: str, entries: Any
 ) -> None:
-    """Write the model card: that of the run, with the licence and the challenge's scores.
+    """Write the model card: the run's card with the licence and the challenge's scores.
 
     Args:
         entries: task -> entry of `scores.json` of the final model.
@@ -118,25 +114,19 @@ def write_card(
     card = ModelCard.load(run.directory / "README.md")
     card.data.license = license
     milestones = ", ".join(path.name for path in run.milestones) or "none"
-    text = [
+    paragraphs = [
         card.text.rstrip(),
-        "",
         f"## BabyLM challenge, {form['track']}",
-        "",
         f"Branches with checkpoints by words seen: {milestones}. Load one with"
         f' `AutoModelForCausalLM.from_pretrained("{form["hf_repo"]}", revision=…)`.',
-        "",
-        "```",
-        table(entries),
-        "```",
-        "",
+        f"```\n{table(entries)}\n```\n",
     ]
-    card.text = "\n".join(text)
+    card.text = "\n\n".join(paragraphs)
     write_atomically(file, str(card))
 
 
 def device_hours(run_dir: Path) -> float:
-    """Return the hours of all devices that a run has trained, from its ledger."""
+    """Return the hours of training summed over all devices of a run, from its ledger."""
     rows = read_ledger(run_dir / FILE)
     return round(rows[-1]["device_seconds"] / 3600, 3) if rows else 0.0
 
@@ -149,20 +139,12 @@ def _num_parameters(directory: Path) -> int:
     for file in directory.glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():
-                shape = weights.get_slice(name).get_shape()
-                total += int(_product(shape))
+                total += math.prod(weights.get_slice(name).get_shape())
     return total
 
 
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
 def _first(config: Mapping[str, Any], *names: str) -> Any:
-    """Return the first of several values that a configuration has."""
+    """Return the value of the first of these names that a configuration has, or None."""
     return next((config[name] for name in names if name in config), None)
 
 

@@ -14,8 +14,8 @@ from huggingface_hub.utils import disable_progress_bars
 from src.entry.checks import check_name
 from src.foundation import UserError, counted, first_line, shows_bars
 
-# On `main`, it tells which run a repository belongs to. Its bytes must not change from one
-# version of this module to the next, because they are compared by their checksum.
+# This file on `main` names the run that a repository belongs to. Every version of this module must
+# write the same bytes, because they are compared by their checksum.
 MARKER = "babylm_entry.json"
 ATTRIBUTES = ".gitattributes"  # of the hub, in every branch
 FAULTS = {  # HTTP status -> its meaning and the remedy
@@ -38,16 +38,16 @@ def push(
 ) -> str:
     """Create or update the repository `name` on the hub from an entry, and return its URL.
 
-    Each branch gets one commit, or none if it has no differences; checkpoints come before
-    `main`. So a push that failed leaves no `main` without its checkpoints, and the next one
-    continues where it stopped.
+    Each branch with differences gets one commit, and checkpoints come before `main`. So a
+    push that failed never leaves a `main` without its checkpoints, and the next push
+    continues where the failed one stopped.
 
     Args:
-        entry: Folder with the files of the model in `main` and of checkpoints in `chck_*`.
+        entry: Folder with the model's files in `main` and the checkpoints' in `chck_*`.
         name: `<owner>/<model>`.
         run: Checksum that identifies the run.
         private: Create a private repository. An existing one keeps its visibility.
-        token: Access token; None: the variable HF_TOKEN, or that of `hf auth login`.
+        token: Access token; None uses the variable HF_TOKEN, or the token of `hf auth login`.
 
     Raises:
         UserError: The repository holds something else, the token has no rights, or the hub
@@ -60,7 +60,7 @@ def push(
     api = HfApi(token=token)
     url = f"{api.endpoint}/{name}"
     with hub_errors(name):
-        api.whoami()  # with an invalid token, a private repository would seem missing
+        api.whoami()  # fails for an invalid token, which would hide a private repository
         was_private, trees = read_repository(api, name, branches)
         if others := find_others(branches["main"], trees):
             raise UserError(
@@ -77,16 +77,16 @@ def push(
 
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Raise each error of the hub's client as a `UserError` with the key to change."""
+    """Turn each error of the hub's client into a `UserError` that names the key to change."""
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
         remedy = "set the variable HF_TOKEN, run `hf auth login`, or give hub.token"
         raise UserError(f"there is no access token for the hub; {remedy}") from error
-    # The errors of httpx or httpx2, whichever this version of the client uses, of the
-    # operating system, of Xet, and for an answer that is no JSON.
+    # These are the errors of httpx or httpx2 (whichever this version of the client uses), of
+    # the operating system, of Xet, and of answers that are not JSON.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        # The reason why a file was not uploaded is the cause of a RuntimeError.
+        # If a file was not uploaded, the RuntimeError's cause gives the reason.
         reason = (type(error) is RuntimeError and error.__cause__) or error
         status = getattr(getattr(error, "response", None), "status_code", None)
         fault = FAULTS.get(status, OTHER_FAULT)
@@ -94,7 +94,7 @@ def hub_errors(name: str) -> Iterator[None]:
 
 
 def read_branches(entry: Path, run: str) -> dict[str, Files]:
-    """Return the files of every branch, `main` last and with its marker.
+    """Return the files of every branch. `main` comes last and includes its marker.
 
     Hidden files, such as those that a Mac's Finder writes, are left out.
     """
@@ -112,9 +112,9 @@ def read_branches(entry: Path, run: str) -> dict[str, Files]:
 def read_repository(
     api: HfApi, name: str, branches: Iterable[str]
 ) -> tuple[bool | None, dict[str, Tree | None]]:
-    """Return whether a repository is private, and the trees of branches.
+    """Return whether a repository is private, and the tree of each branch.
 
-    Whatever does not exist, the repository or a branch, is None.
+    The value of a repository or branch that does not exist is None.
     """
     try:
         private = bool(api.repo_info(name).private)
@@ -133,10 +133,10 @@ def read_tree(api: HfApi, name: str, branch: str) -> Tree | None:
 
 
 def find_others(main: Files, trees: Mapping[str, Tree | None]) -> list[str]:
-    """Return what a repository holds that is not of this run.
+    """Return what a repository holds that does not belong to this run.
 
-    Without a marker, `main` may have the files that the hub creates, and the other branches
-    may not exist: an interrupted push has written the marker before them.
+    Without a marker, `main` may have only the files that the hub creates, and no other branch
+    may exist, since a push writes the marker before it creates branches.
     """
     tree = trees["main"] or {}
     if MARKER in tree:
@@ -149,10 +149,10 @@ def find_others(main: Files, trees: Mapping[str, Tree | None]) -> list[str]:
 def log_summary(
     url: str, changes: Mapping[str, Changes], private: bool, was_private: bool | None
 ) -> None:
-    """Log what will be pushed, and a visibility that differs from the wanted one.
+    """Log what will be pushed. Warn if the repository's visibility is not the requested one.
 
     Args:
-        was_private: Whether the existing repository is private; None: it is a new one.
+        was_private: Whether the existing repository is private; None for a new repository.
     """
     is_private = private if was_private is None else was_private
     shown = "private" if is_private else "public"
@@ -170,7 +170,7 @@ def log_summary(
     )
     if is_private != private:
         warning = "warning: hub.private is for new repositories; this one stays %s"
-        logger.warning(warning + " (%s/settings changes it)", shown, url)
+        logger.warning(warning + " (change it at %s/settings)", shown, url)
 
 
 def upload(
@@ -184,8 +184,8 @@ def upload(
     if MARKER not in (trees["main"] or {}):
         marker = CommitOperationAdd(MARKER, branches["main"][MARKER])
         api.create_commit(name, [marker], commit_message="Reserve for an entry")
-    # New branches start from the first commit, which has no model. From `main`, a branch
-    # would hold the final model as a checkpoint until its own commit.
+    # New branches start from the first commit, which has no model. If a branch started from
+    # `main`, its checkpoint would be the final model until its own commit.
     is_complete = None not in trees.values()
     first = None if is_complete else api.list_repo_commits(name)[-1].commit_id
     for branch, files in branches.items():
@@ -210,7 +210,7 @@ def find_changes(files: Files, tree: Tree) -> Changes:
 def is_on_hub(addition: CommitOperationAdd, remote: RepoFile | None) -> bool:
     """Return whether a file on the hub has the bytes of a local one.
 
-    The hub identifies a large file by its SHA-256, and others by git's SHA-1 of a blob.
+    The hub identifies large files by their SHA-256, and the others by git's SHA-1 of a blob.
     """
     size = addition.upload_info.size
     if remote is None or remote.size != size:

@@ -1,7 +1,7 @@
 """The challenge's rules for an entry: tracks, checkpoints, and the sizes of all predictions.
 
-The sizes are those that the collate script of serdardoesml/babylm-eval (July 2026) and the
-leaderboard's own checks expect. Rules of a later year are another file of sizes.
+The collate script of serdardoesml/babylm-eval (July 2026) and the leaderboard's own checks expect
+these sizes. The rules of a later year get a file of sizes of their own.
 """
 
 import json
@@ -14,6 +14,7 @@ SIZES: dict[str, Any] = json.loads(
 )
 MAX_EPOCHS = 10
 SMALL = tuple(f"chck_{n}M" for n in (*range(1, 10), *range(10, 101, 10)))
+LARGE = tuple(f"chck_{n}M" for n in range(200, 1001, 100))
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Track:
     """A track of the challenge.
 
     Args:
-        words: the most unique words, by white space.
+        words: maximum number of unique words, as split by white space.
         milestones: the names of the checkpoints, in order.
     """
 
@@ -32,13 +33,9 @@ class Track:
 
 TRACKS = {
     "strict-small": Track("strict-small", 10_000_000, SMALL),
-    "strict": Track(
-        "strict",
-        100_000_000,
-        (*SMALL, *(f"chck_{n}M" for n in range(200, 1001, 100))),
-    ),
+    "strict": Track("strict", 100_000_000, (*SMALL, *LARGE)),
 }
-# Part of the predictions -> the task of `src/evaluation/tasks/catalogue.py` that it comes from.
+# Part of the file of predictions -> its task in `src/evaluation/tasks/catalogue.py`.
 FULL_PARTS = {
     "blimp": "blimp",
     "blimp_supplement": "supplement",
@@ -61,12 +58,12 @@ FAST_PARTS = {
 
 
 def expected_size(part: str, name: str, fast: bool = False) -> int | None:
-    """Return how many predictions a part must have; None for an unknown name.
+    """Return how many predictions a subset must have; None for an unknown name.
 
     Args:
         part: a key of `FULL_PARTS`, or `glue`.
-        name: the name of a subset, such as a phenomenon of BLiMP.
-        fast: whether it is the part of a checkpoint.
+        name: name of the subset, such as a phenomenon of BLiMP.
+        fast: whether the predictions are a checkpoint's, on the fast tasks.
     """
     if part.startswith("global_piqa"):
         return 1

@@ -1,7 +1,7 @@
-"""The challenge's rules of evaluation, as data: each protocol has a name and a date.
+"""The challenge's evaluation rules as data: each protocol has a year and a date.
 
-A new year is one more entry of `PROTOCOLS`. The rules are those of babylm/evaluation-pipeline-2025,
-and of babylm-org/babylm-eval with its leaderboard as of July 2026.
+A new year is a new entry of `PROTOCOLS`. The rules of 2025 come from
+babylm/evaluation-pipeline-2025, those of 2026 from babylm-org/babylm-eval and its leaderboard.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,21 @@ class Protocol:
     """The rules of one year.
 
     Args:
-        date: the day on which they were as described here.
-        ties_are_wrong: Of texts with the same score, the pipeline of 2026 draws one at random.
-            Here a wrong one is chosen, so that a score depends on the model alone. Otherwise
-            the first of the texts is chosen, which is usually the right one.
-        nan_is_least: A text without a score, since it is too long, counts as the least probable
-            one. Otherwise the choice is wrong.
-        compares_contexts: EWoK compares two contexts of one target, not two targets.
-        leaves_out_nothing: Entity tracking has no items with "nothing" among the options.
-        reads_last_token: Fine-tuning reads the last token, after padding on the left, also of
+        date: the day of the version of the rules that is described here.
+        ties_are_wrong: Of several texts with the same score, the pipeline of 2026 draws one at
+            random. We choose a wrong one, so that a score depends on the model alone. If
+            False, the first of the texts is chosen, which is usually the right one.
+        nan_is_least: A text that is too long to have a score counts as the least probable
+            one. If False, the choice is wrong.
+        compares_contexts: EWoK compares two contexts of one target. If False, it compares two
+            targets.
+        leaves_out_nothing: Entity tracking leaves out items with "nothing" among the options.
+        reads_last_token: Fine-tuning pads on the left and reads the last token, also for
             masked models.
-        shifts_positions: Fine-tuning numbers tokens from the padding.
-        mean_surprisals: Age of acquisition fits the means over a word's contexts, with bounds,
-            and a correlation that may be chance counts as 0.
-        left_out: tasks that are no longer asked for.
+        shifts_positions: Fine-tuning numbers the tokens of a text from its padding.
+        mean_surprisals: Age of acquisition fits the means over a word's contexts, with bounds.
+            A correlation that may be chance counts as 0.
+        left_out: tasks that the challenge no longer asks for.
     """
 
     date: str

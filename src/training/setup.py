@@ -307,13 +307,12 @@ def report(
 
 
 def _describe_milestones(setup: Setup, model: PreTrainedModel) -> str:
-    """Return one line with the steps of the milestones, and the space that they need."""
-    steps = list(setup.milestones)
-    size = 4 * model.num_parameters() / 1e9
+    """Return one line with the first and last milestone and the size of each on disk."""
+    names = setup.milestones
+    first, last, size = min(names), max(names), 4 * model.num_parameters() / 1e9
     return (
-        f"{counted(len(steps), 'milestone')}, from {setup.milestones[steps[0]]} at step"
-        f" {steps[0]:,} to {setup.milestones[steps[-1]]} at step {steps[-1]:,}, each of"
-        f" {size:.2g} GB"
+        f"{counted(len(names), 'milestone')}, from {names[first]} at step {first:,} to"
+        f" {names[last]} at step {last:,}; each takes {size:.2g} GB"
     )
 
 
@@ -327,8 +326,8 @@ def _cost_of_evaluations(
         if interval < 1:
             interval = math.ceil(interval * plan.num_steps)
     number = max(1, int(plan.num_steps // interval))
-    # An evaluation computes a forward pass; training also a backward pass, which costs twice
-    # as much.
+    # An evaluation computes only a forward pass. Training also computes a backward pass, which
+    # costs twice as much.
     share = number * num_blocks / (3 * plan.num_steps * plan.blocks_per_step)
     line = (
         f"{counted(number, 'evaluation')} of {counted(num_blocks, 'block')}, about"

@@ -182,7 +182,7 @@ GOOD = dict(chck_1M=1_000_100, chck_2M=2_000_000, chck_3M=3_010_000)
 
 def test_milestones_up_to_the_end_of_a_run_are_enough(run):
     check = check_milestones(run(**GOOD), SMALL)
-    assert check.passed and check.detail == "3 of 19, since the run ended there"
+    assert check.passed and check.detail == "3 of 19; the run ended before the others"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_milestones_of_another_run_and_damaged_ones_are_named(run):
     assert "chck_2M is damaged" in check_milestones(finished, SMALL).detail
     config.write_text("{}")
     (finished.directory / "run.json").write_text('{"identity": {"training.seed": 1}}')
-    assert "is of another run" in check_milestones(finished, SMALL).detail
+    assert "belongs to another run" in check_milestones(finished, SMALL).detail
 
 
 @pytest.mark.parametrize("name", [None, "model", "me/my model", "me/x--y", "a/b/c"])

@@ -80,6 +80,7 @@ def test_an_entry_has_models_predictions_form_and_card(finished, export):
     predictions = entry / "predictions" / "my-model"
     assert (predictions / "main/zero_shot/causal/blimp/blimp_filtered").is_dir()
     (collated,) = predictions.glob("all_full_preds*.json")
+    assert entry / form["predictions_file"] == collated
     content = json.loads(collated.read_text())
     assert content["blimp"] is None  # three items instead of 818
     assert len(content["fast_eval_results"]["blimp"]) == 19
@@ -113,8 +114,14 @@ def test_what_cannot_be_entered_is_refused_in_one_line(finished, export, tmp_pat
         f"run='{finished}'", f"name={NAME}", "data=nowhere"
     )
     assert "FAIL  licence" in export(*arguments(finished))
-    (finished / "results.json").rename(tmp_path / "results.json")
+    results = (finished / "results.json").rename(tmp_path / "results.json")
     assert "is not finished; this continues it: python -m src.run_clm" in last(
+        f"run='{finished}'", f"name={NAME}"
+    )
+    scores = json.loads(results.read_text())
+    del scores["words_seen"]
+    (finished / "results.json").write_text(json.dumps(scores))
+    assert "was not trained (training.do_train=false)" in last(
         f"run='{finished}'", f"name={NAME}"
     )
 

@@ -437,7 +437,7 @@ def test_an_empty_repository_is_used_and_keeps_its_visibility(
         ),
         ("other/model", TOKEN, "name=other/model: .* choose another name .*the rights"),
         ("model", TOKEN, "name must be <owner>/<model>, got 'model'"),
-        ("team/a--b", TOKEN, "name=team/a--b is no name on the hub"),
+        ("team/a--b", TOKEN, "name=team/a--b is not allowed on the hub"),
     ],
     ids=[
         "no token",

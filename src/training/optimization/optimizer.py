@@ -34,11 +34,11 @@ COEFFICIENTS, NUM_ITERATIONS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon, which computes the updates of all matrices of one shape at once.
+    """An implementation of Muon that computes the updates of all matrices of one shape at once.
 
-    `torch.optim.Muon` computes the same, one matrix after the other. For GPT2-Small it starts
-    some 1,300 kernels per step, more than a fast GPU can hide; this class starts some 100. Under
-    DDP, each process computes its share of the updates, and all of them get all updates.
+    `torch.optim.Muon` computes the same updates one by one. For GPT2-Small, it starts about
+    1,300 kernels per step, and a fast GPU has to wait for them; this class starts about 100.
+    Under DDP, each process computes a share of the updates and gets the others' shares.
 
     Args:
         params: parameter groups with a `weight_decay`; their parameters are [rows, columns].
@@ -50,10 +50,11 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Take a step. The Trainer never gives a closure."""
-        # GPUs before Ampere multiply float16 fast, not bfloat16. All values are at most about 1.
+        # GPUs before Ampere are fast at float16, but not at bfloat16. No value exceeds 1 by much,
+        # so float16 does not overflow.
         is_old_gpu = torch.cuda.is_available() and not fast_bfloat16(use_cpu=False)
         dtype = torch.float16 if is_old_gpu else torch.bfloat16
-        # torch's own optimizers use the `_foreach` functions, too. There are no public ones.
+        # torch's own optimizers also use the `_foreach` functions. There are no public ones.
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             gradients = [weight.grad for weight in weights]
@@ -81,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _shared_orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """Return `nearly_orthogonal(x)`, of which each process computes a share."""
+    """Return `nearly_orthogonal(x)`; each process computes a share of it."""
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     if processes == 1:
         return nearly_orthogonal(x)

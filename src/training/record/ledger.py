@@ -1,11 +1,11 @@
-"""The ledger of a run: `words.jsonl`, a row for each log of the loss.
+"""The ledger of a run: `words.jsonl`, with one row for each log of the loss.
 
     {"step": 20, "words": 41213, "tokens": 65536, "epoch": 0.2,
      "files": {"childes": 30101, "switchboard": 11112}, "loss": 5.31, "device_seconds": 9.1}
 
-All numbers but the loss are those since the beginning of the run. The words are those of the
-targets, as everywhere; the seconds are those of all devices together. A run that continues removes
-the rows after its checkpoint and goes on.
+All numbers except the loss count from the beginning of the run. Words are those of the targets, as
+everywhere. Seconds are summed over all devices. A run that continues removes the rows after its
+checkpoint and adds new ones.
 """
 
 import json
@@ -24,7 +24,7 @@ FILE = "words.jsonl"
 
 
 class Ledger(TrainerCallback):
-    """Callback that writes the ledger. Only the main process may have it.
+    """Callback that writes the ledger, only in the main process.
 
     Args:
         run_dir: the directory of the run.
@@ -74,7 +74,7 @@ class Ledger(TrainerCallback):
 
 
 def read_ledger(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ledger. A row that a kill has cut off, and what follows, is left out."""
+    """Return the rows of a ledger up to the first incomplete one, which a killed process left."""
     rows = []
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():

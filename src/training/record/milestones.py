@@ -1,8 +1,8 @@
-"""Milestones: models that are kept at numbers of words seen, as the challenge asks for them.
+"""Milestones: models that a run keeps after given numbers of words seen.
 
-The challenge wants a model after 1M, 2M, … words, under names such as `chck_1M`. The words that
-each step sees are known from the plan, so the steps are known before the first one. A milestone
-has the weights of the first step whose words seen reach it.
+The challenge asks for a model after 1M, 2M, … words, under names such as `chck_1M`. The plan gives
+the words of each step, so the steps of all milestones are known before training. A milestone has
+the weights after the first step at which the words seen reach its number.
 """
 
 import logging
@@ -22,8 +22,8 @@ from src.training.record.checkpoints import seal
 
 KEY = "training.milestones"
 WORDS_FILE = "words_seen.json"
-# A run reaches a milestone also if it ends less than this share before it: the last tokens of the
-# text fill no block, so ten epochs of 10M words see a little less than 100M.
+# A run also reaches a milestone if it ends at most this share of its words before it. The last
+# tokens of a text do not fill a block, so ten epochs of 10M words see a little less than 100M.
 TOLERANCE = 0.01
 logger = logging.getLogger(__name__)
 
@@ -32,17 +32,18 @@ def parse_milestones(values: Any) -> dict[str, int]:
     """Return a dictionary, name of a milestone -> words: {"chck_1M": 1_000_000}.
 
     Args:
-        values: numbers of words in ascending order, such as `1M`, `300k` or `250000`.
+        values: one or several numbers of words in ascending order, such as `1M`, `300k` or
+            `250000`; None: no milestones.
 
     Raises:
-        UserError: a value is no number of words, or the values do not ascend.
+        UserError: a value is not a number of words, or the values do not ascend.
     """
     milestones: dict[str, int] = {}
     for value in values if isinstance(values, list) else [values] if values else []:
         match = re.fullmatch(r"([1-9]\d*)([kM]?)", str(value))
         if match is None:
             raise UserError(
-                f"{KEY}: {value!r} is no number of words; write 1M, 300k or 250000"
+                f"{KEY}: {value!r} is not a number of words, such as 1M, 300k or 250000"
             )
         words = int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
         if words <= max(milestones.values(), default=0):
@@ -68,19 +69,17 @@ def milestone_steps(plan: Plan, milestones: Mapping[str, int]) -> dict[int, str]
     steps: dict[int, str] = {}
     last = int(plan.words[-1])
     for name, words in milestones.items():
-        step = int(np.searchsorted(plan.words, words))
-        if step > plan.num_steps and last >= (1 - TOLERANCE) * words:
-            step = plan.num_steps
-        if step > plan.num_steps:
+        if last < (1 - TOLERANCE) * words:
             break
+        step = int(np.searchsorted(plan.words, min(words, last)))
         if step in steps:
-            apart = words - milestones[steps[step]]
+            apart, most = words - milestones[steps[step]], np.diff(plan.words).max()
             tokens = plan.blocks_per_step * plan.blocks.block_size
-            largest = tokens * apart / np.diff(plan.words).max()
             raise UserError(
                 f"{KEY}: step {step:,} passes both {steps[step]} and {name}, since a step"
-                f" sees up to {np.diff(plan.words).max():,} words: a batch of at most"
-                f" {int(largest):,} tokens keeps them apart (training.tokens_per_step)"
+                f" sees up to {most:,} words; a batch of at most"
+                f" {int(tokens * apart / most):,} tokens (training.tokens_per_step) keeps"
+                " them apart"
             )
         steps[step] = name
     return steps
@@ -89,13 +88,14 @@ def milestone_steps(plan: Plan, milestones: Mapping[str, int]) -> dict[int, str]
 class Milestones(TrainerCallback):
     """Callback that saves the model at each milestone, before any checkpoint of that step.
 
-    So if a checkpoint exists, the earlier milestones do, too. A milestone that exists is left
-    as it is, since a run that continues has the same weights at the same step.
+    So if a checkpoint exists, all earlier milestones exist, too. An existing milestone is not
+    written again, since a run that continues has the same weights at the same step.
 
     Args:
-        run_dir: the directory of the run, which gets a folder for each milestone. The folder
-            has a file with the words seen, and the checksum of `run.json`, which names the run.
-        steps: the value of `milestone_steps`.
+        run_dir: the directory of the run, which gets a folder for each milestone. A file in
+            this folder has the words seen, and identifies the run by the checksum of
+            `run.json`.
+        steps: step -> name, from `milestone_steps`.
         words: words seen before each step [num_steps + 1].
         save_model: saves the model and the tokenizer in a directory; all processes call it.
     """
@@ -114,7 +114,7 @@ class Milestones(TrainerCallback):
         passed = [n for s, n in self.steps.items() if s <= state.global_step]
         if lost := [n for n in passed if not (self.run_dir / n / MANIFEST).is_file()]:
             logger.warning(
-                "warning: %s cannot be made any more: the run continues after them",
+                "warning: %s cannot be saved any more: the run continues after them",
                 ", ".join(lost),
             )
 
@@ -124,7 +124,7 @@ class Milestones(TrainerCallback):
             return
         staging = self.run_dir / f".{name}"
         if args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)  # of a start that was killed
+            shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
         self.save_model(str(staging))
         if not args.should_save:
             return
@@ -136,4 +136,4 @@ class Milestones(TrainerCallback):
         seal(staging)
         shutil.rmtree(self.run_dir / name, ignore_errors=True)
         os.replace(staging, self.run_dir / name)
-        logger.info("%s is saved, after %s words", self.run_dir / name, f"{words:,}")
+        logger.info("Saved %s after %s words", self.run_dir / name, f"{words:,}")

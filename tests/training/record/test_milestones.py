@@ -140,7 +140,7 @@ def test_what_can_no_longer_be_made_is_said(run, caplog):
     words = stopped.plan.words
     late, directory = run("late", milestones=[int(words[1]), int(words[5])])
     train(late)
-    assert f"chck_{words[1]} cannot be made any more" in caplog.text
+    assert f"chck_{words[1]} cannot be saved any more" in caplog.text
     assert (directory / f"chck_{words[5]}" / "words_seen.json").exists()
 
 
