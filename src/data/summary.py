@@ -1,7 +1,7 @@
 """A table of packed text for the screen."""
 
 import shutil
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import pandas
@@ -17,17 +17,31 @@ FORMATS = {
     **dict.fromkeys(("blocks", "held out"), "{:,.0f}"),
     "budget": "{:.1%}",
     "MB on disk": "{:.1f}",
+    **dict.fromkeys(("KL", "by chance"), "{:.3f}"),
+    "unseen": "{:.2%}",
+    "trigram": "{:.1f}",
 }
+COMPARED = {"KL": "kl", "by chance": "kl_by_chance", "unseen": "unseen"}
+COMPARED["trigram"] = "trigram"
+LEGEND = """
+the dev text against the training text: KL divergence of its words, in bits (by chance: of as
+many words drawn from the training text); share of words that the training text lacks;
+perplexity per token of a trigram model, which any network must beat"""
 
 
 def describe(
-    stream: Stream, blocks: list[Blocks], word_budget: Optional[int] = None
+    stream: Stream,
+    blocks: list[Blocks],
+    word_budget: Optional[int] = None,
+    sanity: Optional[list[dict[str, Any]]] = None,
 ) -> str:
     """Return a table with a row for each file of the stream, and one for all of them.
 
     Args:
         blocks: The blocks cut from the stream; a second entry holds the held-out blocks.
         word_budget: The words that all files together may have; None leaves the column out.
+        sanity: How the dev text of each file, and of all, compares with the training text, as
+            `sanity.sanity` returns it; None leaves the columns and their legend out.
     """
     table = pandas.DataFrame(stream.files).set_index("name")
     table["tokens"] = table["end"] - table["start"]
@@ -40,6 +54,8 @@ def describe(
     table["MB on disk"] = stream.size_on_disk * table["tokens"] / len(stream) / 1e6
     if word_budget is not None:
         table["budget"] = table["words"] / word_budget
+    for title, figure in COMPARED.items() if sanity else ():
+        table[title] = [row[figure] for row in sanity]
     cells = {
         name: table[name].map(FORMATS[name].format) for name in FORMATS if name in table
     }
@@ -48,5 +64,5 @@ def describe(
     return (
         f"{shown.to_string(line_width=width)}\n"
         f"blocks of {blocks[0].block_size} tokens; {blocks[0].remainder:,} tokens"
-        f" do not fill a block; packed in {stream.directory}"
+        f" do not fill a block; packed in {stream.directory}" + LEGEND * bool(sanity)
     )
