@@ -30,9 +30,18 @@ MAY_IMPORT = {
     "evaluation": {*BASE, "evaluation"},
     "training": {*BASE, "data", "evaluation", "training"},
     "entry": {*BASE, "data", "evaluation", "training", "entry"},
+    "reporting": {*BASE, "data", "evaluation", "training", "entry", "reporting"},
     **dict.fromkeys(
         FRONT_DOORS,
-        {*BASE, "configuration", "data", "training", "evaluation", "entry"},
+        {
+            *BASE,
+            "configuration",
+            "data",
+            "training",
+            "evaluation",
+            "entry",
+            "reporting",
+        },
     ),
 }
 HYDRA = {*FRONT_DOORS, "configuration"}

@@ -17,16 +17,14 @@ FORMATS = {
     **dict.fromkeys(("blocks", "held out"), "{:,.0f}"),
     "budget": "{:.1%}",
     "MB on disk": "{:.1f}",
-    **dict.fromkeys(("KL", "by chance"), "{:.3f}"),
+    **dict.fromkeys(("kl", "kl_by_chance"), "{:.3f}"),
     "unseen": "{:.2%}",
     "trigram": "{:.1f}",
 }
-COMPARED = {"KL": "kl", "by chance": "kl_by_chance", "unseen": "unseen"}
-COMPARED["trigram"] = "trigram"
 LEGEND = """
-the dev text against the training text: KL divergence of its words, in bits (by chance: of as
-many words drawn from the training text); share of words that the training text lacks;
-perplexity per token of a trigram model, which any network must beat"""
+kl: divergence of the dev text's words from the training text's, in bits; kl_by_chance: the same
+for as many words drawn from the training text; unseen: share of words that the training text
+lacks; trigram: perplexity per token of a trigram model, which any network must beat"""
 
 
 def describe(
@@ -54,8 +52,9 @@ def describe(
     table["MB on disk"] = stream.size_on_disk * table["tokens"] / len(stream) / 1e6
     if word_budget is not None:
         table["budget"] = table["words"] / word_budget
-    for title, figure in COMPARED.items() if sanity else ():
-        table[title] = [row[figure] for row in sanity]
+    if sanity:
+        figures = pandas.DataFrame(sanity).drop(columns="name")
+        table = table.assign(**figures.to_dict("list"))
     cells = {
         name: table[name].map(FORMATS[name].format) for name in FORMATS if name in table
     }
