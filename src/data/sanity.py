@@ -44,9 +44,10 @@ def sanity(
         A row for each file of the dev text, then one with the name "all":
 
         * name
-        * kl: `divergence` of the dev text's words from the training text's, in bits per word.
-        * kl_by_chance: The same for as many words drawn at random from the frequencies of the
-          training text. It is not zero, since the frequencies in a short text are uncertain.
+        * kl: The Kullback-Leibler divergence of the dev text's word frequencies p from those of
+          the training text q, the sum of p log2(p / q), in bits per word. p is not smoothed; q
+          is, by adding one to the count of each word that is in either text. Compare texts of
+          similar length: the same kind of text has a higher value if it is short.
         * unseen: The share (0 to 1) of the dev text's words that the training text lacks.
         * trigram: The perplexity per token of `trigram_probabilities`, over the same targets
           as a network's perplexity.
@@ -73,33 +74,14 @@ def sanity(
 def _figures(
     words: Counter[str], losses: np.ndarray, seen: Counter[str]
 ) -> dict[str, float]:
-    """Return the figures of words and of the losses [n] of tokens, in nats."""
-    counts, total = np.array(list(seen.values())), words.total()
-    drawn = np.random.default_rng(0).multinomial(total, counts / counts.sum())
-    unseen = sum(count for word, count in words.items() if word not in seen)
-    return {
-        "kl": divergence(words, seen),
-        "kl_by_chance": divergence(+Counter(dict(zip(seen, drawn.tolist()))), seen),
-        "unseen": unseen / (total or math.nan),
-        "trigram": math.exp(losses.sum() / (len(losses) or math.nan)),
-    }
-
-
-def divergence(words: Counter[str], seen: Counter[str]) -> float:
-    """Return the Kullback-Leibler divergence of the words' frequencies, in bits per word.
-
-    It is the sum over words of p log2(p / q). The frequency p in `words` is not smoothed. The
-    frequency q in `seen` is smoothed by adding one to the count of each word that is in
-    either text. It is NaN if there are no words.
-
-    Args:
-        words: The counts of the words of the text that is compared.
-        seen: The counts of the words of the text that it is compared with.
-    """
-    p = np.array(list(words.values())) / (words.total() or math.nan)
-    size = seen.total() + len(seen.keys() | words.keys())
-    q = np.array([seen[word] + 1 for word in words]) / size
-    return float(p @ np.log2(p / q)) if words else math.nan
+    """Return the figures of the words of a text and the losses [n] of its tokens in nats."""
+    if not words:
+        return dict.fromkeys(("kl", "unseen", "trigram"), math.nan)
+    known = np.array([seen[word] for word in words])
+    p = np.array(list(words.values())) / words.total()
+    q = (known + 1) / (seen.total() + len(seen.keys() | words.keys()))
+    kl, unseen = p @ np.log2(p / q), p[known == 0].sum()
+    return dict(kl=float(kl), unseen=float(unseen), trigram=math.exp(losses.mean()))
 
 
 def count_words(
@@ -182,39 +164,37 @@ def trigram_probabilities(
         # All that p(w | u v) and p(w | v) need are trigrams with this v.
         counted = trigram_keys(train, spans, size, part, num_parts)
         trigrams, counts = np.unique(counted, return_counts=True)
-        contexts, first, types = np.unique(
-            trigrams // size, return_index=True, return_counts=True
-        )
         bigrams, before = np.unique(trigrams % size**2, return_counts=True)
         preceding += np.bincount(bigrams % size, minlength=size)
-        middle = bigrams // size
         at = np.flatnonzero(keys // size % size % num_parts == part)
-        asked, v = keys[at], keys[at] // size % size
-        share, rest = _discounted(
-            _look_up(trigrams, counts, asked),
-            _look_up(contexts, np.add.reduceat(counts, first), asked // size),
-            _look_up(contexts, types, asked // size),
-        )
-        lower_share, lower_rest = _discounted(
-            _look_up(bigrams, before, asked % size**2),
-            np.bincount(middle, before, minlength=size)[v],
-            np.bincount(middle, minlength=size)[v],
-        )
-        fixed[at], weight[at] = share + rest * lower_share, rest * lower_rest
-    share, rest = _discounted(preceding, preceding.sum(), np.count_nonzero(preceding))
-    return fixed + weight * (share + rest / size)[keys % size]
+        share, rest = _discounted(trigrams, counts, keys[at], size)
+        lower = _discounted(bigrams, before, keys[at] % size**2, size)
+        fixed[at], weight[at] = share + rest * lower[0], rest * lower[1]
+    known = np.flatnonzero(preceding)
+    share, rest = _discounted(known, preceding[known], keys % size, size)
+    return fixed + weight * (share + rest / size)
 
 
 def _discounted(
-    counts: np.ndarray, totals: np.ndarray, types: np.ndarray
+    ngrams: np.ndarray, counts: np.ndarray, keys: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the discounted shares of counts, and the share left for the lower order."""
-    known = np.maximum(totals, 1)
-    left = np.where(totals > 0, DISCOUNT * types / known, 1)
-    return np.maximum(counts - DISCOUNT, 0) / known, left
+    """Return max(c - D, 0) / total and D * types / total of the n-grams with these keys [n].
+
+    The totals are of all n-grams with the same context. After an unknown context, the values
+    are 0 and 1.
+
+    Args:
+        ngrams, counts: The keys of all n-grams [m], sorted, and their counts.
+    """
+    contexts, first, types = np.unique(ngrams // size, True, False, True)
+    totals = _look_up(contexts, np.add.reduceat(counts, first), keys // size)
+    left = DISCOUNT * _look_up(contexts, types, keys // size)
+    kept = np.maximum(_look_up(ngrams, counts, keys) - DISCOUNT, 0)
+    left[totals == 0] = totals[totals == 0] = 1
+    return kept / totals, left / totals
 
 
 def _look_up(table: np.ndarray, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return the values of keys in a sorted table, and 0 for other keys [n]."""
-    at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return np.where(table[at] == keys, values[at], 0)
+    """Return the values of keys in a sorted table, which may be empty; 0 for other keys [n]."""
+    at = np.searchsorted(table, keys)
+    return np.where(np.append(table, -1)[at] == keys, np.append(values, 0)[at], 0)

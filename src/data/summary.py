@@ -17,14 +17,13 @@ FORMATS = {
     **dict.fromkeys(("blocks", "held out"), "{:,.0f}"),
     "budget": "{:.1%}",
     "MB on disk": "{:.1f}",
-    **dict.fromkeys(("kl", "kl_by_chance"), "{:.3f}"),
+    "kl": "{:.3f}",
     "unseen": "{:.2%}",
     "trigram": "{:.1f}",
 }
 LEGEND = """
-kl: divergence of the dev text's words from the training text's, in bits; kl_by_chance: the same
-for as many words drawn from the training text; unseen: share of words that the training text
-lacks; trigram: perplexity per token of a trigram model, which any network must beat"""
+kl: divergence of the dev text's words from the training text's, in bits; unseen: share of words
+not in the training text; trigram: a trigram model's perplexity, which any network must beat"""
 
 
 def describe(
