@@ -6,10 +6,7 @@ frequencies, the share of words that the training text does not have, and the pe
 trigram model, an anchor that any network must beat.
 """
 
-import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,12 +20,10 @@ PART = 1 << 21  # trigrams that are counted at a time, about; more are slower
 # 0.31 for the three orders) change the perplexity by less than 1 %.
 DISCOUNT = 0.75
 
-Spans = Sequence[Sequence[int]]  # pairs (start, end) in tokens
-
 
 def sanity(
     train: Stream, validation: Blocks, tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
+) -> list[dict]:
     """Compare the dev text with the training text, by file and as a whole.
 
     Words are what `str.split()` returns. For 10M words of training text and 1.4M of dev text,
@@ -66,30 +61,32 @@ def sanity(
     keys = [trigram_keys(stream, [span], size) for span in spans]
     losses = -np.log(trigram_probabilities(train, rest, np.concatenate(keys), size))
     parts = np.split(losses, np.cumsum([len(k) for k in keys])[:-1])
-    names = [*(file["name"] for file in stream.files), "all"]
-    rows = zip(names, [*words, sum(words, Counter())], [*parts, losses])
+    words.append(sum(words, Counter()))
+    rows = zip([*stream.names, "all"], words, [*parts, losses])
     return [{"name": name, **_figures(*row, seen)} for name, *row in rows]
 
 
-def _figures(
-    words: Counter[str], losses: np.ndarray, seen: Counter[str]
-) -> dict[str, float]:
+def _figures(words: Counter[str], losses: np.ndarray, seen: Counter[str]) -> dict:
     """Return the figures of the words of a text and the losses [n] of its tokens in nats."""
     if not words:
-        return dict.fromkeys(("kl", "unseen", "trigram"), math.nan)
+        return dict.fromkeys(("kl", "unseen", "trigram"), np.nan)
     known = np.array([seen[word] for word in words])
     p = np.array(list(words.values())) / words.total()
     q = (known + 1) / (seen.total() + len(seen.keys() | words.keys()))
     kl, unseen = p @ np.log2(p / q), p[known == 0].sum()
-    return dict(kl=float(kl), unseen=float(unseen), trigram=math.exp(losses.mean()))
+    trigram = np.exp(losses.mean())
+    return dict(kl=float(kl), unseen=float(unseen), trigram=float(trigram))
 
 
 def count_words(
-    stream: Stream, spans: Spans, tokenizer: PreTrainedTokenizerBase
+    stream: Stream, spans: list, tokenizer: PreTrainedTokenizerBase
 ) -> Counter[str]:
     """Return how often each word occurs in the decoded text of spans of a stream.
 
     A word of which a span holds only the end does not count.
+
+    Args:
+        spans: Pairs (start, end) in tokens.
     """
     words: Counter[str] = Counter()
     for start, end in spans:
@@ -113,7 +110,7 @@ def _documents(stream: Stream, start: int, end: int) -> np.ndarray:
 
 
 def trigram_keys(
-    stream: Stream, spans: Spans, size: int, part: int = 0, num_parts: int = 1
+    stream: Stream, spans: list, size: int, part: int = 0, num_parts: int = 1
 ) -> np.ndarray:
     """Return the trigrams u v w of spans as (u * size + v) * size + w, int64 [n], in order.
 
@@ -121,6 +118,7 @@ def trigram_keys(
     document. The tokens before it may belong to another span; before the stream is an EOS.
 
     Args:
+        spans: Pairs (start, end) in tokens.
         size: The number of entries of the vocabulary, at most 2^21.
         part, num_parts: Return only the trigrams whose v is `part` modulo `num_parts`.
     """
@@ -137,7 +135,7 @@ def trigram_keys(
 
 
 def trigram_probabilities(
-    train: Stream, spans: Spans, keys: np.ndarray, size: int
+    train: Stream, spans: list, keys: np.ndarray, size: int
 ) -> np.ndarray:
     """Return the probabilities of the last tokens of trigrams, float64 [n].
 

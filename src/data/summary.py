@@ -1,7 +1,7 @@
 """A table of packed text for the screen."""
 
 import shutil
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import pandas
@@ -17,9 +17,7 @@ FORMATS = {
     **dict.fromkeys(("blocks", "held out"), "{:,.0f}"),
     "budget": "{:.1%}",
     "MB on disk": "{:.1f}",
-    "kl": "{:.3f}",
-    "unseen": "{:.2%}",
-    "trigram": "{:.1f}",
+    **{"kl": "{:.3f}", "unseen": "{:.2%}", "trigram": "{:.1f}"},
 }
 LEGEND = """
 kl: divergence of the dev text's words from the training text's, in bits; unseen: share of words
@@ -30,7 +28,7 @@ def describe(
     stream: Stream,
     blocks: list[Blocks],
     word_budget: Optional[int] = None,
-    sanity: Optional[list[dict[str, Any]]] = None,
+    sanity: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Return a table with a row for each file of the stream, and one for all of them.
 
@@ -38,7 +36,7 @@ def describe(
         blocks: The blocks cut from the stream; a second entry holds the held-out blocks.
         word_budget: The words that all files together may have; None leaves the column out.
         sanity: How the dev text of each file, and of all, compares with the training text, as
-            `sanity.sanity` returns it; None leaves the columns and their legend out.
+            `sanity.sanity` returns it. Without it, the columns and their legend are left out.
     """
     table = pandas.DataFrame(stream.files).set_index("name")
     table["tokens"] = table["end"] - table["start"]
@@ -51,9 +49,7 @@ def describe(
     table["MB on disk"] = stream.size_on_disk * table["tokens"] / len(stream) / 1e6
     if word_budget is not None:
         table["budget"] = table["words"] / word_budget
-    if sanity:
-        figures = pandas.DataFrame(sanity).drop(columns="name")
-        table = table.assign(**figures.to_dict("list"))
+    table = table.assign(**pandas.DataFrame(sanity).to_dict("list"))
     cells = {
         name: table[name].map(FORMATS[name].format) for name in FORMATS if name in table
     }

@@ -78,10 +78,10 @@ def word_surprisals(scorer: Scorer, text: str) -> pandas.DataFrame:
         raise UserError("the text has no words")
     encoded = scorer.encode([text])
     ids, ends = encoded.input_ids[0], np.array(encoded.offset_mapping[0])[:, 1]
-    ends = ends[own := np.flatnonzero(ends)]  # special tokens have no characters
+    own = np.flatnonzero(np.equal(encoded.special_tokens_mask[0], 0))
     answers = scorer.log_probabilities(_queries(scorer, ids, own[0], own[-1] + 1))
     bits = np.concatenate([[np.nan], *answers])[-len(own) :] / -math.log(2)
-    owners = np.searchsorted([word.end() for word in words[:-1]], ends)
+    owners = np.searchsorted([word.end() for word in words[:-1]], ends[own])
     breaks = [match.start() for match in re.finditer("\n", text)]
     lines = 1 + np.searchsorted(breaks, [word.start() for word in words])
     rows = pandas.DataFrame({"line": lines, "word": [word[0] for word in words]})

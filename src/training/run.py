@@ -86,15 +86,14 @@ def prepare_data(args: Arguments) -> None:
     """
     corpora = find_corpora(args.data, args.model)
     tokenizer, data = load_data(corpora, args.tokenizer, args.data, args.model)
-    comparison = None
-    if data.train_stream:
-        logger.info("Comparing the dev text with the training text …")
-        comparison = sanity(data.train_stream, data.validation, tokenizer)
     parts = [blocks for blocks in (data.train, data.validation) if blocks]
     for stream in dict.fromkeys(blocks.stream for blocks in parts):
         of_stream = [blocks for blocks in parts if blocks.stream is stream]
         budget = args.data.word_budget if stream is data.train_stream else None
-        compared = comparison if stream is data.validation.stream else None
+        compared = []
+        if data.train_stream and stream is data.validation.stream:
+            logger.info("Comparing the dev text with the training text …")
+            compared = sanity(data.train_stream, data.validation, tokenizer)
         logger.info("%s\n", describe(stream, of_stream, budget, compared))
 
 

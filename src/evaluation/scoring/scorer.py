@@ -90,7 +90,7 @@ class Scorer:
             )
 
     def encode(self, texts: list[str]) -> BatchEncoding:
-        """Return the ids of texts and the characters (start, end) of each token.
+        """Return the ids of texts, which are special, and the characters (start, end) of each.
 
         Raises:
             UserError: the tokenizer is not a fast one, or lacks the mask token that masked
@@ -104,6 +104,7 @@ class Scorer:
         return self.tokenizer(
             texts,
             return_offsets_mapping=True,
+            return_special_tokens_mask=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
