@@ -404,7 +404,7 @@ def test_a_sweep_and_the_same_values_typed_are_the_same_run(tiny, run_clm, caplo
 def test_only_preprocessing_prints_the_table_and_makes_no_run(tiny, run_clm, caplog):
     assert run_clm(*tiny, "training.only_preprocess_dataset=true") == 0
     shown = caplog.text
-    assert "gutenberg" in shown and "blank_line" in shown
+    assert "gutenberg" in shown and "blank_line" in shown and "trigram" in shown
     assert not Path("exp").exists() or not list(Path("exp").rglob("*.json"))
 
 

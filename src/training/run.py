@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from src.arguments import Arguments, RunConfiguration, ScoringArguments
 from src.data.prepare import Corpora, find_corpora, load_data
+from src.data.sanity import sanity
 from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
@@ -79,14 +80,21 @@ def train(configuration: RunConfiguration) -> Optional[float]:
 
 
 def prepare_data(args: Arguments) -> None:
-    """Train the tokenizer, pack the text and log a table of it."""
+    """Train the tokenizer, pack the text and log a table of it.
+
+    The table also compares the dev text with the training text.
+    """
     corpora = find_corpora(args.data, args.model)
-    _, data = load_data(corpora, args.tokenizer, args.data, args.model)
+    tokenizer, data = load_data(corpora, args.tokenizer, args.data, args.model)
     parts = [blocks for blocks in (data.train, data.validation) if blocks]
     for stream in dict.fromkeys(blocks.stream for blocks in parts):
         of_stream = [blocks for blocks in parts if blocks.stream is stream]
         budget = args.data.word_budget if stream is data.train_stream else None
-        logger.info("%s\n", describe(stream, of_stream, budget))
+        compared = []
+        if data.train_stream and stream is data.validation.stream:
+            logger.info("Comparing the dev text with the training text …")
+            compared = sanity(data.train_stream, data.validation, tokenizer)
+        logger.info("%s\n", describe(stream, of_stream, budget, compared))
 
 
 @contextlib.contextmanager

@@ -53,3 +53,17 @@ def test_a_file_may_be_named_all(tmp_path: Path):
     stream = stream_of(tmp_path, all="a b\n", other="c\n")
     table = describe(stream, [Blocks(stream, file_spans(stream), 4, True)])
     assert column(table, "documents")[:2] == ["1", "1"]
+
+
+def test_the_comparison_with_the_training_text_has_columns_and_a_legend(tmp_path: Path):
+    stream = stream_of(tmp_path, first="a b\n\nc\n", second="de f")
+    figures = {"kl": 1.23456, "unseen": 0.25, "trigram": 98.76}
+    rows = [{"name": name, **figures} for name in ("first", "second", "all")]
+    blocks = [Blocks(stream, file_spans(stream), 4, True)]
+    table = describe(stream, blocks, sanity=rows)
+    for title, cell in zip(figures, ("1.235", "25.00%", "98.8")):
+        assert f"{title}: " in table  # the legend
+    assert [line.split()[-3:] for line in table.splitlines()[1:4]] == [
+        ["1.235", "25.00%", "98.8"]
+    ] * 3
+    assert "trigram" not in describe(stream, blocks)

@@ -20,7 +20,7 @@ from typing import Literal, Optional
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.evaluation.scoring.network import (
     Network,
@@ -89,8 +89,8 @@ class Scorer:
                 f"backend={self.backend} needs a tokenizer with a mask token"
             )
 
-    def queries(self, items: list[Item]) -> list[list[Query]]:
-        """Return the queries of each item: one, or for masked models one per scored token.
+    def encode(self, texts: list[str]) -> BatchEncoding:
+        """Return the ids of texts, which are special, and the characters (start, end) of each.
 
         Raises:
             UserError: the tokenizer is not a fast one, or lacks the mask token that masked
@@ -101,13 +101,23 @@ class Scorer:
             raise UserError(
                 "scoring needs a fast tokenizer, which reports the characters of each token"
             )
-        encoded = self.tokenizer(
-            [item.text for item in items],
+        return self.tokenizer(
+            texts,
             return_offsets_mapping=True,
+            return_special_tokens_mask=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
+
+    def queries(self, items: list[Item]) -> list[list[Query]]:
+        """Return the queries of each item: one, or for masked models one per scored token.
+
+        Raises:
+            UserError: the tokenizer is not a fast one, or lacks the mask token that masked
+                models need.
+        """
+        encoded = self.encode([item.text for item in items])
         mask = self.tokenizer.mask_token_id
         # A token is predicted at its own position or at the one before it.
         shift = 0 if self.backend == "mlm" else 1
