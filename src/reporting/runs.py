@@ -3,8 +3,8 @@
 A run that is going on, that was killed, or that has damaged files is read as far as possible.
 """
 
+import functools
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ MAX_ROWS = 600
 # The errors of a file that is cut off or holds something else than expected.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError)
 # The parser in C is ten times as fast, but not every build of PyYAML has it.
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML = functools.partial(yaml.load, Loader=LOADER)
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,17 @@ def find_runs(patterns: str | list[str], results_dir: Path) -> list[RunData]:
     """
     runs: dict[str, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        paths = [
-            path
-            for match in matching(pattern)
-            for path in ([match] if _is_run(match) else sorted(match.glob("*")))
-            if _is_run(path)
-        ]
+        named = matching(pattern)
+        below = [path for x in named if not _is_run(x) for path in x.glob("*")]
+        paths = sorted(filter(_is_run, [*named, *below]), key=natural_order)
         if not paths:
             listed = list_below(Path(pattern).expanduser(), _is_run, "run")
             raise UserError(f"{pattern} is no run (a folder with a run.json); {listed}")
-        for path in sorted(paths, key=natural_order):
-            model = model_folder(local_checkpoint(path).model)
-            other = runs.setdefault(model, path)
+        for path in paths:
+            other = runs.setdefault(model_folder(local_checkpoint(path).model), path)
             if other.resolve() != path.resolve():
-                both = f"{other} and {path}"
-                raise UserError(f"{both} would share one folder in results_dir")
+                fault = "would share one folder in results_dir"
+                raise UserError(f"{other} and {path} {fault}")
     return [read_run(path, results_dir / model) for model, path in runs.items()]
 
 
@@ -114,35 +111,31 @@ def read_run(directory: Path, results: Path) -> RunData:
     logs: list[dict[str, Any]] = []
     for checkpoint in checkpoints(directory):
         state = _read(checkpoint / "trainer_state.json", faults)
-        if logs := [row for row in state.get("log_history") or [] if "step" in row]:
+        if logs := [row for row in state.get("log_history", ()) if "step" in row]:
             break
-    evaluations = [row for row in logs if "eval_loss" in row]
-    logs = _thinned([row for row in logs if "eval_loss" not in row]) + evaluations
-    final = directory / "results.json"
-    fault = final.exists() and fault_by_manifest(directory, ["results.json"])
-    if fault:
+    others = [row for row in logs if "eval_loss" not in row]
+    logs = [*_thinned(others), *(row for row in logs if "eval_loss" in row)]
+    final = _read(directory / "results.json", faults)
+    if final and (fault := fault_by_manifest(directory, ["results.json"])):
         faults.append(f"{directory} {fault}")
-    scores, folders = {}, {}
-    for file in sorted(results.glob("*/scores.json")):
-        by_backend = _read(file, faults, _read_scores)
-        if by_backend:
-            scores[file.parent.name] = by_backend
-            folders[file.parent.name] = file.parent
-    whole = directory.resolve()
+        final = {}
+    files = {file.parent.name: file for file in sorted(results.glob("*/scores.json"))}
+    scores = {name: _read(file, faults, _scores) for name, file in files.items()}
+    scores = {name: entries for name, entries in scores.items() if entries}
     run = RunData(
-        directory=directory,
-        name=f"{whole.parent.name}/{whole.name}",
-        config=_read(directory / "config.yaml", faults, _read_yaml),
+        directory,
+        name="/".join(directory.resolve().parts[-2:]),
+        config=_read(directory / "config.yaml", faults, YAML),
         record=_read(directory / "run.json", faults),
-        results={} if fault else _read(final, faults),
+        results=final,
         logs=sorted(logs, key=lambda row: row["step"]),
         ledger=_read_ledger(directory / LEDGER, faults),
         scores=scores,
         words={},
-        folders=folders,
+        folders={name: files[name].parent for name in scores},
         faults=faults,
     )
-    run.words.update(sorted(_words(run).items(), key=lambda item: item[1]))
+    run.words.update(sorted(_words(run).items(), key=lambda item: item[::-1]))
     return run
 
 
@@ -152,19 +145,13 @@ def _read(
     """Return the content of a file, {} if it does not exist; add to `faults` if it is damaged."""
     try:
         content = parse(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
+        return dict(content.items())
     except (OSError, *MALFORMED) as error:
         faults.append(f"{file} cannot be read: {first_line(error)}")
         return {}
-    return content
 
 
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, YAML_LOADER)
-
-
-def _read_scores(text: str) -> dict[str, Entry]:
+def _scores(text: str) -> dict[str, Entry]:
     """Return the entries of a `scores.json`: task -> entry.
 
     If a model was scored by several backends, the name of a task that an earlier backend has
@@ -173,8 +160,11 @@ def _read_scores(text: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for backend, tasks in json.loads(text)["scores"].items():
         for task, entry in tasks.items():
-            if {"score", "protocol", "subscores"} - entry.keys():
-                raise ValueError(f"the entry of {task} is not complete")
+            _ = (
+                entry["score"],
+                entry["protocol"],
+                entry["subscores"],
+            )  # or it is damaged
             entries[f"{task} ({backend})" if task in entries else task] = entry
     return entries
 
@@ -197,13 +187,12 @@ def _read_ledger(file: Path, faults: list[str]) -> list[dict[str, Any]]:
 
 def _thinned(rows: list[Any]) -> list[Any]:
     """Return at most `MAX_ROWS` rows, half of them dense in the beginning, for a log axis."""
-    last, half = len(rows) - 1, MAX_ROWS // 2
-    if last < MAX_ROWS:
+    number, half = len(rows), MAX_ROWS // 2
+    if number <= MAX_ROWS:
         return rows
-    kept = np.concatenate(
-        [np.geomspace(1, last + 1, half) - 1, np.linspace(0, last, half)]
-    )
-    return [rows[index] for index in np.unique(kept.round().astype(int))]
+    kept = {*np.geomspace(1, number, half, dtype=int)}
+    kept |= {*np.linspace(1, number, half, dtype=int)}
+    return [rows[index - 1] for index in sorted(kept)]
 
 
 def _words(run: RunData) -> dict[str, int]:
@@ -211,25 +200,18 @@ def _words(run: RunData) -> dict[str, int]:
 
     For a checkpoint it follows from the nearest row of the ledger, or else of the log.
     """
-    stored = [
-        p.name
-        for p in run.directory.glob("ch*k*")
-        if re.match("ch(eckpoint-|ck_)", p.name)
-    ]
     rows = run.ledger or [row for row in run.logs if "words" in row]
     rows = [row for row in rows if row["step"]]
-    words = {}
-    for revision in {*run.scores, *stored}:
-        if revision.startswith("checkpoint-") and rows:
-            step = int(revision.removeprefix("checkpoint-"))
-            near = min(
-                rows, key=lambda row: abs(math.log((row["step"]) / max(1, step)))
+    words = {"main": run.results.get("words_seen")}
+    for name in {*run.scores, *(path.name for path in run.directory.glob("ch*"))}:
+        if match := re.fullmatch(r"checkpoint-(\d+)", name):
+            near = (
+                [min(rows, key=lambda x: abs(x["step"] - int(match[1])))]
+                if rows
+                else []
             )
-            words[revision] = round(near["words"] * step / near["step"])
-        elif revision.startswith("chck_"):
-            seen = Checkpoint(
-                run.directory / revision, run.name, revision, ""
-            ).words_seen
-            words |= {revision: seen} if seen is not None else {}
-    last = run.results.get("words_seen")
-    return words | ({"main": last} if last is not None else {})
+            seen = [round(x["words"] * int(match[1]) / x["step"]) for x in near]
+            words[name] = seen[0] if seen else None
+        elif name.startswith("chck_"):
+            words[name] = Checkpoint(run.directory, run.name, name, "").words_seen
+    return {name: number for name, number in words.items() if number is not None}

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.evaluation.models import model_folder
 from src.evaluation.results import entry_checksum
 from src.foundation import checksum_of_files
+from src.reporting.statistics import right_answers
 
 PARTS = {"island": 4, "agreement": 6}
 
@@ -17,6 +19,7 @@ PARTS = {"island": 4, "agreement": 6}
 def place(tmp_path, monkeypatch):
     """A working directory with evaluation data: ten pairs of two phenomena."""
     monkeypatch.chdir(tmp_path)
+    right_answers.cache_clear()  # it knows the data by its relative path
     folder = Path("evals/full_eval/blimp_filtered")
     folder.mkdir(parents=True)
     for part, number in PARTS.items():
@@ -68,7 +71,8 @@ def write_scores(directory, right, revision="main", **changed):
     Args:
         right: part -> digit 1 or 0 for each item.
     """
-    folder = Path("results", f"{directory.parent.name}_{directory.name}", revision)
+    model = model_folder(f"{directory.parent.name}_{directory.name}")
+    folder = Path("results", model, revision)
     file = folder / "zero_shot/causal/blimp/blimp_filtered/predictions.json"
     file.parent.mkdir(parents=True)
     predictions = {
