@@ -47,6 +47,12 @@ def report(args: ReportArguments) -> None:
         runs = find_runs(args.runs, results) if args.runs else []
     comparisons = [compare(*sides, args)] if sides else []
     every = [*{run.directory: run for side in (runs, *sides) for run in side}.values()]
+    for file in filter(None, (args.items, args.output)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    if args.format == "csv":  # it has no room for them
+        print(
+            *(fault for run in every for fault in run.faults), sep="\n", file=sys.stderr
+        )
     if args.items:
         notes = write_items(every, Path(args.items), args)
         print(*notes, f"Items: {args.items}", sep="\n", file=sys.stderr)

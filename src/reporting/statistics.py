@@ -25,6 +25,7 @@ from scipy import stats
 from src.arguments import ReportArguments, ScoringArguments
 from src.evaluation.glue.data import RECIPES
 from src.evaluation.results import entry_checksum
+from src.evaluation.suite import is_share
 from src.evaluation.table import overall
 from src.evaluation.tasks.catalogue import OWN_PAIRS, load_tasks
 from src.foundation import UserError, first_line
@@ -71,7 +72,7 @@ class Difference:
             F1 score (mrpc, qqp), it and what follows is about the accuracy.
         low, high: its confidence interval (95 %); None if it is unknown.
         p: p-value of `test`; None if there is none.
-        test: "McNemar", or "Welch" for values that are no shares of right items.
+        test: "McNemar" over items, or "Welch" over seeds if both groups have several.
         smallest: smallest true difference that would be found in four of five such comparisons.
         notes: why values are not compared, and warnings.
         phenomena: name -> {"items": number, "difference": points, "first": ids of items on which
@@ -150,25 +151,19 @@ def scores(run: RunData) -> dict[str, Score]:
     losses = [row for row in [*run.logs, run.results] if "eval_loss" in row]
     if not losses:
         return tasks
-    rules = {
-        k: v for k, v in given.items() if k.startswith(("tokenizer", "data.max_eval"))
-    }
-    trains_tokenizer = "tokenizer.name_or_path" not in given
+    names = [k for k in given if k.startswith(("tokenizer", "data.max_eval"))]
+    rules = {name: given[name] for name in names}
+    trains = "tokenizer.name_or_path" not in given  # a tokenizer, on the training text
     text = given.get("data", {}).items()
-    rules["text"] = {k: v for k, v in text if trains_tokenizer or "validation" in k}
+    rules["text"] = {k: v for k, v in text if trains or "validation" in k}
     rules["step"] = "last" if run.results else losses[-1]["step"]
     return {DEV_LOSS: Score(losses[-1]["eval_loss"], rules), **tasks}
 
 
 def other_rules(scores: Sequence[Score], rules: dict[str, Any]) -> str:
     """Return what keeps values from being compared with one by these rules: "protocol, dtype"."""
-    names = {
-        k
-        for s in scores
-        for k in {**rules, **s.rules}
-        if s.rules.get(k) != rules.get(k)
-    }
-    return ", ".join(sorted(names))
+    pairs = [(s.rules, k) for s in scores for k in {**rules, **s.rules}]
+    return ", ".join(sorted({k for x, k in pairs if x.get(k) != rules.get(k)}))
 
 
 def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
@@ -182,9 +177,7 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
         names = [x for x in entry["files"] if x.endswith("predictions.json")]
         parts = json.loads((folder / names[0]).read_text(encoding="utf-8")).values()
         table = pd.DataFrame([row for part in parts for row in part["predictions"]])
-        table["id"], table["pred"] = table["id"].astype(str), table["pred"].astype(
-            object
-        )
+        table = table.astype({"id": str, "pred": object})
         if entry.get("checksum") in (None, entry_checksum(entry, folder)):
             return table
         reason = "they have changed since they were written"
@@ -194,9 +187,7 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
 
 
 @functools.lru_cache(maxsize=32)
-def right_answers(
-    task: str, protocol: int, data: str, pairs: tuple[str, ...]
-) -> tuple[pd.DataFrame, str]:
+def right_answers(task: str, protocol: int, data: str, pairs: tuple[str, ...] = ()):
     """Return the right answers of a task from its data, and the checksum of the data.
 
     The columns are id, part, phenomenon, answer (a text without outer spaces, or a label) and
@@ -207,42 +198,34 @@ def right_answers(
         pairs: folders of the user's own minimal pairs.
 
     Raises:
-        UserError: there are no such data, or the items are not right or wrong.
+        UserError: there are no such data.
     """
     own = [x for x in pairs if f"{OWN_PAIRS}/{Path(x).resolve().name}" == task]
     tasks = [] if task.startswith(OWN_PAIRS) else [task.split(" (")[0]]  # no backend
     args = ScoringArguments(tasks=tasks, pairs=own, data=data, protocol=protocol)
     loaded, _ = load_tasks(args, seed=0)
-    choices = [
-        c for x in loaded for c in getattr(x, "choices", ()) if c.ratio != c.ratio
-    ]
-    rows = [
-        (c.uid, c.tags.get("linguistics_term", c.uid), c.answers[c.label].strip())
-        for c in choices
-    ]
+    choices = [c for x in loaded for c in getattr(x, "choices", ())]
+    terms = [c.tags.get("linguistics_term", c.uid) for c in choices]
+    rows = [(c.uid, t, c.answers[c.label].strip()) for c, t in zip(choices, terms)]
     if task in RECIPES:
         rows = [(task, task, label) for *_, label in loaded[0].valid]
     if not rows:
-        hint = "; own pairs need pairs=<folder>" * task.startswith(OWN_PAIRS)
-        raise UserError(f"the right answers of {task} are not known{hint}")
+        raise UserError(f"the right answers of {task} need pairs=<its folder>")
     table = pd.DataFrame(rows, columns=["part", "phenomenon", "answer"])
     table["id"] = table["part"] + "_" + table.groupby("part").cumcount().astype(str)
     if table["part"].is_unique:  # as in PIQA, which calls every item a part
         table[["part", "phenomenon"]] = task
     has_splits = bool(choices) and loaded[0].format.has_splits
-    split = table["part"].str.replace(
-        r"_\d+_ops$" if has_splits else ".*", "", regex=True
-    )
+    ending = r"_\d+_ops$" if has_splits else ".*"
+    split = table["part"].str.replace(ending, "", regex=True)
     parts_of_split = table.groupby(split)["part"].transform("nunique")
     size = table.groupby("part")["id"].transform("size")
     table["weight"] = 1 / (size * parts_of_split * split.nunique())
     return table, loaded[0].data_checksum
 
 
-def right_items(
-    run: RunData, revision: str, task: str, args: ReportArguments
-) -> pd.DataFrame:
-    """Return the items of a task: columns of `right_answers` and `predictions`, and `right`.
+def right_items(run: RunData, revision: str, task: str, args: ReportArguments):
+    """Return the items of a task, a table: `right_answers`, `predictions`, and `right`.
 
     Texts are compared without outer spaces, as the challenge's server does.
 
@@ -293,8 +276,8 @@ def compare_items(
       fewer than about five seeds the interval is too narrow.
     * Test: McNemar's exact test (McNemar 1947; Dietterich 1998), a binomial test of the items that
       only one of two models gets right. For groups, an item counts for the group that is right
-      more often (sign test). It is about these models, not about other seeds, and each item
-      counts the same, whatever its weight in the score.
+      more often (sign test). It is about these models, not about other seeds; `compare` prefers
+      Welch's test if both groups have several. Each item counts the same, whatever its weight.
     * Smallest difference: 2.8 standard errors, for a power of 80 % at the level of 5 % (Bloom 1995;
       Card et al. 2020, "With little power comes great responsibility").
 
@@ -336,10 +319,9 @@ def compare_values(first: Sequence[float], second: Sequence[float]) -> dict[str,
     If both groups have several runs, they are those of Welch's t-test (1947).
     """
     fields: dict[str, Any] = {"difference": fmean(first) - fmean(second)}
-    error = float(
-        np.hypot(*(stats.sem(x) if len(x) > 1 else np.nan for x in (first, second)))
-    )
-    if error > 0:  # neither NaN nor without any variance
+    errors = [stats.sem(x) if len(x) > 1 else np.nan for x in (first, second)]
+    error = float(np.hypot(*errors))
+    if error > 1e-9:  # neither NaN nor a mere rounding error
         welch = stats.ttest_ind(first, second, equal_var=False)
         low, high = map(float, welch.confidence_interval(0.95))
         fields |= {"low": low, "high": high, "p": float(welch.pvalue)}
@@ -362,13 +344,13 @@ def compare(
         faults = other_rules([*found[0], *found[1]], found[0][0].rules)
         try:
             if faults:
+                fields = {}
                 raise UserError(f"not comparable: other {faults}")
-            if all(
-                task in x.scores.get(scored_revision(x), {}) for g in sides for x in g
-            ):
-                fields = _compare_task(task, sides, args)
+            if is_share(task) and task not in (DEV_LOSS, "glue", "overall"):
+                # Welch's test is about recipes; McNemar's about these models only.
+                of_recipes = {k: fields[k] for k in ("p", "test") if k in fields}
+                fields = _compare_task(task, sides, args) | of_recipes
         except UserError as error:
-            fields = {} if faults else fields
             notes.append(first_line(error))
         noise = NOISE.get(task.removesuffix("_fast"), 0)
         if abs(fields.get("difference", noise)) < noise:
@@ -377,20 +359,14 @@ def compare(
         differences.append(Difference(task, *means, **fields, notes=notes))
     lacking = sorted({t for known in flat for t in known} - {*tasks})
     notes = [f"not compared, since some runs lack it: {task}" for task in lacking]
-    notes += [
-        f"{group_name(g)} differ in more than the seed"
-        for g in sides
-        if len(groups(g)) > 1
-    ]
+    mixed = [group_name(group) for group in sides if len(groups(group)) > 1]
+    notes += [f"{name} differ in more than the seed" for name in mixed]
     notes += [ONE_SEED] * (min(map(len, sides)) == 1) + [ADVICE]
     return Comparison([*map(group_name, sides)], differences, notes)
 
 
-def _compare_task(
-    task: str, sides: Sequence[Sequence[RunData]], args: ReportArguments
-) -> dict[str, Any]:
-    tables = [
-        [right_items(x, scored_revision(x), task, args) for x in g] for g in sides
-    ]
+def _compare_task(task: str, sides: Sequence, args: ReportArguments) -> dict[str, Any]:
+    pairs = [[(run, scored_revision(run)) for run in group] for group in sides]
+    tables = [[right_items(*pair, task, args) for pair in group] for group in pairs]
     right = [np.array([table["right"] for table in group]) for group in tables]
     return compare_items(*right, tables[0][0])

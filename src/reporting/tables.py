@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
 from src.arguments import ReportArguments
+from src.evaluation.suite import is_share
 from src.evaluation.table import align
 from src.foundation import UserError
 from src.reporting.runs import RunData
@@ -36,6 +38,7 @@ ITEM_FIELDS = [
     *("run", "seed", "words", "revision", "task", "phenomenon", "item", "right"),
     "log_probability",
 ]
+SIDES = ("first", "second")
 Row = dict[str, Any]
 
 
@@ -48,39 +51,36 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
     of such values.
     """
     values = {run.directory: scores(run) for run in runs}
-    tasks = sorted(
-        {t: 0 for v in values.values() for t in v}, key=lambda t: t != DEV_LOSS
-    )
+    names = {task: 0 for known in values.values() for task in known}
+    tasks = sorted(names, key=lambda task: task != DEV_LOSS)
     texts = [{k: json.dumps(v) for k, v in settings(run).items()} for run in runs]
-    keys = [
-        k
-        for k in {k: 0 for t in texts for k in t}
-        if len({t.get(k) for t in texts}) > 1
-    ]
+    keys = {key: {text.get(key) for text in texts} for text in texts for key in text}
     usual = {}
     for task in tasks:
-        rules = [json.dumps(v[task].rules) for v in values.values() if task in v]
-        usual[task] = json.loads(Counter(rules).most_common(1)[0][0])
+        rules = [x[task].rules for x in values.values() if task in x]
+        dumped = [json.dumps(x, sort_keys=True) for x in rules]
+        usual[task] = json.loads(Counter(dumped).most_common(1)[0][0])
     rows = []
     for group in groups(runs):
-        for members in [*([run] for run in group), group][
-            : len(group) + (len(group) > 1)
-        ]:
+        several = [group] if len(group) > 1 else []
+        for members in [*([run] for run in group), *several]:
             row: Row = {"run": group_name(members), "n": len(members)}
-            for key in keys:
-                known = settings(members[0]).get(key)
-                row[key] = None if key == SEED and len(members) > 1 else known
+            given = settings(members[0]) | ({SEED: None} if members in several else {})
+            row |= {k: given.get(k) for k, known in keys.items() if len(known) > 1}
+            if "data" in row:  # the checksums of the text
+                row["data"] = f"{crc32(json.dumps(row['data']).encode()):08x}"
             row[NOT_COMPARABLE] = {}
             for task in tasks:
-                found = [values[x.directory].get(task) for x in members]
-                known = [score for score in found if score]
-                if faults := other_rules(known, usual[task]):
+                x = [
+                    s[task] for s in (values[m.directory] for m in members) if task in s
+                ]
+                if faults := other_rules(x, usual[task]):
                     row[NOT_COMPARABLE][task] = faults
-                numbers = [score.value for score in known]
-                several = len(members) > 1
-                if numbers and not (several and (faults or None in found)):
-                    row[task] = fmean(numbers)
-                    row |= {f"{task} sd": stdev(numbers)} if several else {}
+                numbers = [score.value for score in x]
+                if len(x) < len(members) or members in several and faults:
+                    continue
+                row[task] = fmean(numbers)
+                row |= {f"{task} sd": stdev(numbers)} if members in several else {}
             rows.append(row)
     return rows
 
@@ -115,14 +115,15 @@ def render(
         return json.dumps(content, indent=1, ensure_ascii=False)
     if form == "csv":
         found = [dataclasses.asdict(x) for c in comparisons for x in c.differences]
-        table = pd.DataFrame(found or rows).drop(columns="phenomena", errors="ignore")
-        return table.to_csv(index=False).rstrip("\n")
+        for row in found or rows:
+            row.pop("phenomena", None)
+            marks = [f"{k}: other {v}" for k, v in row.pop(NOT_COMPARABLE, {}).items()]
+            row["notes"] = "; ".join(row.get("notes", marks))
+        return pd.DataFrame(found or rows).to_csv(index=False).rstrip("\n")
     show = _latex if form == "latex" else _text
     if form == "latex":
-        in_groups = {
-            run.name for group in groups(runs) for run in group if len(group) > 1
-        }
-        rows = [row for row in rows if row["run"] not in in_groups]
+        grouped = [run.name for x in groups(runs) if len(x) > 1 for run in x]
+        rows = [row for row in rows if row["run"] not in grouped]
     tables = [show([*map(_run_cells, rows)], notes)] if runs else []
     for comparison in comparisons:
         notes = [f"first: {comparison.names[0]}; second: {comparison.names[1]}"]
@@ -133,10 +134,7 @@ def render(
         cells = [
             {"task": x.task, "phenomenon": name, "items": f"{found['items']:,}"}
             | {"difference": f"{found['difference']:.2f}"}
-            | {
-                f"{side} is better": f"{len(found[side]):,}"
-                for side in ("first", "second")
-            }
+            | {f"{side} is better": str(len(found[side])) for side in SIDES}
             for x in comparison.differences
             for name, found in x.phenomena.items()
         ]
@@ -206,47 +204,45 @@ def write_items(
     Returns:
         The reasons why rows or their `right` are missing.
     """
-    notes: dict[str, None] = {}
+    notes: list[str] = []
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         pd.DataFrame(columns=ITEM_FIELDS).to_csv(temporary, index=False)
         for run in runs:
-            start = {"run": run.name, "seed": settings(run).get(SEED)}
-            for revision, entries in run.scores.items():
-                start |= {"revision": revision, "words": run.words.get(revision)}
-                for task in entries:
-                    table = _items(run, revision, task, args, notes)
-                    table = table.rename(columns={"id": "item"}).assign(
-                        **start, task=task
-                    )
-                    table = table.reindex(columns=ITEM_FIELDS)
-                    table.to_csv(temporary, mode="a", header=False, index=False)
+            seed = settings(run).get(SEED)
+            for revision, task in [
+                (r, t) for r, tasks in run.scores.items() for t in tasks
+            ]:
+                if task == "aoa":
+                    continue  # the words are those of several models
+                table = _items(run, revision, task, args, notes).assign(
+                    run=run.name,
+                    seed=seed,
+                    words=run.words.get(revision),
+                    revision=revision,
+                    task=task,
+                )
+                table = table.reindex(columns=ITEM_FIELDS)
+                table.to_csv(temporary, mode="a", header=False, index=False)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    return [*notes]
+    return [*dict.fromkeys(notes)]
 
 
 def _items(
-    run: RunData,
-    revision: str,
-    task: str,
-    args: ReportArguments,
-    notes: dict[str, None],
+    run: RunData, revision: str, task: str, args: ReportArguments, notes: list[str]
 ) -> pd.DataFrame:
     """Return the items of a task with what is known about them; add to `notes` what is not."""
-    try:
-        table = right_items(run, revision, task, args)
-        return table.assign(right=table["right"].astype(int))
-    except UserError as error:
-        notes[str(error)] = None
+    table = pd.DataFrame({"id": []})
     try:
         table = predictions(run, revision, task)
+        if is_share(task):
+            table = right_items(run, revision, task, args).astype({"right": int})
     except UserError as error:
-        notes[str(error)] = None
-        return pd.DataFrame()
-    if task == "reading":
+        notes.append(str(error))
+    if task == "reading" and "pred" in table:
         table["log_probability"] = -table["pred"].astype(float)
     elif "prob" in table:
         table["log_probability"] = np.log(table["prob"].astype(float))
-    return table
+    return table.rename(columns={"id": "item"})
