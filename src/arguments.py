@@ -397,6 +397,36 @@ class ExportArguments(Section):
     hub: HubArguments = field(default_factory=HubArguments)
 
 
+@dataclass(frozen=True)
+class ReportArguments(Section):
+    """Options of `python -m src.report`."""
+
+    section: ClassVar[str] = ""
+
+    runs: Any = option(None, "Run, folder of runs or glob, or a list of these")
+    compare: Any = option(
+        None, "Two runs, or two globs of runs that differ in the seed"
+    )
+    results_dir: str = option("results", "Directory of scores and predictions")
+    data: str = option(
+        "babylm_data/evaluation_data",
+        "Folder of full_eval and fast_eval: right answers",
+    )
+    pairs: Any = option(None, "Folder, or list of folders, of your own minimal pairs")
+    format: Literal["table", "csv", "json", "latex", "html"] = option(
+        "table", "Form of the output; latex needs the package booktabs"
+    )
+    output: str | None = option(None, "File to write; null: the screen, or report.html")
+    items: str | None = option(None, "CSV file to write, with a row per model and item")
+
+    def check(self) -> None:
+        self.check_names("runs", "compare", "pairs")
+        if self.compare and (isinstance(self.compare, str) or len(self.compare) != 2):
+            raise UserError(f"compare must be two names or globs, got {self.compare}")
+        if not (self.runs or self.compare):
+            raise UserError("no run: name some with runs=… or two with compare=[…,…]")
+
+
 # Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.
 HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
     "training.learning_rate": {"above": 0},

@@ -18,6 +18,7 @@ from src.arguments import (
     Arguments,
     ExportArguments,
     HubArguments,
+    ReportArguments,
     RunConfiguration,
     RunEvalArguments,
     is_text_figure,
@@ -77,6 +78,15 @@ def build_export(config: DictConfig) -> ExportArguments:
     values = _plain(config, ExportArguments)
     hub = build(HubArguments, values.pop("hub"))
     return build(ExportArguments, {**values, "hub": hub})
+
+
+def build_report(config: DictConfig) -> ReportArguments:
+    """Return the checked arguments of `report`.
+
+    Raises:
+        UserError: if a key is unknown or a value is refused.
+    """
+    return build(ReportArguments, _plain(config, ReportArguments))
 
 
 def _refuse_missing_choice(config: DictConfig) -> None:

@@ -30,6 +30,7 @@ from src.arguments import (
     HUGGING_FACE_BOUNDS,
     Arguments,
     ExportArguments,
+    ReportArguments,
     RunEvalArguments,
     Section,
 )
@@ -146,6 +147,7 @@ ROOTS = {
     "base_config": Arguments,
     "run_eval_config": RunEvalArguments,
     "export_config": ExportArguments,
+    "report_config": ReportArguments,
 }
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=_name, node=schema(_root))

@@ -1,0 +1,248 @@
+"""Tables of runs and comparisons as text, CSV, JSON and LaTeX, and a CSV file of all items."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+
+from src.arguments import ReportArguments
+from src.evaluation.suite import is_share
+from src.evaluation.table import align
+from src.foundation import UserError
+from src.reporting.runs import RunData
+from src.reporting.statistics import (
+    DEV_LOSS,
+    SEED,
+    Comparison,
+    group_name,
+    groups,
+    other_rules,
+    predictions,
+    right_items,
+    scores,
+    settings,
+)
+
+MARK = "†"  # of what must not be compared, or only with care
+NOT_COMPARABLE = "not comparable"
+LATEX = {"±": r"$\pm$", MARK: r"$^\dagger$"}
+ITEM_FIELDS = [
+    *("run", "seed", "words", "revision", "task", "phenomenon", "item", "right"),
+    "log_probability",
+]
+SIDES = ("first", "second")
+Row = dict[str, Any]
+
+
+def run_rows(runs: Sequence[RunData]) -> list[Row]:
+    """Return a row for each run, followed by one for its group if there are several seeds.
+
+    A row has `run`, `n` (number of runs), the settings that differ, the scores by the names of
+    tasks, `<task> sd` (standard deviation over seeds), and `not comparable`: for each task with a
+    value by other rules or on other data than most runs', what is different. A group has no mean
+    of such values.
+    """
+    values = {run.directory: scores(run) for run in runs}
+    names = {task: 0 for known in values.values() for task in known}
+    tasks = sorted(names, key=lambda task: task != DEV_LOSS)
+    texts = [{k: json.dumps(v) for k, v in settings(run).items()} for run in runs]
+    keys = {key: {text.get(key) for text in texts} for text in texts for key in text}
+    usual = {}
+    for task in tasks:
+        rules = [x[task].rules for x in values.values() if task in x]
+        dumped = [json.dumps(x, sort_keys=True) for x in rules]
+        usual[task] = json.loads(Counter(dumped).most_common(1)[0][0])
+    rows = []
+    for group in groups(runs):
+        several = [group] if len(group) > 1 else []
+        for members in [*([run] for run in group), *several]:
+            row: Row = {"run": group_name(members), "n": len(members)}
+            given = settings(members[0]) | ({SEED: None} if members in several else {})
+            row |= {k: given.get(k) for k, known in keys.items() if len(known) > 1}
+            if "data" in row:  # the checksums of the text
+                row["data"] = f"{crc32(json.dumps(row['data']).encode()):08x}"
+            row[NOT_COMPARABLE] = {}
+            for task in tasks:
+                x = [
+                    s[task] for s in (values[m.directory] for m in members) if task in s
+                ]
+                if faults := other_rules(x, usual[task]):
+                    row[NOT_COMPARABLE][task] = faults
+                numbers = [score.value for score in x]
+                if len(x) < len(members) or members in several and faults:
+                    continue
+                row[task] = fmean(numbers)
+                row |= {f"{task} sd": stdev(numbers)} if members in several else {}
+            rows.append(row)
+    return rows
+
+
+def run_notes(runs: Sequence[RunData], rows: Sequence[Row]) -> list[str]:
+    """Return what the table of runs has to say about damaged, unscored and incomparable runs."""
+    notes = [fault for run in runs for fault in run.faults]
+    notes += [f"{run.name} has no scores of tasks" for run in runs if not run.scores]
+    notes += [f"{x.name} is not finished" for x in runs if not x.results]
+    for row in rows:
+        for task, faults in row[NOT_COMPARABLE].items():
+            notes.append(
+                f"{MARK} {row['run']}: {task} is not comparable: other {faults}"
+            )
+    return notes
+
+
+def render(
+    runs: Sequence[RunData], comparisons: Sequence[Comparison], form: str
+) -> str:
+    """Return the table of runs, if there are any, and those of comparisons.
+
+    Args:
+        form: `table`, `csv`, `json` or `latex`. A LaTeX table needs the package booktabs; a group
+            of seeds is one row of it.
+    """
+    rows = run_rows(runs)
+    notes = run_notes(runs, rows)
+    if form == "json":
+        found = [dataclasses.asdict(comparison) for comparison in comparisons]
+        content = {"runs": rows, "notes": notes, "comparisons": found}
+        return json.dumps(content, indent=1, ensure_ascii=False)
+    if form == "csv":
+        found = [dataclasses.asdict(x) for c in comparisons for x in c.differences]
+        for row in found or rows:
+            row.pop("phenomena", None)
+            marks = [f"{k}: other {v}" for k, v in row.pop(NOT_COMPARABLE, {}).items()]
+            row["notes"] = "; ".join(row.get("notes", marks))
+        return pd.DataFrame(found or rows).to_csv(index=False).rstrip("\n")
+    show = _latex if form == "latex" else _text
+    if form == "latex":
+        grouped = [run.name for x in groups(runs) if len(x) > 1 for run in x]
+        rows = [row for row in rows if row["run"] not in grouped]
+    tables = [show([*map(_run_cells, rows)], notes)] if runs else []
+    for comparison in comparisons:
+        notes = [f"first: {comparison.names[0]}; second: {comparison.names[1]}"]
+        for x in comparison.differences:
+            notes += [f"{MARK} {x.task}: {note}" for note in x.notes]
+        cells = [*map(_difference_cells, comparison.differences)]
+        tables.append(show(cells, [*notes, *comparison.notes]))
+        cells = [
+            {"task": x.task, "phenomenon": name, "items": f"{found['items']:,}"}
+            | {"difference": f"{found['difference']:.2f}"}
+            | {f"{side} is better": str(len(found[side])) for side in SIDES}
+            for x in comparison.differences
+            for name, found in x.phenomena.items()
+        ]
+        tables += [_text(cells, [])] if cells and form == "table" else []
+    return "\n\n".join(tables)
+
+
+def _run_cells(row: Row) -> dict[str, str]:
+    """Return the texts of a row of the table of runs, by column."""
+    cells = {}
+    for name, value in row.items():
+        if f"{name} sd" in row:
+            value = f"{_number(value, name)} ± {_number(row[f'{name} sd'], name)}"
+        elif "." not in name:
+            value = _number(value, name)
+        if name != NOT_COMPARABLE and not name.endswith(" sd"):
+            mark = MARK if name in row[NOT_COMPARABLE] else ""
+            value = "" if value is None else value
+            text = value if isinstance(value, str) else json.dumps(value)
+            cells[name.removeprefix("training.")] = text + mark
+    return cells | {n: MARK for n in row[NOT_COMPARABLE] if n not in row}
+
+
+def _number(value: Any, name: str) -> Any:
+    """Return a number as text: a dev loss with four digits after the point, others with two."""
+    digits = 4 if name == DEV_LOSS else 2
+    return f"{value:.{digits}f}" if isinstance(value, float) else value
+
+
+def _difference_cells(x: Any) -> dict[str, str]:
+    names = ("first", "second", "difference", "low", "high", "smallest")
+    cells = {name: _number(getattr(x, name), x.task) or "" for name in names}
+    interval = f"{cells.pop('low')} to {cells.pop('high')}" if cells["low"] else ""
+    smallest = cells.pop("smallest")
+    cells["difference"] += MARK if x.notes else ""
+    p = "" if x.p is None else f"{x.p:.2g} ({x.test})"
+    end = {"95 % interval": interval, "p": p, "smallest visible": smallest}
+    return {"task": x.task, **cells, **end}
+
+
+def _text(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    frame = pd.DataFrame(rows).fillna("")
+    return "\n".join([*align([[*frame], *frame.values.tolist()]), *notes])
+
+
+def _latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Return a LaTeX table with the notes as comments."""
+    frame = pd.DataFrame(rows).fillna("")
+    frame = frame.loc[:, (frame != "").any()]  # the seed of groups
+    form = "l" + "r" * (len(frame.columns) - 1)
+    text = frame.to_latex(index=False, escape=True, column_format=form).rstrip()
+    for character, command in LATEX.items():
+        text = text.replace(character, command)
+    comments = [f"% {line}" for note in notes for line in note.split("\n")]
+    return "\n".join(["% needs \\usepackage{booktabs}", *comments, text])
+
+
+def write_items(
+    runs: Sequence[RunData], file: Path, args: ReportArguments
+) -> list[str]:
+    """Write a CSV file with a row for each item of each task of each scored model.
+
+    The columns are `ITEM_FIELDS`. `right` is 1 or 0, and empty for tasks without right and wrong.
+    `log_probability` is in nats, and empty where the official files have none: they have the
+    surprisal of each word (reading) and the first text's share of the probability (wug).
+
+    Returns:
+        The reasons why rows or their `right` are missing.
+    """
+    notes: list[str] = []
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        pd.DataFrame(columns=ITEM_FIELDS).to_csv(temporary, index=False)
+        for run in runs:
+            seed = settings(run).get(SEED)
+            for revision, task in [
+                (r, t) for r, tasks in run.scores.items() for t in tasks
+            ]:
+                if task == "aoa":
+                    continue  # the words are those of several models
+                table = _items(run, revision, task, args, notes).assign(
+                    run=run.name,
+                    seed=seed,
+                    words=run.words.get(revision),
+                    revision=revision,
+                    task=task,
+                )
+                table = table.reindex(columns=ITEM_FIELDS)
+                table.to_csv(temporary, mode="a", header=False, index=False)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return [*dict.fromkeys(notes)]
+
+
+def _items(
+    run: RunData, revision: str, task: str, args: ReportArguments, notes: list[str]
+) -> pd.DataFrame:
+    """Return the items of a task with what is known about them; add to `notes` what is not."""
+    table = pd.DataFrame({"id": []})
+    try:
+        table = predictions(run, revision, task)
+        if is_share(task):
+            table = right_items(run, revision, task, args).astype({"right": int})
+    except UserError as error:
+        notes.append(str(error))
+    if task == "reading" and "pred" in table:
+        table["log_probability"] = -table["pred"].astype(float)
+    elif "prob" in table:
+        table["log_probability"] = np.log(table["prob"].astype(float))
+    return table.rename(columns={"id": "item"})
