@@ -5,6 +5,7 @@ counts others as 0 without a message. The checks name each of them.
 """
 
 import contextlib
+import difflib
 import json
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from src.entry.rules import (
     FAST_PARTS,
     FULL_PARTS,
+    LICENCES,
     MAX_EPOCHS,
     SIZES,
     Track,
@@ -54,11 +56,13 @@ class Check:
     Args:
         passed: whether the check passed; None if it could not be made.
         detail: the reason for the result.
+        ends_export: whether the export ends here if the check fails, before hours of scoring.
     """
 
     name: str
     passed: bool | None
     detail: str
+    ends_export: bool = False
 
     def __str__(self) -> str:
         mark = {True: "pass", False: "FAIL", None: "open"}[self.passed]
@@ -132,24 +136,42 @@ def check_milestones(run: Run, track: Track) -> Check:
         detail = f"{', '.join(unknown)} is no checkpoint of {track.name}"
         names = f"{track.milestones[0]} … {track.milestones[-1]}"
         return Check(name, False, f"{detail}, whose names are {names}")
+    if not folders:
+        return Check(name, False, "none; train with +milestones=strict_small or strict")
     if missing := [n for n in due if n not in folders]:
         return Check(name, False, f"{', '.join(missing)} missing")
     this_run = sha256(run.directory / "run.json")
     for milestone, folder in folders.items():
         if fault := fault_by_manifest(folder):
-            return Check(name, False, f"{milestone} {fault}")
+            return Check(name, False, f"{milestone} {fault}", ends_export=True)
         try:
             record = json.loads((folder / WORDS_FILE).read_text(encoding="utf-8"))
             words, of_run = record["words"], record["run"]
         except (OSError, ValueError, KeyError, TypeError):
             return Check(name, False, f"{milestone} has no {WORDS_FILE}")
         if of_run != this_run:
-            return Check(name, False, f"{milestone} belongs to another run")
+            detail = f"{milestone} belongs to another run"
+            return Check(name, False, detail, ends_export=True)
         target = wanted[milestone]
         if not (1 - TOLERANCE) * target <= words <= 1.1 * target:
             return Check(name, False, f"{milestone} has seen {words:,} words")
     ends = "; the run ended before the others" * (len(due) < len(wanted))
     return Check(name, bool(due), f"{len(due)} of {len(wanted)}{ends}")
+
+
+def check_licence(licence: str | None) -> Check:
+    """Check that the model card gets a licence that the hub knows."""
+    if licence is None:
+        detail = "none; give hub.license=mit, apache-2.0, cc-by-4.0 or another one"
+    elif licence in LICENCES:
+        return Check("licence", True, licence)
+    else:
+        close = difflib.get_close_matches(licence, LICENCES, n=1)
+        detail = f"{licence} is none of the hub's names"
+        detail += (
+            f"; did you mean {close[0]}?" if close else "; other stands for any other"
+        )
+    return Check("licence", False, detail, ends_export=True)
 
 
 def check_other_python(run: Run, python: str | None) -> Check:

@@ -12,8 +12,8 @@ import yaml
 
 from src.arguments import ExportArguments, RunEvalArguments
 from src.entry.checks import (
-    Check,
     Run,
+    check_licence,
     check_name,
     check_other_python,
     check_predictions,
@@ -21,7 +21,7 @@ from src.entry.checks import (
 )
 from src.entry.collate import Scored, collate
 from src.entry.form import PREDICTIONS_FILE, build_form, describe_form, write_card
-from src.entry.push import push
+from src.entry.push import check_access, push
 from src.entry.rules import TRACKS, Track
 from src.evaluation.evaluator import Evaluator
 from src.evaluation.glue.data import RECIPES
@@ -32,15 +32,17 @@ from src.evaluation.table import report
 from src.evaluation.tasks.aoa import MIN_POINTS
 from src.evaluation.tasks.catalogue import expand, find_data
 from src.foundation import (
+    MANIFEST,
     UserError,
     counted,
     naming,
     sha256,
     shows_bars,
     write_atomically,
+    write_manifest,
 )
 
-ENTRY = "entry"
+ENTRY, CARD = "entry", "main/README.md"
 logger = logging.getLogger(__name__)
 
 
@@ -56,18 +58,25 @@ def export(args: ExportArguments) -> None:
         run = load_run(args.run)
     track = find_track(args, run)
     checks = [*check_run(run, track), check_other_python(run, args.python_4_51)]
-    detail = args.hub.license or "give hub.license=mit, or another one"
-    checks.append(Check("licence", args.hub.license is not None, detail))
+    checks.append(check_licence(args.hub.license))
     logger.info(
         "%s, track %s\n  %s", run.directory, track.name, "\n  ".join(map(str, checks))
     )
-    scored = score(run, args)
     faults = [str(check) for check in checks if check.passed is False]
-    faults += write_entry(run, track, args, scored)
+    if any(check.ends_export and check.passed is False for check in checks):
+        raise UserError("the run cannot be entered:\n  " + "\n  ".join(faults))
+    form = build_form(run, track, args.name, run.directory / ENTRY / "form.json")
+    if args.hub.push:
+        check_access(args.name, args.hub.token)
+    scored = score(run, args)
+    faults += write_entry(run, track, args, scored, form)
     logger.info("\n%s", report({str(run.directory): scored["main"].entries}, False))
     logger.info("Entry: %s", run.directory / ENTRY)
     if faults:
-        raise UserError("the entry is not ready:\n  " + "\n  ".join(faults))
+        not_pushed = ", and was not pushed" * args.hub.push
+        raise UserError(
+            f"the entry is not ready{not_pushed}:\n  " + "\n  ".join(faults)
+        )
     logger.info("The entry is ready. Fill in the open fields of form.json.")
     if args.hub.push:
         with naming("hub.push"):
@@ -166,14 +175,20 @@ def _with_data(names: Iterable[str], args: ExportArguments) -> list[str]:
 
 
 def write_entry(
-    run: Run, track: Track, args: ExportArguments, scored: dict[str, Scored]
+    run: Run,
+    track: Track,
+    args: ExportArguments,
+    scored: dict[str, Scored],
+    form: dict[str, Any],
 ) -> list[str]:
     """Write `entry/` and return the faults of its predictions.
 
-    The new entry replaces the old one only when it is complete.
+    The new entry replaces the old one only when it is complete. Files that the team has added
+    to the old one, and a card that it has changed, are kept.
 
     Args:
         scored: revision -> results.
+        form: the fields of the submission form.
     """
     entry, staging = run.directory / ENTRY, run.directory / ".entry"
     shutil.rmtree(staging, ignore_errors=True)
@@ -191,16 +206,31 @@ def write_entry(
     content = collate(scored["main"], of_milestones, track)
     text = json.dumps(content)
     write_atomically(predictions / PREDICTIONS_FILE, text)
-    form = build_form(run, track, args.name, entry / "form.json")
     write_atomically(staging / "form.json", form)
     write_atomically(staging / "form.md", describe_form(form))
-    card, entries = staging / "main" / "README.md", scored["main"].entries
+    card, entries = staging / CARD, scored["main"].entries
     write_card(run, card, form, args.hub.license, entries)
+    write_manifest(staging)
+    keep_changes(entry, staging)
     shutil.rmtree(entry, ignore_errors=True)
     os.replace(staging, entry)
     number = counted(len(milestones) + 1, "model")
     logger.info("%s with tokenizers: %s", number, entry)
     return check_predictions(json.loads(text), track, milestones)
+
+
+def keep_changes(entry: Path, staging: Path) -> None:
+    """Copy what the team has added to an entry, and its changed card, to the next entry."""
+    if not (entry / MANIFEST).is_file():
+        return
+    sums = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+    for file in filter(Path.is_file, entry.rglob("*")):
+        name = file.relative_to(entry).as_posix()
+        is_changed = name == CARD and sums.get(name) != sha256(file)
+        if is_changed or name not in (*sums, MANIFEST):
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, staging / name)
+            logger.warning("warning: %s is kept as you left it", file)
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ team answers in `form.json`, and the next export keeps these answers and writes 
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from src.evaluation.table import table
 from src.foundation import UserError, write_atomically
 from src.training.record.ledger import FILE, read_ledger
 
+logger = logging.getLogger(__name__)
+
 FOR_THE_TEAM = "(for the team to fill in)"
 # The server divides these counts by a million or more.
 COUNTS = ("num_parameters", "num_words_data", "flops")
@@ -32,7 +35,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
 
     Args:
         name: the repository on the hub.
-        before: `form.json` of an earlier export. Its answers from the team are kept.
+        before: `form.json` of an earlier export. Its values are kept.
 
     Raises:
         UserError: `before` is damaged, or the team changed a count to another unit.
@@ -69,6 +72,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "max_seq_length": run.config["data"]["block_size"],
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
+        # In hours of all devices; the second one is of all runs of the group.
         "gpu_train": device_hours(run.directory),
         "gpu_dev": round(sum(of_group), 3),
         "training_data": run.config["data"]["train_file"]
@@ -86,15 +90,22 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "teacher_models": "none" if not weights else FOR_THE_TEAM,
     }
     earlier = _read(before) if before.exists() else {}
-    for field in {*COUNTS} & {*earlier}:
-        value, count = earlier[field], form[field]
-        if value == count or count == FOR_THE_TEAM:
+    for field, value in earlier.items():
+        computed = form.get(field)
+        if value == computed or value == FOR_THE_TEAM:
             continue
-        if type(value) is not int or value < count / 100:
+        is_count = field in COUNTS and computed != FOR_THE_TEAM
+        if is_count and (type(value) is not int or value < computed / 100):
             raise UserError(
-                f"{before}: {field} must be a raw count such as {count}, got {value!r}"
+                f"{before}: {field} must be a raw count such as {computed}, got {value!r}"
             )
-    return form | {f: v for f, v in earlier.items() if form.get(f) == FOR_THE_TEAM}
+        if computed != FOR_THE_TEAM:
+            logger.warning(
+                "warning: %s: %s=%s is kept (computed: %s); delete it to get that",
+                *(before, field, value, computed),
+            )
+        form[field] = value
+    return form
 
 
 def describe_form(form: Mapping[str, Any]) -> str:
@@ -152,4 +163,4 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+        raise UserError(f"{file} is not valid JSON: {error}") from error

@@ -75,6 +75,12 @@ def push(
     return url
 
 
+def check_access(name: str, token: str | None) -> None:
+    """Raise `UserError` if the hub does not accept the access token."""
+    with hub_errors(name):
+        HfApi(token=token).whoami()
+
+
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
     """Turn each error of the hub's client into a `UserError` that names the key to change."""

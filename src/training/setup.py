@@ -154,6 +154,12 @@ def decide(
         return setup
     milestones = parse_milestones(training.milestones)
     setup = replace(setup, milestones=milestone_steps(plan, milestones))
+    if others := sorted({path.name for path in run_dir.glob("chck_*")} - {*milestones}):
+        logger.warning(
+            "warning: this run has %s, which training.milestones of this command lacks; it"
+            " may lack later ones, too",
+            ", ".join(others),
+        )
     sequences = plan.blocks_per_step // training.world_size
     tokens = sequences * args.data.block_size
     if recorded := micro_batching.recorded(run_dir, sequences):
@@ -300,20 +306,25 @@ def report(
     )
     for size, end in plan.stages:
         logger.info(f"Sequences of {size} tokens until step {end:,}")
-    if setup.milestones:
-        logger.info(_describe_milestones(setup, model))
+    if training.milestones:
+        logger.info(_describe_milestones(setup, training, model))
     if training.do_eval and training.eval_strategy != "no" and validation is not None:
         logger.info(_cost_of_evaluations(training, plan, len(validation)))
 
 
-def _describe_milestones(setup: Setup, model: PreTrainedModel) -> str:
-    """Return one line with the first and last milestone and the size of each on disk."""
-    names = setup.milestones
-    first, last, size = min(names), max(names), 4 * model.num_parameters() / 1e9
-    return (
-        f"{counted(len(names), 'milestone')}, from {names[first]} at step {first:,} to"
-        f" {names[last]} at step {last:,}; each takes {size:.2g} GB"
-    )
+def _describe_milestones(
+    setup: Setup, training: TrainingArguments, model: PreTrainedModel
+) -> str:
+    """Return one line with the milestones, the size of each on disk, and those not reached."""
+    names, size = setup.milestones, 4 * model.num_parameters() / 1e9
+    asked = parse_milestones(training.milestones)
+    line = f"Milestones, each of {size:.2g} GB: {len(names)} of {len(asked)}"
+    if names:
+        first, last = min(names), max(names)
+        line += f", {names[first]} at step {first:,} to {names[last]} at step {last:,}"
+    if missed := [name for name in asked if name not in names.values()]:
+        line += f"; this run is too short for {missed[0]} and any later ones"
+    return line
 
 
 def _cost_of_evaluations(

@@ -74,12 +74,11 @@ def milestone_steps(plan: Plan, milestones: Mapping[str, int]) -> dict[int, str]
         step = int(np.searchsorted(plan.words, min(words, last)))
         if step in steps:
             apart, most = words - milestones[steps[step]], np.diff(plan.words).max()
-            tokens = plan.blocks_per_step * plan.blocks.block_size
+            tokens = int(plan.blocks_per_step * apart / most) * plan.blocks.block_size
             raise UserError(
                 f"{KEY}: step {step:,} passes both {steps[step]} and {name}, since a step"
                 f" sees up to {most:,} words; a batch of at most"
-                f" {int(tokens * apart / most):,} tokens (training.tokens_per_step) keeps"
-                " them apart"
+                f" {tokens:,} tokens (training.tokens_per_step) keeps them apart"
             )
         steps[step] = name
     return steps
