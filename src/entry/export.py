@@ -65,7 +65,6 @@ def export(args: ExportArguments) -> None:
     faults = [str(check) for check in checks if check.passed is False]
     faults += write_entry(run, track, args, scored)
     logger.info("\n%s", report({str(run.directory): scored["main"].entries}, False))
-    logger.info("Entry: %s", run.directory / ENTRY)
     if faults:
         raise UserError("the entry is not ready:\n  " + "\n  ".join(faults))
     logger.info("The entry is ready. Fill in the open fields of form.json.")
@@ -199,7 +198,7 @@ def write_entry(
     shutil.rmtree(entry, ignore_errors=True)
     os.replace(staging, entry)
     number = counted(len(milestones) + 1, "model")
-    logger.info("%s with tokenizers: %s", number, entry)
+    logger.info("Entry with %s: %s", number, entry)
     return check_predictions(json.loads(text), track, milestones)
 
 
