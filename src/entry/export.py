@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -71,7 +70,6 @@ def export(args: ExportArguments) -> None:
     scored = score(run, args)
     faults += write_entry(run, track, args, scored, form)
     logger.info("\n%s", report({str(run.directory): scored["main"].entries}, False))
-    logger.info("Entry: %s", run.directory / ENTRY)
     if faults:
         not_pushed = ", and was not pushed" * args.hub.push
         raise UserError(
@@ -215,7 +213,7 @@ def write_entry(
     shutil.rmtree(entry, ignore_errors=True)
     os.replace(staging, entry)
     number = counted(len(milestones) + 1, "model")
-    logger.info("%s with tokenizers: %s", number, entry)
+    logger.info("Entry with %s: %s", number, entry)
     return check_predictions(json.loads(text), track, milestones)
 
 
