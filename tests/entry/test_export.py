@@ -91,11 +91,18 @@ def test_the_second_export_scores_nothing_and_keeps_the_teams_answers(finished, 
     file = finished / "entry" / "form.json"
     form = json.loads(file.read_text())
     form["data_genre"] = "child-directed speech"
+    form["gpu_dev"] = 2.5
     file.write_text(json.dumps(form))
+    card = finished / "entry" / "main" / "README.md"
+    card.write_text(card.read_text() + "\nWritten by the team.\n")
+    (finished / "entry" / "notes.txt").write_text("a note")
     shown = export(*arguments(finished, "hub.license=mit"))
     assert shown.count("scored already") == 3
     assert json.loads(file.read_text())["data_genre"] == "child-directed speech"
     assert "child-directed speech" in (finished / "entry" / "form.md").read_text()
+    assert "gpu_dev=2.5 is kept (computed: 0.0)" in shown
+    assert card.read_text().endswith("Written by the team.\n")
+    assert (finished / "entry" / "notes.txt").read_text() == "a note"
     form["num_parameters"] = 130.3
     file.write_text(json.dumps(form))
     shown = export(*arguments(finished, "hub.license=mit"))
@@ -110,10 +117,11 @@ def test_what_cannot_be_entered_is_refused_in_one_line(finished, export, tmp_pat
     assert "is not a run" in last("run=src", f"name={NAME}")
     assert "name must be <owner>/<model>" in last(f"run='{finished}'", "name=model")
     assert "unknown key `nam`" in last("+nam=x")
-    assert "no data of any task in nowhere" in last(
-        f"run='{finished}'", f"name={NAME}", "data=nowhere"
-    )
-    assert "FAIL  licence" in export(*arguments(finished))
+    licensed = (f"run='{finished}'", f"name={NAME}", "hub.license=mit")
+    assert "no data of any task in nowhere" in last(*licensed, "data=nowhere")
+    assert "licence: none; give hub.license=mit" in last(*arguments(finished))
+    wrong = last(*arguments(finished, "hub.license=MITT"))
+    assert "licence: MITT is none of the hub's names" in wrong
     results = (finished / "results.json").rename(tmp_path / "results.json")
     assert "is not finished; this continues it: python -m src.run_clm" in last(
         f"run='{finished}'", f"name={NAME}"
