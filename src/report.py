@@ -38,7 +38,7 @@ def report(args: ReportArguments) -> None:
     from src.foundation import naming, write_atomically  # the others take seconds
     from src.reporting.runs import find_runs
     from src.reporting.statistics import compare
-    from src.reporting.tables import render, write_items
+    from src.reporting.tables import comparison_tables, render, write_items
 
     results = Path(args.results_dir)
     with naming("compare"):
@@ -59,7 +59,8 @@ def report(args: ReportArguments) -> None:
     if args.format == "html":
         from src.reporting.page import write_page
 
-        write_page(every, output := Path(args.output or "report.html"), comparisons)
+        tables = [table for x in comparisons for table in comparison_tables(x)]
+        write_page(every, output := Path(args.output or "report.html"), tables)
     elif args.output:
         text = render(runs, comparisons, args.format) + "\n"
         write_atomically(output := Path(args.output), text)

@@ -174,8 +174,9 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
     """
     entry, folder = run.scores[revision][task], run.folders[revision]
     try:
-        names = [x for x in entry["files"] if x.endswith("predictions.json")]
-        parts = json.loads((folder / names[0]).read_text(encoding="utf-8")).values()
+        files = [x for x in entry.get("files", ()) if x.endswith("predictions.json")]
+        file = folder.joinpath(*files)  # older versions did not record it
+        parts = json.loads(file.read_text(encoding="utf-8")).values()
         table = pd.DataFrame([row for part in parts for row in part["predictions"]])
         table = table.astype({"id": str, "pred": object})
         if entry.get("checksum") in (None, entry_checksum(entry, folder)):

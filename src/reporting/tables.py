@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -120,26 +120,44 @@ def render(
             marks = [f"{k}: other {v}" for k, v in row.pop(NOT_COMPARABLE, {}).items()]
             row["notes"] = "; ".join(row.get("notes", marks))
         return pd.DataFrame(found or rows).to_csv(index=False).rstrip("\n")
-    show = _latex if form == "latex" else _text
     if form == "latex":
         grouped = [run.name for x in groups(runs) if len(x) > 1 for run in x]
         rows = [row for row in rows if row["run"] not in grouped]
-    tables = [show([*map(_run_cells, rows)], notes)] if runs else []
+    tables = [_table("Runs", map(_run_cells, rows), notes)] if runs else []
     for comparison in comparisons:
-        notes = [f"first: {comparison.names[0]}; second: {comparison.names[1]}"]
-        for x in comparison.differences:
-            notes += [f"{MARK} {x.task}: {note}" for note in x.notes]
-        cells = [*map(_difference_cells, comparison.differences)]
-        tables.append(show(cells, [*notes, *comparison.notes]))
-        cells = [
-            {"task": x.task, "phenomenon": name, "items": f"{found['items']:,}"}
-            | {"difference": f"{found['difference']:.2f}"}
-            | {f"{side} is better": str(len(found[side])) for side in SIDES}
-            for x in comparison.differences
-            for name, found in x.phenomena.items()
-        ]
-        tables += [_text(cells, [])] if cells and form == "table" else []
-    return "\n\n".join(tables)
+        found = comparison_tables(comparison)
+        tables += found[:1] if form == "latex" else found
+    return "\n\n".join(map(_latex if form == "latex" else _text, tables))
+
+
+def comparison_tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return tables of a comparison: of tasks, and of phenomena if they are known.
+
+    A table has `caption`, `columns` (names), `rows` (lists of texts) and `notes` (lines).
+    """
+    names = "first: {}; second: {}".format(*comparison.names)
+    of_tasks = [
+        f"{MARK} {x.task}: {n}" for x in comparison.differences for n in x.notes
+    ]
+    cells = [
+        {"task": x.task, "phenomenon": name, "items": f"{found['items']:,}"}
+        | {"difference": f"{found['difference']:.2f}"}
+        | {f"{side} is better": str(len(found[side])) for side in SIDES}
+        for x in comparison.differences
+        for name, found in x.phenomena.items()
+    ]
+    notes = [names, *of_tasks, *comparison.notes]
+    differences = map(_difference_cells, comparison.differences)
+    tables = [_table("Differences", differences, notes)]
+    return tables + (
+        [_table("Differences by phenomenon", cells, [names])] if cells else []
+    )
+
+
+def _table(caption: str, cells: Iterable[Row], notes: Sequence[str]) -> dict[str, Any]:
+    frame = pd.DataFrame([*cells]).fillna("")
+    table = {"caption": caption, "columns": [*frame], "rows": frame.values.tolist()}
+    return table | {"notes": notes}
 
 
 def _run_cells(row: Row) -> dict[str, str]:
@@ -175,20 +193,19 @@ def _difference_cells(x: Any) -> dict[str, str]:
     return {"task": x.task, **cells, **end}
 
 
-def _text(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    frame = pd.DataFrame(rows).fillna("")
-    return "\n".join([*align([[*frame], *frame.values.tolist()]), *notes])
+def _text(table: dict[str, Any]) -> str:
+    return "\n".join([*align([table["columns"], *table["rows"]]), *table["notes"]])
 
 
-def _latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def _latex(table: dict[str, Any]) -> str:
     """Return a LaTeX table with the notes as comments."""
-    frame = pd.DataFrame(rows).fillna("")
+    frame = pd.DataFrame(table["rows"], columns=table["columns"])
     frame = frame.loc[:, (frame != "").any()]  # the seed of groups
     form = "l" + "r" * (len(frame.columns) - 1)
     text = frame.to_latex(index=False, escape=True, column_format=form).rstrip()
     for character, command in LATEX.items():
         text = text.replace(character, command)
-    comments = [f"% {line}" for note in notes for line in note.split("\n")]
+    comments = [f"% {line}" for note in table["notes"] for line in note.split("\n")]
     return "\n".join(["% needs \\usepackage{booktabs}", *comments, text])
 
 

@@ -1,6 +1,7 @@
 """Comparisons, checked by hand and against other implementations."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from src.arguments import ReportArguments
+from src.foundation import UserError
 from src.reporting.runs import find_runs
 from src.reporting.statistics import (
     DRAWS,
@@ -221,3 +223,43 @@ def test_the_dev_loss_of_another_text_or_step_has_other_rules(place):
     assert by_task["dev loss"].notes == ["not comparable: other step"]
     run, _ = find_runs("exp/*", Path("results"))
     assert scores(run)["dev loss"].value == 3.0
+
+
+def test_the_right_answers_of_fine_tuning_are_labels_and_of_own_pairs_the_first(place):
+    folder = Path("evals/full_eval/glue_filtered")
+    folder.mkdir()
+    rows = [{"sentence1": "a", "sentence2": "b", "label": i % 2} for i in range(4)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for split in ("train", "valid"):
+        (folder / f"rte.{split}.jsonl").write_text(text)
+    answers, _ = right_answers("rte", 2026, "evals")
+    assert [*zip(answers["id"], answers["answer"])][:2] == [("rte_0", 0), ("rte_1", 1)]
+    assert answers["weight"].tolist() == [1 / 4] * 4
+    own = Path("evals/full_eval/blimp_filtered")
+    answers, _ = right_answers("pairs/blimp_filtered", 2026, "nowhere", (str(own),))
+    assert len(answers) == 10 and answers["answer"][0] == "good agreement 0"
+    with pytest.raises(UserError, match="need pairs=<its folder>"):
+        right_answers("pairs/other", 2026, "nowhere")
+
+
+def test_fine_tuned_models_are_compared_by_their_labels(place):
+    folder = Path("evals/full_eval/glue_filtered")
+    folder.mkdir()
+    row = '{"sentence1": "a", "sentence2": "b", "label": 1}\n'
+    for split in ("train", "valid"):
+        (folder / f"rte.{split}.jsonl").write_text(row * 3)
+    _, checksum = right_answers("rte", 2026, "evals")
+    for name, labels in (("a", (1, 1, 0)), ("b", (0, 1, 1))):
+        directory = write_run(f"run-{name}", "seed-1")
+        file = Path(f"results/run-{name}_seed-1/main/finetune/rte/predictions.json")
+        file.parent.mkdir(parents=True)
+        rows = [{"id": f"rte_{i}", "pred": x} for i, x in enumerate(labels)]
+        file.write_text(json.dumps({"rte": {"predictions": rows}}))
+        entry = {"score": 66.7, "protocol": 2026, "subscores": {}}
+        entry |= {"data_checksum": checksum, "files": ["finetune/rte/predictions.json"]}
+        scores = {"scores": {"causal": {"rte": entry}}}
+        (file.parents[2] / "scores.json").write_text(json.dumps(scores))
+    _, by_task = compared("run-a", "run-b")
+    found = by_task["rte"].phenomena["rte"]
+    assert (found["first"], found["second"]) == (["rte_0"], ["rte_2"])
+    assert by_task["rte"].difference == pytest.approx(0)
