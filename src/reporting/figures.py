@@ -1,0 +1,274 @@
+"""Figures of a report, drawn without a display and without pyplot's global state.
+
+A figure is drawn once as SVG. In the page, its ink takes the colour of the page's text and its
+paper is transparent, so that it can be read on light and dark paper. The files beside the page
+keep both. All text is drawn as it is: a name may hold `$`, `<` or any other character.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.foundation import write_atomically
+
+MAX_POINTS = (
+    300  # of a curve: more cannot be told apart on a screen, and slow the page down
+)
+INK, PAPER = "#1b1f24", "#fefefe"  # of the style
+# Okabe and Ito's colours for all kinds of sight, those that show on light and dark paper.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
+GREY = "#8a8f98"
+STYLE = Path(__file__).with_suffix(".mplstyle")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve over the words seen, with the band that belongs to it.
+
+    Args:
+        x, y: words seen, ascending and positive, and values [points].
+        low, high: edges of the band [points]; None: there is no band.
+        is_background: whether it is drawn thin and grey, and without its label.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    is_background: bool = False
+
+
+def downsampled(label: str, x: np.ndarray, y: np.ndarray) -> Curve:
+    """Return a curve of at most `MAX_POINTS` points: means in bins of equal width in log(x).
+
+    The band reaches from the least to the greatest value of each bin, so that no outlier is
+    lost. Values that are not finite, and those at x <= 0, are left out.
+
+    Args:
+        x, y: words seen and values [rows], in any order.
+    """
+    usable = np.isfinite(x) & np.isfinite(y) & (x > 0)
+    order = np.argsort(x[usable], kind="stable")
+    x, y = x[usable][order], y[usable][order]
+    if len(x) <= MAX_POINTS:
+        return Curve(label, x, y)
+    position = np.log(x / x[0]) / np.log(x[-1] / x[0] + 1e-9)
+    bins = np.minimum((position * MAX_POINTS).astype(int), MAX_POINTS - 1)
+    starts = np.unique(bins, return_index=True)[1]
+    sizes = np.diff(np.append(starts, len(x)))
+    x, mean = (np.add.reduceat(values, starts) / sizes for values in (x, y))
+    low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+    return Curve(label, x, mean, low, high)
+
+
+def mean_curve(label: str, curves: Sequence[Curve], is_background: bool) -> Curve:
+    """Return the mean of curves with a band of one sample standard deviation.
+
+    The curves are interpolated linearly in log(x), where all of them have values.
+    """
+    if len(curves) == 1:
+        return Curve(label, curves[0].x, curves[0].y, None, None, is_background)
+    first = max(curve.x[0] for curve in curves)
+    last = min(curve.x[-1] for curve in curves)
+    longest = max(curves, key=lambda curve: len(curve.x)).x
+    x = np.unique(
+        np.append(longest[(longest > first) & (longest < last)], [first, last])
+    )
+    x = x[(x >= first) & (x <= last)]
+    values = [np.interp(np.log(x), np.log(curve.x), curve.y) for curve in curves]
+    mean, sd = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
+    return Curve(label, x, mean, mean - sd, mean + sd, is_background)
+
+
+def plateau(values: Sequence[float], share: float = 0.95) -> int | None:
+    """Return the index from which values hardly rise: `share` of the whole rise is reached.
+
+    The rise is that from the first value to the greatest. It is None if nothing rises, or if
+    only the last value reaches the share: then the values may rise further.
+    """
+    best = max(values)
+    if best <= values[0]:
+        return None
+    reached = (v >= values[0] + share * (best - values[0]) for v in values)
+    index = list(reached).index(True)
+    return None if index == len(values) - 1 else index
+
+
+def curves(
+    curves: Sequence[Curve],
+    ylabel: str,
+    is_loss: bool = False,
+    has_points: bool = False,
+    stars: Iterable[tuple[float, float]] = (),
+) -> Any:
+    """Return a figure of curves over words seen, on a logarithmic axis.
+
+    Args:
+        is_loss: adds the perplexity on the right.
+        has_points: marks each point, for curves that are measured at few points.
+        stars: points that are marked with a star.
+    """
+    figure, axes = _figure()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_words)
+    axes.xaxis.set_minor_formatter(lambda x, position: "")
+    axes.set(xlabel="words seen", ylabel=ylabel)
+    colours = _colours(curve.label for curve in curves if not curve.is_background)
+    for curve in curves:
+        colour, dashes = colours.get(curve.label, (GREY, "-"))
+        width = 0.6 if curve.is_background else None
+        (line,) = axes.plot(curve.x, curve.y, dashes, color=colour, linewidth=width)
+        line.set_marker("o" if has_points or len(curve.x) == 1 else "")
+        line.set_markersize(3)
+        line.set_label("" if curve.is_background else _clean(curve.label))
+        if curve.low is not None and not curve.is_background:
+            axes.fill_between(
+                curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
+            )
+    for x, y in stars:
+        axes.plot([x], [y], "*", color=INK, markersize=9, label="")
+    if is_loss:
+        right = axes.secondary_yaxis("right")
+        right.set_ylabel("perplexity")
+        right.yaxis.set_major_formatter(lambda loss, position: _perplexity(loss))
+    _legend(figure, axes)
+    return figure
+
+
+def phenomena(
+    scores: Mapping[str, Mapping[str, float]], references: Mapping[str, float]
+) -> Any:
+    """Return a figure of scores by phenomenon, with vertical lines for references.
+
+    Args:
+        scores: label of a model -> phenomenon -> percentage.
+        references: label of a line -> percentage.
+    """
+    names = list(
+        dict.fromkeys(name for of_model in scores.values() for name in of_model)
+    )
+    figure, axes = _figure(height=1.8 + 0.2 * len(names))
+    dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)))
+    for (label, value), dash in zip(references.items(), dashes):
+        axes.axvline(value, color=INK, linestyle=dash, linewidth=0.9, label=label)
+    for label, (colour, _) in _colours(scores).items():
+        points = [
+            (scores[label][n], i) for i, n in enumerate(names) if n in scores[label]
+        ]
+        axes.plot(*zip(*points), "o", color=colour, label=_clean(label))
+    axes.set_yticks(range(len(names)), [_clean(name) for name in names])
+    axes.set(xlabel="score (%)", xlim=(0, 100))
+    axes.invert_yaxis()
+    _legend(figure, axes)
+    return figure
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray) -> Any:
+    """Return a figure of percentages [rows, columns] as colours; NaN is left empty."""
+    width = max(5.2, 2.2 + 0.42 * len(columns))
+    figure, axes = _figure(width=width, height=1.4 + 0.22 * len(rows))
+    axes.grid(False)
+    # The colours diverge at chance: orange is worse than guessing, purple is better.
+    mesh = axes.pcolormesh(values, cmap="PuOr", vmin=0, vmax=100, edgecolor="face")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_clean(name) for name in rows])
+    axes.set_xticks(
+        np.arange(len(columns)) + 0.5, [_clean(name) for name in columns], rotation=90
+    )
+    axes.invert_yaxis()
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        colour = "#ffffff" if abs(value - 50) > 30 else "#000000"
+        place = {"ha": "center", "va": "center", "fontsize": 6}
+        axes.text(column + 0.5, row + 0.5, f"{value:.0f}", color=colour, **place)
+    figure.colorbar(mesh, label="score (%)")
+    return figure
+
+
+def bars(values: Mapping[str, float], xlabel: str) -> Any:
+    """Return a figure with a horizontal bar for each value."""
+    figure, axes = _figure(height=1.0 + 0.24 * len(values))
+    axes.barh(
+        [str(i) for i in range(len(values))], list(values.values()), color=COLOURS[0]
+    )
+    axes.set_yticks(range(len(values)), [_clean(name) for name in values])
+    axes.xaxis.set_major_formatter(_words)
+    axes.set_xlabel(xlabel)
+    axes.invert_yaxis()
+    return figure
+
+
+def save(draw: Callable[..., Any], file: Path, *args: Any, **options: Any) -> str:
+    """Draw a figure, write it as SVG and PNG, and return the `<svg>` element for a page.
+
+    Args:
+        draw: one of the functions above, which gets `args` and `options`.
+        file: path of the files without a suffix. Its name makes the ids in the page unique.
+    """
+    import matplotlib
+
+    svg = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # PNG: boxes in their place
+        figure = draw(*args, **options)
+        figure.savefig(svg, format="svg", metadata=nothing)
+        figure.savefig(file.with_suffix(".png"), format="png")
+    write_atomically(file.with_suffix(".svg"), svg.getvalue())
+    element = svg.getvalue()[svg.getvalue().index("<svg") :]
+    element = element.replace(INK, "currentColor").replace(PAPER, "none")
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{file.name}-", element)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
+
+
+def _figure(width: float = 5.2, height: float = 3.4) -> tuple[Any, Any]:
+    """Return an empty figure and its axes. Sizes in inches: 5.2 fit on a phone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _colours(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a colour and a line style for each label; the styles tell equal colours apart."""
+    styles = [(colour, dash) for dash in ("-", "--", ":") for colour in COLOURS]
+    return {label: styles[i % len(styles)] for i, label in enumerate(labels)}
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = 1 if max(map(len, labels)) > 30 else 2
+        place = {"loc": "outside lower center", "ncols": columns, "fontsize": 7}
+        figure.legend(handles, labels, **place)
+
+
+def _clean(text: str) -> str:
+    """Return a text of one line that fits into a figure and that SVG can hold.
+
+    A space before an underscore keeps it in the legend, from which matplotlib would drop it.
+    """
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = text if len(text) <= 56 else f"{text[:32]}…{text[-22:]}"
+    return f" {text}" if text.startswith("_") else text
+
+
+def _words(value: float, position: int | None = None) -> str:
+    """Return a number of words as `300k` or `10M`."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.3g}" if loss < 700 else "∞"
