@@ -8,7 +8,7 @@ import contextlib
 import glob
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,8 +123,8 @@ class Checkpoint:
         """Return the milestones in a run's directory, or else its complete checkpoints."""
         milestones = list(self.directory.glob("chck_*"))
         paths = milestones or self.directory.glob("checkpoint-*")
-        paths = sorted(paths, key=_natural_order)
-        return [_local(path) for path in paths if _is_model(path)]
+        paths = sorted(paths, key=natural_order)
+        return [local_checkpoint(path) for path in paths if _is_model(path)]
 
 
 def model_folder(model: str) -> str:
@@ -174,7 +174,7 @@ def find_checkpoints(
         elif revisions is not None:
             raise UserError(f"revision={revisions} is for hub names, not for {name}")
         else:
-            new = [_local(path) for path in _directories(name)]
+            new = [local_checkpoint(path) for path in _directories(name)]
         for model in new:
             key = (model_folder(model.model), model.revision)
             other = models.setdefault(key, model)
@@ -192,44 +192,60 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _directories(name: str) -> list[Path]:
-    """Return the models of a path or a glob, sorted by name and number.
+    """Return the models of a path or a glob, sorted by name and number."""
+    found = matching(name)
+    if models := list(filter(_is_model, found)):
+        return models
+    fault = "is not a model" if found else "does not exist"
+    raise UserError(f"{name} {fault}; {_list_models(Path(name).expanduser())}")
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return what a path or a glob names, sorted by name and number.
 
     Names may hold brackets, so a pattern without matches is tried again with plain brackets.
     """
-    path = Path(name).expanduser()
+    path = Path(pattern).expanduser()
     found = [str(path)] if path.exists() else glob.glob(str(path))
     found = found or glob.glob(str(path).replace("[", "[[]"))
-    if models := sorted(filter(_is_model, map(Path, found)), key=_natural_order):
-        return models
-    fault = "is not a model" if found else "does not exist"
-    raise UserError(f"{name} {fault}; {_list_models(path)}")
+    return sorted(map(Path, found), key=natural_order)
 
 
 def _list_models(path: Path) -> str:
     """Return a list of the models below a path, or below its first existing parent, as text."""
+    return list_below(path, _is_model, "model (a folder with a config.json)")
+
+
+def list_below(path: Path, is_wanted: Callable[[Path], bool], noun: str) -> str:
+    """Return the folders below a path, or below its first existing parent, as text.
+
+    Args:
+        is_wanted: whether a folder is listed.
+        noun: what such a folder is, as in "model (a folder with a config.json)".
+    """
     while path != path.parent and not path.is_dir():
         path = path.parent
     path = Path("exp") if path == Path() else path
     below = [p for depth in ("*", "*/*", "*/*/*") for p in path.glob(depth)]
-    lines = [str(p) for p in sorted(filter(_is_model, below), key=_natural_order)]
+    lines = [str(p) for p in sorted(filter(is_wanted, below), key=natural_order)]
     if not lines:
-        return f"there is no model (a folder with a config.json) in {path}"
+        return f"there is no {noun} in {path}"
     if (more := len(lines) - MAX_MODELS_LISTED) > 0:
         lines[MAX_MODELS_LISTED:] = [f"… ({more} more)"]
-    return "\n  ".join([f"models in {path}:", *lines])
+    return "\n  ".join([f"{noun.split(' ')[0]}s in {path}:", *lines])
 
 
 def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _natural_order(path: Path) -> list[Union[int, str]]:
+def natural_order(path: Path) -> list[Union[int, str]]:
     """Return a key by which checkpoint-50 comes before checkpoint-100."""
     parts = re.split(r"(\d+)", str(path))
     return [int(part) if part.isdecimal() else part for part in parts]
 
 
-def _local(path: Path) -> Checkpoint:
+def local_checkpoint(path: Path) -> Checkpoint:
     """Return the model in a directory.
 
     The model name of a run contains its group, because runs of different groups have the same

@@ -180,7 +180,7 @@ class ResultsFolder:
         if not entry:
             return None
         folder = self.of_model(key)
-        if entry.get("checksum") not in (None, _checksum(entry, folder)):
+        if entry.get("checksum") not in (None, entry_checksum(entry, folder)):
             LOGGER.warning(
                 "warning: %s/scores.json: the score of %s or its files have changed since they"
                 " were written; it is not used",
@@ -223,7 +223,7 @@ class ResultsFolder:
         for name, content in result.files.items():
             _write(file.parent / folder / name, content)
         entry = _without_nan(entry)
-        entries[result.task] = {**entry, "checksum": _checksum(entry, file.parent)}
+        entries[result.task] = {**entry, "checksum": entry_checksum(entry, file.parent)}
         _write(file, record)
         return entries[result.task]
 
@@ -255,7 +255,7 @@ def _official_folder(key: ResultKey, result: Result) -> Path:
     return Path("zero_shot", key.backend, result.folder)
 
 
-def _checksum(entry: Entry, folder: Path) -> str:
+def entry_checksum(entry: Entry, folder: Path) -> str:
     """Return the SHA-256 of an entry, without the field `checksum`, and of its existing files.
 
     Args:

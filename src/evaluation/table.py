@@ -76,7 +76,7 @@ def table(entries: Mapping[str, Entry], by_phenomenon: bool = False) -> str:
     if mean is not None:
         rows.append(["overall", _text(mean)])
     notes = [f"{task}: {note}" for task, e in entries.items() for note in _notes(e)]
-    return "\n".join([*_align(rows, 2), _rules(entries), *notes, *_sources(entries)])
+    return "\n".join([*align(rows, 2), _rules(entries), *notes, *_sources(entries)])
 
 
 def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
@@ -97,7 +97,7 @@ def overview(models: Mapping[str, Mapping[str, Entry]]) -> str:
     for label, entries in models.items():
         for task, entry in entries.items():
             lines += [f"{label}: {task}: {note}" for note in _notes(entry)]
-    return "\n".join([*_align(rows), *lines, *_sources(tasks)])
+    return "\n".join([*align(rows), *lines, *_sources(tasks)])
 
 
 def _published(task: str) -> Sequence[float | None]:
@@ -115,7 +115,7 @@ def _text(score: float | None) -> str:
     return "" if score is None else f"{score:.2f}"
 
 
-def _align(rows: Sequence[Sequence[str]], headings: int = 1) -> Iterator[str]:
+def align(rows: Sequence[Sequence[str]], headings: int = 1) -> Iterator[str]:
     """Yield a line per row. The first column is aligned left, the others are aligned right.
 
     Args:
