@@ -192,19 +192,6 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray) ->
     return figure
 
 
-def bars(values: Mapping[str, float], xlabel: str) -> Any:
-    """Return a figure with a horizontal bar for each value."""
-    figure, axes = _figure(height=1.0 + 0.24 * len(values))
-    axes.barh(
-        [str(i) for i in range(len(values))], list(values.values()), color=COLOURS[0]
-    )
-    axes.set_yticks(range(len(values)), [_clean(name) for name in values])
-    axes.xaxis.set_major_formatter(_words)
-    axes.set_xlabel(xlabel)
-    axes.invert_yaxis()
-    return figure
-
-
 def save(draw: Callable[..., Any], file: Path, *args: Any, **options: Any) -> str:
     """Draw a figure, write it as SVG and PNG, and return the `<svg>` element for a page.
 
@@ -271,4 +258,4 @@ def _words(value: float, position: int | None = None) -> str:
 
 
 def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.3g}" if loss < 700 else "∞"
+    return f"{math.exp(loss):,.3g}" if loss < 6 else _words(math.exp(min(loss, 700)))
