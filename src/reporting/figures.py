@@ -6,6 +6,7 @@ keep both. All text is drawn as it is: a name may hold `$`, `<` or any other cha
 """
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -35,7 +36,7 @@ class Curve:
     Args:
         x, y: words seen, ascending and positive, and values [points].
         low, high: edges of the band [points]; None: there is no band.
-        is_background: whether it is drawn thin and grey, and without its label.
+        is_grey: whether it is drawn thin and grey, and without its label.
     """
 
     label: str
@@ -43,7 +44,7 @@ class Curve:
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    is_background: bool = False
+    is_grey: bool = False
 
 
 def downsampled(label: str, x: np.ndarray, y: np.ndarray) -> Curve:
@@ -69,23 +70,20 @@ def downsampled(label: str, x: np.ndarray, y: np.ndarray) -> Curve:
     return Curve(label, x, mean, low, high)
 
 
-def mean_curve(label: str, curves: Sequence[Curve], is_background: bool) -> Curve:
+def mean_curve(label: str, curves: Sequence[Curve], is_grey: bool) -> Curve:
     """Return the mean of curves with a band of one sample standard deviation.
 
-    The curves are interpolated linearly in log(x), where all of them have values.
+    The curves are interpolated linearly in log(x), where all of them have values. One curve has
+    no band.
     """
-    if len(curves) == 1:
-        return Curve(label, curves[0].x, curves[0].y, None, None, is_background)
     first = max(curve.x[0] for curve in curves)
     last = min(curve.x[-1] for curve in curves)
-    longest = max(curves, key=lambda curve: len(curve.x)).x
-    x = np.unique(
-        np.append(longest[(longest > first) & (longest < last)], [first, last])
-    )
-    x = x[(x >= first) & (x <= last)]
+    x = max((curve.x for curve in curves), key=len)
+    x = np.union1d(x[(x > first) & (x < last)], [first, last] if first <= last else [])
     values = [np.interp(np.log(x), np.log(curve.x), curve.y) for curve in curves]
-    mean, sd = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
-    return Curve(label, x, mean, mean - sd, mean + sd, is_background)
+    mean = np.mean(values, axis=0)
+    sd = np.std(values, axis=0, ddof=1) if len(curves) > 1 else math.nan
+    return Curve(label, x, mean, mean - sd, mean + sd, is_grey)
 
 
 def plateau(values: Sequence[float], share: float = 0.95) -> int | None:
@@ -117,24 +115,22 @@ def curves(
         stars: points that are marked with a star.
     """
     figure, axes = _figure()
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(_words)
-    axes.xaxis.set_minor_formatter(lambda x, position: "")
+    axes.set_xscale("log", subs=(2, 5))
     axes.set(xlabel="words seen", ylabel=ylabel)
-    colours = _colours(curve.label for curve in curves if not curve.is_background)
+    colours = _colours(curve.label for curve in curves if not curve.is_grey)
     for curve in curves:
-        colour, dashes = colours.get(curve.label, (GREY, "-"))
-        width = 0.6 if curve.is_background else None
-        (line,) = axes.plot(curve.x, curve.y, dashes, color=colour, linewidth=width)
-        line.set_marker("o" if has_points or len(curve.x) == 1 else "")
-        line.set_markersize(3)
-        line.set_label("" if curve.is_background else _clean(curve.label))
-        if curve.low is not None and not curve.is_background:
-            axes.fill_between(
-                curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
-            )
+        label = "" if curve.is_grey else _clean(curve.label)
+        style = colours.get(curve.label, {"color": GREY, "linewidth": 0.6})
+        marker = "o" if has_points or len(curve.x) == 1 else ""
+        axes.plot(curve.x, curve.y, marker=marker, label=label, **style)
+        if curve.low is not None and not curve.is_grey:
+            band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(curve.x, curve.low, curve.high, **band)
     for x, y in stars:
         axes.plot([x], [y], "*", color=INK, markersize=9, label="")
+    first, last = axes.get_xlim()
+    axes.xaxis.set_major_formatter(_words)
+    axes.xaxis.set_minor_formatter(_words if last < 300 * first else lambda *_: "")
     if is_loss:
         right = axes.secondary_yaxis("right")
         right.set_ylabel("perplexity")
@@ -152,43 +148,36 @@ def phenomena(
         scores: label of a model -> phenomenon -> percentage.
         references: label of a line -> percentage.
     """
-    names = list(
-        dict.fromkeys(name for of_model in scores.values() for name in of_model)
-    )
-    figure, axes = _figure(height=1.8 + 0.2 * len(names))
+    names = list(dict.fromkeys(name for terms in scores.values() for name in terms))
+    figure, axes = _figure(1.8 + 0.2 * len(names))
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)))
     for (label, value), dash in zip(references.items(), dashes):
         axes.axvline(value, color=INK, linestyle=dash, linewidth=0.9, label=label)
-    for label, (colour, _) in _colours(scores).items():
-        points = [
-            (scores[label][n], i) for i, n in enumerate(names) if n in scores[label]
-        ]
-        axes.plot(*zip(*points), "o", color=colour, label=_clean(label))
-    axes.set_yticks(range(len(names)), [_clean(name) for name in names])
-    axes.set(xlabel="score (%)", xlim=(0, 100))
-    axes.invert_yaxis()
+    for label, style in _colours(scores).items():
+        values = [scores[label].get(name, math.nan) for name in names]
+        marks = {"color": style["color"], "label": _clean(label)}
+        axes.plot(values, range(len(names)), "o", **marks)
+    axes.set_yticks(range(len(names)), list(map(_clean, names)))
+    axes.set(xlabel="score (%)", xlim=(0, 100), ylim=(len(names) - 0.5, -0.5))
     _legend(figure, axes)
     return figure
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray) -> Any:
     """Return a figure of percentages [rows, columns] as colours; NaN is left empty."""
-    width = max(5.2, 2.2 + 0.42 * len(columns))
-    figure, axes = _figure(width=width, height=1.4 + 0.22 * len(rows))
+    figure, axes = _figure(2.0 + 0.22 * len(rows), width=10.4)
     axes.grid(False)
     # The colours diverge at chance: orange is worse than guessing, purple is better.
-    mesh = axes.pcolormesh(values, cmap="PuOr", vmin=0, vmax=100, edgecolor="face")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [_clean(name) for name in rows])
-    axes.set_xticks(
-        np.arange(len(columns)) + 0.5, [_clean(name) for name in columns], rotation=90
-    )
+    axes.pcolormesh(values, cmap="PuOr", vmin=0, vmax=100, edgecolor="face")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, list(map(_clean, rows)))
+    columns = list(map(_clean, columns))
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
     axes.invert_yaxis()
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
-        colour = "#ffffff" if abs(value - 50) > 30 else "#000000"
-        place = {"ha": "center", "va": "center", "fontsize": 6}
-        axes.text(column + 0.5, row + 0.5, f"{value:.0f}", color=colour, **place)
-    figure.colorbar(mesh, label="score (%)")
+        style = {"color": "#ffffff" if abs(value - 50) > 30 else "#000000"}
+        style |= {"ha": "center", "va": "center", "fontsize": 6}
+        axes.text(column + 0.5, row + 0.5, f"{value:.0f}", **style)
     return figure
 
 
@@ -217,18 +206,18 @@ def save(draw: Callable[..., Any], file: Path, *args: Any, **options: Any) -> st
     return re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
 
 
-def _figure(width: float = 5.2, height: float = 3.4) -> tuple[Any, Any]:
-    """Return an empty figure and its axes. Sizes in inches: 5.2 fit on a phone."""
+def _figure(height: float = 3.4, width: float = 5.2) -> tuple[Any, Any]:
+    """Return an empty figure and its axes. Sizes in inches: a width of 5.2 fits on a phone."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _colours(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return a colour and a line style for each label; the styles tell equal colours apart."""
-    styles = [(colour, dash) for dash in ("-", "--", ":") for colour in COLOURS]
-    return {label: styles[i % len(styles)] for i, label in enumerate(labels)}
+def _colours(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return a style for each label; dashes tell lines of equal colour apart."""
+    styles = [{"color": c, "linestyle": d} for d in ("-", "--", ":") for c in COLOURS]
+    return dict(zip(labels, itertools.cycle(styles)))
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -258,4 +247,5 @@ def _words(value: float, position: int | None = None) -> str:
 
 
 def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):,.3g}" if loss < 6 else _words(math.exp(min(loss, 700)))
+    perplexity = math.exp(min(loss, 700))
+    return f"{perplexity:,.0f}" if 100 < perplexity < 1e7 else f"{perplexity:.3g}"

@@ -88,7 +88,7 @@ def write_page(runs: list[RunData], path: Path, comparisons: Iterable = ()) -> N
         pictures=pictures.drawn,
         folder=pictures.folder.name,
         final=final_scores(runs[0]),
-        metrics=_metrics(runs[0]),
+        metrics={name: _values(runs[:1], name) for name in _metrics(runs[0])},
         published={"names": BASELINES, "scores": PUBLISHED, "sources": SOURCES},
         config=yaml.safe_dump(runs[0].config, sort_keys=False),
     )
