@@ -86,32 +86,30 @@ def mean_curve(label: str, curves: Sequence[Curve], is_grey: bool) -> Curve:
     return Curve(label, x, mean, mean - sd, mean + sd, is_grey)
 
 
-def plateau(values: Sequence[float], share: float = 0.95) -> int | None:
-    """Return the index from which values hardly rise: `share` of the whole rise is reached.
+def plateau(values: np.ndarray) -> int | None:
+    """Return the index from which values hardly rise: 95 % of the whole rise are reached.
 
     The rise is that from the first value to the greatest. It is None if nothing rises, or if
     only the last value reaches the share: then the values may rise further.
+
+    Args:
+        values: scores in the order of the words seen [revisions], at least one.
     """
-    best = max(values)
-    if best <= values[0]:
-        return None
-    reached = (v >= values[0] + share * (best - values[0]) for v in values)
-    index = list(reached).index(True)
-    return None if index == len(values) - 1 else index
+    enough = values[0] + 0.95 * (values.max() - values[0])
+    index = int(np.argmax(values >= enough))
+    return index if 0 < index < len(values) - 1 else None
 
 
 def curves(
     curves: Sequence[Curve],
     ylabel: str,
     is_loss: bool = False,
-    has_points: bool = False,
     stars: Iterable[tuple[float, float]] = (),
 ) -> Any:
     """Return a figure of curves over words seen, on a logarithmic axis.
 
     Args:
         is_loss: adds the perplexity on the right.
-        has_points: marks each point, for curves that are measured at few points.
         stars: points that are marked with a star.
     """
     figure, axes = _figure()
@@ -121,7 +119,7 @@ def curves(
     for curve in curves:
         label = "" if curve.is_grey else _clean(curve.label)
         style = colours.get(curve.label, {"color": GREY, "linewidth": 0.6})
-        marker = "o" if has_points or len(curve.x) == 1 else ""
+        marker = "o" if len(curve.x) < 40 else ""  # few points are shown
         axes.plot(curve.x, curve.y, marker=marker, label=label, **style)
         if curve.low is not None and not curve.is_grey:
             band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
@@ -134,7 +132,7 @@ def curves(
     if is_loss:
         right = axes.secondary_yaxis("right")
         right.set_ylabel("perplexity")
-        right.yaxis.set_major_formatter(lambda loss, position: _perplexity(loss))
+        right.yaxis.set_major_formatter(_perplexity)
     _legend(figure, axes)
     return figure
 
@@ -149,7 +147,7 @@ def phenomena(
         references: label of a line -> percentage.
     """
     names = list(dict.fromkeys(name for terms in scores.values() for name in terms))
-    figure, axes = _figure(1.8 + 0.2 * len(names))
+    figure, axes = _figure(0.7 + 0.2 * len(names))
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)))
     for (label, value), dash in zip(references.items(), dashes):
         axes.axvline(value, color=INK, linestyle=dash, linewidth=0.9, label=label)
@@ -165,12 +163,13 @@ def phenomena(
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray) -> Any:
     """Return a figure of percentages [rows, columns] as colours; NaN is left empty."""
-    figure, axes = _figure(2.0 + 0.22 * len(rows), width=10.4)
+    columns = list(map(_clean, columns))
+    height = 0.5 + 0.22 * len(rows) + 0.07 * max(map(len, columns))
+    figure, axes = _figure(height, width=10.4)
     axes.grid(False)
     # The colours diverge at chance: orange is worse than guessing, purple is better.
     axes.pcolormesh(values, cmap="PuOr", vmin=0, vmax=100, edgecolor="face")
     axes.set_yticks(np.arange(len(rows)) + 0.5, list(map(_clean, rows)))
-    columns = list(map(_clean, columns))
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
     axes.invert_yaxis()
     for row, column in np.argwhere(np.isfinite(values)):
@@ -206,7 +205,7 @@ def save(draw: Callable[..., Any], file: Path, *args: Any, **options: Any) -> st
     return re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
 
 
-def _figure(height: float = 3.4, width: float = 5.2) -> tuple[Any, Any]:
+def _figure(height: float = 3.0, width: float = 5.2) -> tuple[Any, Any]:
     """Return an empty figure and its axes. Sizes in inches: a width of 5.2 fits on a phone."""
     from matplotlib.figure import Figure
 
@@ -221,11 +220,12 @@ def _colours(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _legend(figure: Any, axes: Any) -> None:
+    """Add a legend below the axes, if there is more than one label. The figure grows."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         columns = 1 if max(map(len, labels)) > 30 else 2
-        place = {"loc": "outside lower center", "ncols": columns, "fontsize": 7}
-        figure.legend(handles, labels, **place)
+        figure.set_figheight(figure.get_figheight() + 0.16 * len(labels) / columns)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _clean(text: str) -> str:
@@ -246,6 +246,6 @@ def _words(value: float, position: int | None = None) -> str:
     return f"{value:g}"
 
 
-def _perplexity(loss: float) -> str:
+def _perplexity(loss: float, position: int | None = None) -> str:
     perplexity = math.exp(min(loss, 700))
     return f"{perplexity:,.0f}" if 100 < perplexity < 1e7 else f"{perplexity:.3g}"

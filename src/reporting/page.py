@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from src.evaluation.suite import is_score
 from src.evaluation.table import BASELINES, PUBLISHED, SOURCES
 from src.foundation import counted, write_atomically
 from src.reporting import figures
-from src.reporting.figures import Curve, downsampled
+from src.reporting.figures import Curve
 from src.reporting.runs import RunData
 
 # People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020, table 3).
@@ -37,7 +38,7 @@ LOSS = "dev loss"
 LOGGED = {"learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Runs that differ in their seed only. `values` are the settings that tell it from others."""
 
@@ -78,17 +79,17 @@ def write_page(runs: list[RunData], path: Path, comparisons: Iterable = ()) -> N
     else:
         tables = _tables(groups)
         _draw_groups(groups, pictures)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Template(
+        source, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    html = environment.get_template("page.html").render(
+    html = template.render(
         runs=runs,
         tables=[*tables, *comparisons],
         pictures=pictures.drawn,
         folder=pictures.folder.name,
         final=final_scores(runs[0]),
-        metrics={name: _values(runs[:1], name) for name in _metrics(runs[0])},
+        metrics={name: _cell(runs, name) for name in _metrics(runs[0])},
         published={"names": BASELINES, "scores": PUBLISHED, "sources": SOURCES},
         config=yaml.safe_dump(runs[0].config, sort_keys=False),
     )
@@ -124,18 +125,19 @@ def _settings(run: RunData) -> dict[str, str]:
     identity = dict(run.record.get("identity") or {})
     identity.pop("training.seed", None)
     if texts := identity.pop("data", None):
-        identity["text"] = f"{zlib.crc32(json.dumps(texts).encode()):08x}"
-    return dict(_flat(identity))
+        identity["text"] = _checksum(texts)
+    return _flat(identity)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", (
-                value if isinstance(value, str) else json.dumps(value)
-            )
+def _checksum(values: Any) -> str:
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(values, dict):
+        return {prefix[:-1]: str(values)}
+    parts = (_flat(value, f"{prefix}{key}.") for key, value in values.items())
+    return {key: text for part in parts for key, text in part.items()}
 
 
 def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
@@ -146,16 +148,29 @@ def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
     return (scored[-1], run.scores[scored[-1]]) if scored else ("", {})
 
 
-def _metrics(run: RunData) -> dict[str, float]:
-    """Return the dev loss and the scores in percent, by name."""
-    dev = [row["eval_loss"] for row in run.logs if "eval_loss" in row]
-    values = {LOSS: run.results.get("eval_loss", dev[-1] if dev else None)}
+def _metrics(run: RunData) -> dict[str, tuple[float, str]]:
+    """Return the dev loss and the scores in percent: name -> value and how it was measured."""
+    identity = run.record.get("identity") or {}
+    texts = (identity.get("data") or {}).items()
+    measured = [item for item in texts if not item[0].startswith("train/")]
+    measured += [item for item in identity.items() if item[0].startswith("tokenizer.")]
+    dev = (
+        next((row for row in reversed(run.logs) if "eval_loss" in row), {})
+        | run.results
+    )
+    end = "" if run.results else ", not finished"
+    rules = f"dev text and tokenizer {_checksum(measured)}{end}"
+    found = {LOSS: (dev.get("eval_loss"), rules)}
+    protocol = run.config.get("evaluation", {}).get("protocol")
     for key, value in run.results.items():
         name = key.removeprefix("eval_")
         if name != key and is_score(name) and "/" not in name and _is_number(value):
-            values[name] = 100 * value
-    values |= {task: entry["score"] for task, entry in final_scores(run)[1].items()}
-    return {name: value for name, value in values.items() if _is_number(value)}
+            found[name] = 100 * value, f"protocol {protocol}, at the end of the run"
+    revision, entries = final_scores(run)
+    for task, e in entries.items():
+        data = f"data {e['data_checksum'][:8]}, {revision}"
+        found[task] = e["score"], f"protocol {e['protocol']}, {e['dtype']}, {data}"
+    return {name: value for name, value in found.items() if _is_number(value[0])}
 
 
 def _is_number(value: Any) -> bool:
@@ -176,7 +191,7 @@ def _scores(run: RunData, task: str) -> Curve:
 
 def _points(points: Iterable[tuple[Any, Any]], label: str) -> Curve:
     points = [point for point in points if all(map(_is_number, point))]
-    return downsampled(label, *np.array(points, float).reshape(-1, 2).T)
+    return figures.downsampled(label, *np.array(points, float).reshape(-1, 2).T)
 
 
 def _tasks(runs: Iterable[RunData]) -> list[str]:
@@ -209,7 +224,7 @@ def _draw_run(run: RunData, pictures: Pictures) -> None:
         add(name, title.capitalize(), "", draw, _some([_logged(run, name)]), title)
     note = "A star: 95 % of the rise is reached, and the score hardly rises any more."
     title = "Scores of checkpoints"
-    add("scores", title, note, draw, scores, "score", False, True, stars)
+    add("scores", title, note, draw, scores, "score", stars=stars)
     _draw_terms({run.name: [run]}, pictures)
     terms = {name: _terms(run.scores.get(name, {})) for name in run.words}
     terms = {name: of_revision for name, of_revision in terms.items() if of_revision}
@@ -239,7 +254,7 @@ def _draw_terms(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> 
 
 def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
     """Draw the curves of several groups, and the phenomena of those that have a colour."""
-    coloured = sorted(groups, key=lambda g: _values(g.runs, LOSS)["mean"])
+    coloured = sorted(groups, key=lambda g: _cell(g.runs, LOSS)["mean"])
     coloured = coloured[:MAX_COLOURED]
     shown = [*(g for g in groups if g not in coloured), *coloured]  # grey lies below
     note = "Bands are one standard deviation over seeds."
@@ -261,80 +276,56 @@ def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
         add(name, title.capitalize(), title, _logged, name)
     for task in _tasks(run for group in groups for run in group.runs):
         name = re.sub(r"\W+", "_", f"scores_{task}")
-        add(name, f"Scores of {task}", "score", _scores, task, False, True)
+        add(name, f"Scores of {task}", "score", _scores, task)
     _draw_terms({group.label: group.runs for group in coloured}, pictures)
 
 
-def _values(runs: Sequence[RunData], metric: str) -> dict[str, Any]:
-    """Return n, mean and sample standard deviation of a metric; an infinite mean if n is 0."""
-    values = [m[metric] for m in map(_metrics, runs) if metric in m]
+def _cell(runs: Sequence[RunData], name: str, usual: str = "") -> dict[str, Any]:
+    """Return n, mean and sample standard deviation of a metric; an infinite mean if n is 0.
+
+    Args:
+        usual: how most runs were measured. There is a mark if one of `runs` was not.
+    """
+    found = [m[name] for m in map(_metrics, runs) if name in m]
+    values = [value for value, _ in found]
     mean = statistics.fmean(values) if values else math.inf
     sd = statistics.stdev(values) if len(values) > 1 else None
-    digits = 4 if metric == LOSS else 2
-    return {"n": len(values), "of": len(runs), "mean": mean, "sd": sd, "digits": digits}
+    cell = {"n": len(values), "of": len(runs), "mean": mean, "sd": sd}
+    mark = bool(usual) and any(rules != usual for _, rules in found)
+    return cell | {"digits": 4 if name == LOSS else 2, "mark": mark}
 
 
 def _tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the tables of groups and of runs, with marks at scores by other rules than most."""
+    """Return the tables of groups and of runs. Values that were measured by other rules than
+    those of most runs are marked, with a note on the rules."""
     runs = [run for group in groups for run in group.runs]
-    names = list(dict.fromkeys(name for run in runs for name in _metrics(run)))
-    marked, notes = _marks(runs)
-
-    def cells(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-        marks = [any((run.directory, name) in marked for run in runs) for name in names]
-        return [_values(runs, n) | {"mark": mark} for n, mark in zip(names, marks)]
-
-    of_groups, of_runs = [], []
-    for group in groups:
-        settings = group.values.values()
-        finished = sum(bool(run.results) for run in group.runs)
-        of_groups.append([*settings, len(group.runs), finished, *cells(group.runs)])
-        for run in group.runs:
-            seed = run.config.get("training", {}).get("seed")
-            state = "finished" if run.results else "not finished"
-            row = [
-                run.name,
-                seed,
-                *settings,
-                state,
-                len(run.faults),
-                final_scores(run)[0],
-            ]
-            of_runs.append([*row, *cells([run])])
-    settings = groups[0].values
-    columns = {
-        "Settings": [*settings, "n", "finished", *names],
-        "Runs": ["run", "seed", *settings, "state", "faults", "scored", *names],
-    }
-    note = "Mean ± sample standard deviation over runs that differ in the seed only."
-    return [
-        {
-            "caption": title,
-            "columns": columns[title],
-            "rows": rows,
-            "notes": [note, *notes],
-        }
-        for title, rows in (("Settings", of_groups), ("Runs", of_runs))
+    rules: dict[str, Counter] = {}
+    for name, (_, how) in (item for run in runs for item in _metrics(run).items()):
+        rules.setdefault(name, Counter())[how] += 1
+    usual = {name: of_name.most_common(1)[0][0] for name, of_name in rules.items()}
+    notes = [
+        f"† {name}: {counted(number, 'run')} by {how}; most by {usual[name]}"
+        for name, of_name in rules.items()
+        for how, number in of_name.most_common()[1:]
     ]
 
+    def table(caption: str, columns: list[str], units: list[tuple]) -> dict[str, Any]:
+        columns = [*columns, *groups[0].values, *usual]
+        cells = [[_cell(runs, n, usual[n]) for n in usual] for _, _, runs in units]
+        rows = [[*u[0], *u[1].values.values(), *c] for u, c in zip(units, cells)]
+        return {"caption": caption, "columns": columns, "rows": rows, "notes": notes}
 
-def _marks(runs: Iterable[RunData]) -> tuple[set[tuple[Path, str]], list[str]]:
-    """Return the scores (directory, task) by other rules than most, and a note on each rule."""
-    of_task: dict[str, dict[str, list[Path]]] = {}
-    for run in runs:
-        revision, entries = final_scores(run)
-        protocol = run.config.get("evaluation", {}).get("protocol")
-        for task in _metrics(run).keys() - {LOSS}:
-            rules = f"protocol {protocol}, at the end of the run"
-            if entry := entries.get(task):
-                rules = f"protocol {entry['protocol']}, {entry['dtype']}, {revision}"
-                rules += f", data {entry['data_checksum'][:8]}"
-            of_task.setdefault(task, {}).setdefault(rules, []).append(run.directory)
-    marked, notes = set(), []
-    for task, directories in sorted(of_task.items()):
-        usual = max(directories, key=lambda rules: len(directories[rules]))
-        for rules in sorted(directories.keys() - {usual}):
-            marked |= {(directory, task) for directory in directories[rules]}
-            number = counted(len(directories[rules]), "run")
-            notes.append(f"† {task}: {number} by {rules}; the others by {usual}")
-    return marked, notes
+    of_groups, of_runs = [], []
+    for g in groups:
+        finished = sum(bool(run.results) for run in g.runs)
+        of_groups.append(([len(g.runs), finished], g, g.runs))
+        for run in g.runs:
+            seed = run.config.get("training", {}).get("seed")
+            cells = [run.name, seed, final_scores(run)[0], len(run.faults)]
+            of_runs.append((cells, g, [run]))
+    title = "Settings: mean ± standard deviation over n seeds"
+    columns = ["run", "seed", "scored", "faults"]
+    return [
+        table(title, ["n", "finished"], of_groups),
+        table("Runs", columns, of_runs),
+    ]
