@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ MAX_POINTS = (
 INK, PAPER = "#1b1f24", "#fefefe"  # of the style
 # Okabe and Ito's colours for all kinds of sight, those that show on light and dark paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-GREY = "#8a8f98"
 STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
@@ -36,7 +35,6 @@ class Curve:
     Args:
         x, y: words seen, ascending and positive, and values [points].
         low, high: edges of the band [points]; None: there is no band.
-        is_grey: whether it is drawn thin and grey, and without its label.
     """
 
     label: str
@@ -44,33 +42,30 @@ class Curve:
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    is_grey: bool = False
 
 
 def downsampled(label: str, x: np.ndarray, y: np.ndarray) -> Curve:
     """Return a curve of at most `MAX_POINTS` points: means in bins of equal width in log(x).
 
     The band reaches from the least to the greatest value of each bin, so that no outlier is
-    lost. Values that are not finite, and those at x <= 0, are left out.
+    lost.
 
     Args:
-        x, y: words seen and values [rows], in any order.
+        x, y: words seen, positive, and values, finite, in any order [rows].
     """
-    usable = np.isfinite(x) & np.isfinite(y) & (x > 0)
-    order = np.argsort(x[usable], kind="stable")
-    x, y = x[usable][order], y[usable][order]
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
     if len(x) <= MAX_POINTS:
         return Curve(label, x, y)
-    position = np.log(x / x[0]) / np.log(x[-1] / x[0] + 1e-9)
-    bins = np.minimum((position * MAX_POINTS).astype(int), MAX_POINTS - 1)
-    starts = np.unique(bins, return_index=True)[1]
+    edges = np.geomspace(x[0], x[-1], MAX_POINTS + 1)[:-1]
+    starts = np.unique(np.searchsorted(x, edges))
     sizes = np.diff(np.append(starts, len(x)))
     x, mean = (np.add.reduceat(values, starts) / sizes for values in (x, y))
     low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
     return Curve(label, x, mean, low, high)
 
 
-def mean_curve(label: str, curves: Sequence[Curve], is_grey: bool) -> Curve:
+def mean_curve(label: str, curves: Sequence[Curve]) -> Curve:
     """Return the mean of curves with a band of one sample standard deviation.
 
     The curves are interpolated linearly in log(x), where all of them have values. One curve has
@@ -83,7 +78,7 @@ def mean_curve(label: str, curves: Sequence[Curve], is_grey: bool) -> Curve:
     values = [np.interp(np.log(x), np.log(curve.x), curve.y) for curve in curves]
     mean = np.mean(values, axis=0)
     sd = np.std(values, axis=0, ddof=1) if len(curves) > 1 else math.nan
-    return Curve(label, x, mean, mean - sd, mean + sd, is_grey)
+    return Curve(label, x, mean, mean - sd, mean + sd)
 
 
 def plateau(values: np.ndarray) -> int | None:
@@ -100,35 +95,31 @@ def plateau(values: np.ndarray) -> int | None:
     return index if 0 < index < len(values) - 1 else None
 
 
-def curves(
-    curves: Sequence[Curve],
-    ylabel: str,
-    is_loss: bool = False,
-    stars: Iterable[tuple[float, float]] = (),
-) -> Any:
+def curves(curves: Sequence[Curve], ylabel: str, is_loss=False, stars=()) -> Any:
     """Return a figure of curves over words seen, on a logarithmic axis.
 
     Args:
         is_loss: adds the perplexity on the right.
-        stars: points that are marked with a star.
+        stars: points (x, y) that are marked with a star.
     """
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _figure()
     axes.set_xscale("log", subs=(2, 5))
     axes.set(xlabel="words seen", ylabel=ylabel)
-    colours = _colours(curve.label for curve in curves if not curve.is_grey)
-    for curve in curves:
-        label = "" if curve.is_grey else _clean(curve.label)
-        style = colours.get(curve.label, {"color": GREY, "linewidth": 0.6})
+    for curve, style in zip(curves, _styles(len(curves))):
         marker = "o" if len(curve.x) < 40 else ""  # few points are shown
+        label = _clean(curve.label)
         axes.plot(curve.x, curve.y, marker=marker, label=label, **style)
-        if curve.low is not None and not curve.is_grey:
+        if curve.low is not None:
             band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
             axes.fill_between(curve.x, curve.low, curve.high, **band)
     for x, y in stars:
         axes.plot([x], [y], "*", color=INK, markersize=9, label="")
     first, last = axes.get_xlim()
-    axes.xaxis.set_major_formatter(_words)
-    axes.xaxis.set_minor_formatter(_words if last < 300 * first else lambda *_: "")
+    words = EngFormatter(sep="")  # 300k, 10M
+    axes.xaxis.set_major_formatter(words)
+    axes.xaxis.set_minor_formatter(words if last < 300 * first else lambda *_: "")
     if is_loss:
         right = axes.secondary_yaxis("right")
         right.set_ylabel("perplexity")
@@ -137,9 +128,7 @@ def curves(
     return figure
 
 
-def phenomena(
-    scores: Mapping[str, Mapping[str, float]], references: Mapping[str, float]
-) -> Any:
+def phenomena(scores: dict[str, dict], references: dict[str, float]) -> Any:
     """Return a figure of scores by phenomenon, with vertical lines for references.
 
     Args:
@@ -151,8 +140,8 @@ def phenomena(
     dashes = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 3)))
     for (label, value), dash in zip(references.items(), dashes):
         axes.axvline(value, color=INK, linestyle=dash, linewidth=0.9, label=label)
-    for label, style in _colours(scores).items():
-        values = [scores[label].get(name, math.nan) for name in names]
+    for (label, terms), style in zip(scores.items(), _styles(len(scores))):
+        values = [terms.get(name, math.nan) for name in names]
         marks = {"color": style["color"], "label": _clean(label)}
         axes.plot(values, range(len(names)), "o", **marks)
     axes.set_yticks(range(len(names)), list(map(_clean, names)))
@@ -213,10 +202,11 @@ def _figure(height: float = 3.0, width: float = 5.2) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _colours(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return a style for each label; dashes tell lines of equal colour apart."""
-    styles = [{"color": c, "linestyle": d} for d in ("-", "--", ":") for c in COLOURS]
-    return dict(zip(labels, itertools.cycle(styles)))
+def _styles(number: int) -> list[dict[str, Any]]:
+    """Return styles for lines; dashes tell lines of equal colour apart."""
+    dashes = ("-", "--", ":", "-.")
+    pairs = zip(itertools.cycle(COLOURS), range(number))
+    return [{"color": c, "linestyle": dashes[i // len(COLOURS) % 4]} for c, i in pairs]
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -238,14 +228,6 @@ def _clean(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _words(value: float, position: int | None = None) -> str:
-    """Return a number of words as `300k` or `10M`."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
-
-
 def _perplexity(loss: float, position: int | None = None) -> str:
     perplexity = math.exp(min(loss, 700))
-    return f"{perplexity:,.0f}" if 100 < perplexity < 1e7 else f"{perplexity:.3g}"
+    return f"{perplexity:{',.0f' if 100 < perplexity < 1e7 else '.3g'}}"

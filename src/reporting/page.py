@@ -30,10 +30,9 @@ from src.reporting import figures
 from src.reporting.figures import Curve
 from src.reporting.runs import RunData
 
-# People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020, table 3).
-LINES = {"chance": 50.0, "human agreement": 88.6}
-LINES |= dict(zip(BASELINES, PUBLISHED["blimp"]))
-MAX_COLOURED = 12  # groups: the best by dev loss; the curves of the others are grey
+# People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020).
+LINES = {"chance": 50, "human": 88.6, **dict(zip(BASELINES, PUBLISHED["blimp"]))}
+MAX_DRAWN = 12  # groups: those of the lowest dev loss; the tables have all
 LOSS = "dev loss"
 LOGGED = {"learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
 
@@ -80,9 +79,7 @@ def write_page(runs: list[RunData], path: Path, comparisons: Iterable = ()) -> N
         tables = _tables(groups)
         _draw_groups(groups, pictures)
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    template = jinja2.Template(
-        source, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     html = template.render(
         runs=runs,
         tables=[*tables, *comparisons],
@@ -142,25 +139,21 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
 
 def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
     """Return the revision whose scores stand for the run, `main` or else the last, and them."""
-    scored = [
-        name for name in [*run.scores, *run.words, "main"] if run.scores.get(name)
-    ]
+    names = [*run.scores, *run.words, "main"]
+    scored = [name for name in names if run.scores.get(name)]
     return (scored[-1], run.scores[scored[-1]]) if scored else ("", {})
 
 
 def _metrics(run: RunData) -> dict[str, tuple[float, str]]:
     """Return the dev loss and the scores in percent: name -> value and how it was measured."""
-    identity = run.record.get("identity") or {}
-    texts = (identity.get("data") or {}).items()
-    measured = [item for item in texts if not item[0].startswith("train/")]
-    measured += [item for item in identity.items() if item[0].startswith("tokenizer.")]
-    dev = (
-        next((row for row in reversed(run.logs) if "eval_loss" in row), {})
-        | run.results
-    )
-    end = "" if run.results else ", not finished"
-    rules = f"dev text and tokenizer {_checksum(measured)}{end}"
-    found = {LOSS: (dev.get("eval_loss"), rules)}
+    settings = _flat(run.record.get("identity") or {}).items()
+    inputs = [
+        s for s in settings if s[0].startswith(("data.validation/", "tokenizer."))
+    ]
+    rules = f"dev text and tokenizer {_checksum(inputs)}"
+    rules += "" if run.results else ", not finished"
+    logged = [row["eval_loss"] for row in run.logs if "eval_loss" in row] or [None]
+    found = {LOSS: (run.results.get("eval_loss", logged[-1]), rules)}
     protocol = run.config.get("evaluation", {}).get("protocol")
     for key, value in run.results.items():
         name = key.removeprefix("eval_")
@@ -177,21 +170,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _logged(run: RunData, key: str, label: str = "") -> Curve:
-    """Return a logged value over the words seen."""
+def _logged(run: RunData, key: str, label: str = "") -> list[Curve]:
+    """Return the curve of a logged value over the words seen; [] if it was not logged."""
     points = [(row.get("words"), row[key]) for row in run.logs if key in row]
-    return _points(points, label)
+    return _curve(points, label)
 
 
-def _scores(run: RunData, task: str) -> Curve:
-    """Return the scores of a task over the words that each revision has seen."""
+def _scores(run: RunData, task: str) -> list[Curve]:
+    """Return the curve of a task's scores over the words that each revision has seen."""
     known = [(words, run.scores.get(name, {})) for name, words in run.words.items()]
-    return _points([(w, s[task]["score"]) for w, s in known if task in s], task)
+    return _curve([(w, s[task]["score"]) for w, s in known if task in s], task)
 
 
-def _points(points: Iterable[tuple[Any, Any]], label: str) -> Curve:
-    points = [point for point in points if all(map(_is_number, point))]
-    return figures.downsampled(label, *np.array(points, float).reshape(-1, 2).T)
+def _curve(points: Iterable[tuple[Any, Any]], label: str) -> list[Curve]:
+    usable = [p for p in points if all(map(_is_number, p)) and p[0] > 0]
+    return [figures.downsampled(label, *np.array(usable).T)] if usable else []
 
 
 def _tasks(runs: Iterable[RunData]) -> list[str]:
@@ -208,67 +201,61 @@ def _terms(entries: Mapping[str, Entry]) -> dict[str, float]:
 
 def _draw_run(run: RunData, pictures: Pictures) -> None:
     """Draw the figures of one run."""
-    keys = sorted({key for row in run.logs for key in row if key.endswith("/loss")})
-    keys = [key for key in keys if key.startswith("eval_files/")]
-    loss = [_logged(run, "loss", "training"), _logged(run, "eval_loss", "dev")]
-    of_files = [_logged(run, key, key.split("/")[1]) for key in keys]
-    scores = [c for c in (_scores(run, t) for t in _tasks([run])) if len(c.x) > 1]
+    add, draw = pictures.add, figures.curves
+    loss = _logged(run, "loss", "training") + _logged(run, "eval_loss", "dev")
+    note = "The band spans the steps that a point is the mean of."
+    add("loss", "Loss and perplexity", note, draw, loss, "loss (nats)", True)
+    names = sorted(
+        {key.split("/")[1] for row in run.logs for key in row if "/loss" in key}
+    )
+    files = [c for n in names for c in _logged(run, f"eval_files/{n}/loss", n)]
+    add("dev_loss", "Dev loss by file", "", draw, files, "loss (nats)", True)
+    for name, title in LOGGED.items():
+        add(name, title.capitalize(), "", draw, _logged(run, name), title)
+    scores = [c for t in _tasks([run]) for c in _scores(run, t) if len(c.x) > 1]
     found = [(curve, figures.plateau(curve.y)) for curve in scores]
     stars = [(curve.x[i], curve.y[i]) for curve, i in found if i is not None]
-    add, draw = pictures.add, figures.curves
-    note = "The band spans the steps that a point is the mean of." if run.logs else ""
-    add("loss", "Loss and perplexity", note, draw, _some(loss), "loss (nats)", True)
-    title = "Dev loss by file"
-    add("dev_loss", title, "", draw, _some(of_files), "loss (nats)", True)
-    for name, title in LOGGED.items():
-        add(name, title.capitalize(), "", draw, _some([_logged(run, name)]), title)
     note = "A star: 95 % of the rise is reached, and the score hardly rises any more."
-    title = "Scores of checkpoints"
-    add("scores", title, note, draw, scores, "score", stars=stars)
+    add("scores", "Scores of checkpoints", note, draw, scores, "score", stars=stars)
     _draw_terms({run.name: [run]}, pictures)
     terms = {name: _terms(run.scores.get(name, {})) for name in run.words}
-    terms = {name: of_revision for name, of_revision in terms.items() if of_revision}
-    rows = list(dict.fromkeys(name for t in terms.values() for name in t))
-    values = np.array([[t.get(row, math.nan) for t in terms.values()] for row in rows])
+    terms = {name: of_name for name, of_name in terms.items() if of_name}
+    rows = list(dict.fromkeys(row for of_name in terms.values() for row in of_name))
+    values = [
+        [of_name.get(row, math.nan) for of_name in terms.values()] for row in rows
+    ]
     note = "White is chance (50), orange is worse, purple is better."
-    title, draw = "Phenomena of checkpoints", figures.heat_map
-    add("heat_map", title, note, draw, rows, list(terms), values)
-
-
-def _some(curves: Iterable[Curve]) -> list[Curve]:
-    return [curve for curve in curves if len(curve.x)]
+    args = rows, list(terms), np.array(values)
+    add("heat_map", "Phenomena of checkpoints", note, figures.heat_map, *args)
 
 
 def _draw_terms(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> None:
     """Draw the mean scores of BLiMP's phenomena of each group."""
     means = {}
     for label, runs in groups.items():
-        terms = [_terms(final_scores(run)[1]) for run in runs]
-        for name in dict.fromkeys(name for t in terms for name in t):
-            mean = statistics.fmean(t[name] for t in terms if name in t)
-            means.setdefault(label, {})[name] = mean
+        terms = [t for run in runs if (t := _terms(final_scores(run)[1]))]
+        names = dict.fromkeys(name for t in terms for name in t)
+        mean = {n: statistics.fmean(t[n] for t in terms if n in t) for n in names}
+        means |= {label: mean} if mean else {}
     note = f"Lines are scores of the whole task. {SOURCES}."
     draw = figures.phenomena
     pictures.add("phenomena", "BLiMP by phenomenon", note, draw, means, LINES)
 
 
 def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
-    """Draw the curves of several groups, and the phenomena of those that have a colour."""
-    coloured = sorted(groups, key=lambda g: _cell(g.runs, LOSS)["mean"])
-    coloured = coloured[:MAX_COLOURED]
-    shown = [*(g for g in groups if g not in coloured), *coloured]  # grey lies below
+    """Draw the curves and phenomena of the groups with the lowest dev loss."""
+    shown = sorted(groups, key=lambda g: _cell(g.runs, LOSS)["mean"])[:MAX_DRAWN]
     note = "Bands are one standard deviation over seeds."
-    if grey := len(groups) - len(coloured):
-        note += f" Grey: {counted(grey, 'group')} with a higher dev loss."
+    if len(shown) < len(groups):
+        note += f" Of {len(groups)} groups, the {MAX_DRAWN} of the lowest dev loss."
 
     def add(name: str, title: str, ylabel: str, curve: Callable, key: str, *options):
-        curves = [(g, _some(curve(run, key) for run in g.runs)) for g in shown]
-        means = [
-            figures.mean_curve(g.label, c, g not in coloured) for g, c in curves if c
+        of_groups = [
+            (g.label, [c for r in g.runs for c in curve(r, key)]) for g in shown
         ]
-        # One point for each group is no curve: the tables show it.
-        means = means if any(len(mean.x) > 1 for mean in means) else []
-        pictures.add(name, title, note, figures.curves, means, ylabel, *options)
+        means = [figures.mean_curve(label, c) for label, c in of_groups if c]
+        if any(len(mean.x) > 1 for mean in means):  # the tables show single points
+            pictures.add(name, title, note, figures.curves, means, ylabel, *options)
 
     add("loss", "Training loss", "loss (nats)", _logged, "loss", True)
     add("dev_loss", "Dev loss", "loss (nats)", _logged, "eval_loss", True)
@@ -277,7 +264,7 @@ def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
     for task in _tasks(run for group in groups for run in group.runs):
         name = re.sub(r"\W+", "_", f"scores_{task}")
         add(name, f"Scores of {task}", "score", _scores, task)
-    _draw_terms({group.label: group.runs for group in coloured}, pictures)
+    _draw_terms({group.label: group.runs for group in shown}, pictures)
 
 
 def _cell(runs: Sequence[RunData], name: str, usual: str = "") -> dict[str, Any]:
@@ -309,23 +296,24 @@ def _tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
         for how, number in of_name.most_common()[1:]
     ]
 
-    def table(caption: str, columns: list[str], units: list[tuple]) -> dict[str, Any]:
-        columns = [*columns, *groups[0].values, *usual]
-        cells = [[_cell(runs, n, usual[n]) for n in usual] for _, _, runs in units]
-        rows = [[*u[0], *u[1].values.values(), *c] for u, c in zip(units, cells)]
-        return {"caption": caption, "columns": columns, "rows": rows, "notes": notes}
+    def row(first: list[Any], group: Group, runs: list[RunData]) -> list[Any]:
+        cells = [_cell(runs, name, usual[name]) for name in usual]
+        return [*first, *group.values.values(), *cells]
 
-    of_groups, of_runs = [], []
-    for g in groups:
-        finished = sum(bool(run.results) for run in g.runs)
-        of_groups.append(([len(g.runs), finished], g, g.runs))
-        for run in g.runs:
-            seed = run.config.get("training", {}).get("seed")
-            cells = [run.name, seed, final_scores(run)[0], len(run.faults)]
-            of_runs.append((cells, g, [run]))
+    of_runs = [
+        row(
+            [r.name, r.config.get("training", {}).get("seed"), final_scores(r)[0]],
+            g,
+            [r],
+        )
+        for g in groups
+        for r in g.runs
+    ]
+    of_groups = [row([len(g.runs)], g, g.runs) for g in groups]
     title = "Settings: mean ± standard deviation over n seeds"
-    columns = ["run", "seed", "scored", "faults"]
+    names = [*groups[0].values, *usual]
+    columns = ["run", "seed", "scored", *names]
     return [
-        table(title, ["n", "finished"], of_groups),
-        table("Runs", columns, of_runs),
+        {"caption": title, "columns": ["n", *names], "rows": of_groups, "notes": notes},
+        {"caption": "Runs", "columns": columns, "rows": of_runs, "notes": notes},
     ]
