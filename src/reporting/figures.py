@@ -22,6 +22,7 @@ from src.foundation import write_atomically
 MAX_POINTS = (
     300  # of a curve: more cannot be told apart on a screen, and slow the page down
 )
+MAX_LABEL = 56  # characters
 INK, PAPER = "#1b1f24", "#fefefe"  # of the style
 # Okabe and Ito's colours for all kinds of sight, those that show on light and dark paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
@@ -224,7 +225,7 @@ def _clean(text: str) -> str:
     A space before an underscore keeps it in the legend, from which matplotlib would drop it.
     """
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    text = text if len(text) <= 56 else f"{text[:32]}…{text[-22:]}"
+    text = text if len(text) <= MAX_LABEL else f"{text[:32]}…{text[-22:]}"
     return f" {text}" if text.startswith("_") else text
 
 

@@ -113,7 +113,9 @@ def grouped(runs: Iterable[RunData]) -> list[Group]:
         values = {name: settings[key].get(name, "–") for name in differing}
         shown = [f"{name.split('.')[-1]}={value}" for name, value in values.items()]
         label = ", ".join(shown) if settings[key] else ""
-        groups.append(Group(label or runs[0].name, runs, values))
+        # Settings that would be cut off in a figure tell no groups apart.
+        label = label if 0 < len(label) <= figures.MAX_LABEL else runs[0].name
+        groups.append(Group(label, runs, values))
     return groups
 
 
@@ -191,12 +193,18 @@ def _tasks(runs: Iterable[RunData]) -> list[str]:
     return list(dict.fromkeys(t for r in runs for s in r.scores.values() for t in s))
 
 
-def _terms(entries: Mapping[str, Entry]) -> dict[str, float]:
-    """Return the scores of BLiMP and its phenomena; {} if there are none."""
-    entry = entries.get("blimp") or entries.get("blimp_fast") or {"subscores": {}}
-    terms = sorted(entry["subscores"].get("linguistics_term", {}).items())
-    terms = {name: value for name, value in terms if _is_number(value)}
-    return {"all": entry["score"], **terms} if terms else {}
+def _terms(models: Sequence[Mapping[str, Entry]]) -> tuple[str, list[dict[str, float]]]:
+    """Return a task, and the scores of it and its phenomena of each model; {} if it has none.
+
+    The task is `blimp` or `blimp_fast`, whichever more models have: a figure never mixes both.
+    """
+    task = max(("blimp", "blimp_fast"), key=lambda t: sum(t in m for m in models))
+    found = []
+    for entry in (entries.get(task, {"subscores": {}}) for entries in models):
+        terms = sorted(entry["subscores"].get("linguistics_term", {}).items())
+        terms = {name: value for name, value in terms if _is_number(value)}
+        found.append({"all": entry["score"], **terms} if terms else {})
+    return task, found
 
 
 def _draw_run(run: RunData, pictures: Pictures) -> None:
@@ -218,26 +226,28 @@ def _draw_run(run: RunData, pictures: Pictures) -> None:
     note = "A star: 95 % of the rise is reached, and the score hardly rises any more."
     add("scores", "Scores of checkpoints", note, draw, scores, "score", stars=stars)
     _draw_terms({run.name: [run]}, pictures)
-    terms = {name: _terms(run.scores.get(name, {})) for name in run.words}
-    terms = {name: of_name for name, of_name in terms.items() if of_name}
+    task, found = _terms([run.scores.get(name, {}) for name in run.words])
+    terms = {name: of_name for name, of_name in zip(run.words, found) if of_name}
     rows = list(dict.fromkeys(row for of_name in terms.values() for row in of_name))
     values = [
         [of_name.get(row, math.nan) for of_name in terms.values()] for row in rows
     ]
-    note = "White is chance (50), orange is worse, purple is better."
+    note = f"{task}: white is chance (50), orange is worse, purple is better."
     args = rows, list(terms), np.array(values)
     add("heat_map", "Phenomena of checkpoints", note, figures.heat_map, *args)
 
 
 def _draw_terms(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> None:
     """Draw the mean scores of BLiMP's phenomena of each group."""
-    means = {}
+    final = {run.name: final_scores(run)[1] for runs in groups.values() for run in runs}
+    task, found = _terms(list(final.values()))
+    of_run, means = dict(zip(final, found)), {}
     for label, runs in groups.items():
-        terms = [t for run in runs if (t := _terms(final_scores(run)[1]))]
+        terms = [of_run[run.name] for run in runs if of_run[run.name]]
         names = dict.fromkeys(name for t in terms for name in t)
         mean = {n: statistics.fmean(t[n] for t in terms if n in t) for n in names}
         means |= {label: mean} if mean else {}
-    note = f"Lines are scores of the whole task. {SOURCES}."
+    note = f"Points are scores of {task}, lines those of the whole task. {SOURCES}."
     draw = figures.phenomena
     pictures.add("phenomena", "BLiMP by phenomenon", note, draw, means, LINES)
 

@@ -235,6 +235,16 @@ def test_runs_that_were_killed_have_a_page_and_their_dev_loss_is_marked(page):
     )
 
 
+def test_a_figure_never_mixes_the_full_and_the_fast_blimp(page, tmp_path):
+    run = fake_run()
+    for revision in ("chck_10k", "chck_20k", "checkpoint-30"):
+        run.scores[revision]["blimp_fast"] = run.scores[revision].pop("blimp")
+    parsed = page([run])
+    assert "blimp_fast: white is chance" in parsed.text
+    heat_map = (tmp_path / "report_figures/heat_map.svg").read_text("utf-8")
+    assert "chck_20k" in heat_map and "main" not in heat_map
+
+
 def test_faults_of_a_run_are_shown(page):
     assert "Faults" not in page([fake_run()]).text
     faults = ["exp/run-gpt2/seed-1/words.jsonl: line 7 is cut off"]
