@@ -418,6 +418,13 @@ class ReportArguments(Section):
     )
     output: str | None = option(None, "File to write; null: the screen, or report.html")
     items: str | None = option(None, "CSV file to write, with a row per model and item")
+    text: str | None = option(
+        None,
+        "Text file: write the surprisal of each word, by the model of runs, as CSV",
+    )
+    watch: bool = option(
+        False, "With format=html, write the page again every half minute"
+    )
 
     def check(self) -> None:
         self.check_names("runs", "compare", "pairs")

@@ -2,12 +2,14 @@
 
     python -m src.report runs='exp/run-*'
     python -m src.report runs='exp/run-*' format=html
+    python -m src.report runs=exp/run-gpt2-tiny-sample/seed-42 text=my.txt
     python -m src.report compare=['exp/a-*/seed-*','exp/b-*/seed-*']
 
 It reads what is on disk (configurations, logs, scores), offline. `--help` lists every key.
 """
 
 import sys
+import time
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,12 +23,18 @@ from src.configuration.command_line import command_line, job
 from src.configuration.run_configuration import build_report
 from src.configuration.schema import CONF_DIR
 
+WATCH_SECONDS = 30
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="report")
 def run(config: DictConfig) -> None:
     """Write the report, and end with an error if there is no run."""
     with job(config, "output"):
-        report(build_report(config))
+        args = build_report(config)
+        report(args)
+        while args.watch:
+            time.sleep(WATCH_SECONDS)
+            report(args)
 
 
 def report(args: ReportArguments) -> None:
@@ -35,11 +43,21 @@ def report(args: ReportArguments) -> None:
     Raises:
         UserError: there is no run with a name.
     """
-    from src.foundation import naming, write_atomically  # the others take seconds
+    from src.evaluation.models import find_checkpoints  # these imports take seconds
+    from src.foundation import naming, write_atomically
     from src.reporting.runs import find_runs
     from src.reporting.statistics import compare
     from src.reporting.tables import comparison_tables, render, write_items
 
+    if args.text:
+        from src.reporting.surprisal import write_surprisals
+
+        with naming("runs"):
+            (model,) = find_checkpoints(args.runs)
+        write_surprisals(
+            model, Path(args.text), output := Path(args.output or "surprisal.csv")
+        )
+        return print(f"Surprisals in bits: {output}", file=sys.stderr)
     results = Path(args.results_dir)
     with naming("compare"):
         sides = [find_runs(pattern, results) for pattern in args.compare or []]
@@ -60,7 +78,8 @@ def report(args: ReportArguments) -> None:
         from src.reporting.page import write_page
 
         tables = [table for x in comparisons for table in comparison_tables(x)]
-        write_page(every, output := Path(args.output or "report.html"), tables)
+        refresh = WATCH_SECONDS if args.watch else None
+        write_page(every, output := Path(args.output or "report.html"), tables, refresh)
     elif args.output:
         text = render(runs, comparisons, args.format) + "\n"
         write_atomically(output := Path(args.output), text)

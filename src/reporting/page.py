@@ -60,13 +60,19 @@ class Pictures:
             self.drawn.append({"name": name, "title": title, "note": note, "svg": svg})
 
 
-def write_page(runs: list[RunData], path: Path, comparisons: Iterable = ()) -> None:
+def write_page(
+    runs: list[RunData],
+    path: Path,
+    comparisons: Iterable = (),
+    refresh: int | None = None,
+) -> None:
     """Write the page `path`, and its figures to the folder `<stem of path>_figures` beside it.
 
     Args:
         runs: at least one run.
         comparisons: further tables. Each has `caption`, `columns` (names), `rows` (lists of
             texts, numbers and None) and `notes` (lines), as attributes or keys.
+        refresh: seconds after which a browser loads the page again; None: never.
     """
     import jinja2
 
@@ -82,6 +88,7 @@ def write_page(runs: list[RunData], path: Path, comparisons: Iterable = ()) -> N
     template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     html = template.render(
         runs=runs,
+        refresh=refresh,
         tables=[*tables, *comparisons],
         pictures=pictures.drawn,
         folder=pictures.folder.name,
