@@ -432,6 +432,10 @@ class ReportArguments(Section):
             raise UserError(f"compare must be two names or globs, got {self.compare}")
         if not (self.runs or self.compare):
             raise UserError("no run: name some with runs=… or two with compare=[…,…]")
+        if self.text and not self.runs:
+            raise UserError(f"text={self.text} needs runs=<the run of one model>")
+        if self.watch and self.format != "html":
+            raise UserError(f"watch=true needs format=html, got {self.format}")
 
 
 # Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.

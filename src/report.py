@@ -44,7 +44,7 @@ def report(args: ReportArguments) -> None:
         UserError: there is no run with a name.
     """
     from src.evaluation.models import find_checkpoints  # these imports take seconds
-    from src.foundation import naming, write_atomically
+    from src.foundation import UserError, naming, write_atomically
     from src.reporting.runs import find_runs
     from src.reporting.statistics import compare
     from src.reporting.tables import comparison_tables, render, write_items
@@ -53,10 +53,12 @@ def report(args: ReportArguments) -> None:
         from src.reporting.surprisal import write_surprisals
 
         with naming("runs"):
-            (model,) = find_checkpoints(args.runs)
-        write_surprisals(
-            model, Path(args.text), output := Path(args.output or "surprisal.csv")
-        )
+            models = find_checkpoints(args.runs)
+            if len(models) > 1:
+                raise UserError(f"text= needs one model, got {len(models)}")
+        output = Path(args.output or "surprisal.csv")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_surprisals(models[0], Path(args.text), output)
         return print(f"Surprisals in bits: {output}", file=sys.stderr)
     results = Path(args.results_dir)
     with naming("compare"):

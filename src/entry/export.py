@@ -42,7 +42,7 @@ from src.foundation import (
     write_manifest,
 )
 
-ENTRY, CARD = "entry", "main/README.md"
+ENTRY, PREVIOUS, CARD = "entry", ".previous_entry", "main/README.md"
 logger = logging.getLogger(__name__)
 
 
@@ -65,7 +65,11 @@ def export(args: ExportArguments) -> None:
     faults = [str(check) for check in checks if check.passed is False]
     if any(check.ends_export and check.passed is False for check in checks):
         raise UserError("the run cannot be entered:\n  " + "\n  ".join(faults))
-    form = build_form(run, track, args.name, run.directory / ENTRY / "form.json")
+    entry, previous = run.directory / ENTRY, run.directory / PREVIOUS
+    if previous.exists() and not entry.exists():  # a kill while the entry was replaced
+        previous.rename(entry)
+    shutil.rmtree(previous, ignore_errors=True)
+    form = build_form(run, track, args.name, entry / "form.json")
     if args.hub.push:
         check_access(args.name, args.hub.token)
     scored = score(run, args)
@@ -80,7 +84,6 @@ def export(args: ExportArguments) -> None:
     if args.hub.push:
         with naming("hub.push"):
             run_id = sha256(run.directory / "run.json")
-            entry = run.directory / ENTRY
             url = push(entry, args.name, run_id, args.hub.private, args.hub.token)
         logger.info("Pushed: %s", url)
 
@@ -190,6 +193,7 @@ def write_entry(
         form: the fields of the submission form.
     """
     entry, staging = run.directory / ENTRY, run.directory / ".entry"
+    previous = run.directory / PREVIOUS
     shutil.rmtree(staging, ignore_errors=True)
     milestones = {path.name: path for path in run.milestones}
     for name, folder in {"main": run.directory, **milestones}.items():
@@ -211,8 +215,10 @@ def write_entry(
     write_card(run, card, form, args.hub.license, entries)
     write_manifest(staging)
     keep_changes(entry, staging)
-    shutil.rmtree(entry, ignore_errors=True)
-    os.replace(staging, entry)
+    if entry.exists():
+        entry.rename(previous)
+    staging.rename(entry)
+    shutil.rmtree(previous, ignore_errors=True)
     number = counted(len(milestones) + 1, "model")
     logger.info("Entry with %s: %s", number, entry)
     return check_predictions(json.loads(text), track, milestones)

@@ -29,11 +29,11 @@ from src.foundation import counted, write_atomically
 from src.reporting import figures
 from src.reporting.figures import Curve
 from src.reporting.runs import RunData
+from src.reporting.statistics import DEV_LOSS, SEED, groups, scored_revision, settings
 
 # People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020).
 LINES = {"chance": 50, "human": 88.6, **dict(zip(BASELINES, PUBLISHED["blimp"]))}
 MAX_DRAWN = 12  # groups: those of the lowest dev loss; the tables have all
-LOSS = "dev loss"
 LOGGED = {"learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
 
 
@@ -78,12 +78,12 @@ def write_page(
 
     pictures = Pictures(path.with_name(f"{path.stem}_figures"))
     pictures.folder.mkdir(parents=True, exist_ok=True)
-    groups, tables = grouped(runs), []
+    tables = []
     if len(runs) == 1:
         _draw_run(runs[0], pictures)
     else:
-        tables = _tables(groups)
-        _draw_groups(groups, pictures)
+        tables = _tables(of_seeds := grouped(runs))
+        _draw_groups(of_seeds, pictures)
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     html = template.render(
@@ -101,35 +101,31 @@ def write_page(
     write_atomically(path, html.encode("utf-8", "replace").decode("utf-8"))
 
 
-def grouped(runs: Iterable[RunData]) -> list[Group]:
+def grouped(runs: Sequence[RunData]) -> list[Group]:
     """Return the groups of runs whose settings differ in the seed only, in the order of runs.
 
     A run without readable settings is a group of its own.
     """
-    members: dict[str, list[RunData]] = {}
-    for run in runs:
-        values = _settings(run)
-        key = json.dumps(values, sort_keys=True) if values else str(run.directory)
-        members.setdefault(key, []).append(run)
-    settings = {key: _settings(runs[0]) for key, runs in members.items()}
-    known = [values for values in settings.values() if values]
+    members = groups(runs)
+    of_groups = [_settings(of_group[0]) for of_group in members]
+    known = [values for values in of_groups if values]
     names = dict.fromkeys(name for values in known for name in values)
     differing = [n for n in names if len({values.get(n) for values in known}) > 1]
-    groups = []
-    for key, runs in members.items():
-        values = {name: settings[key].get(name, "–") for name in differing}
+    found = []
+    for of_group, own in zip(members, of_groups):
+        values = {name: own.get(name, "–") for name in differing}
         shown = [f"{name.split('.')[-1]}={value}" for name, value in values.items()]
-        label = ", ".join(shown) if settings[key] else ""
+        label = ", ".join(shown) if own else ""
         # Settings that would be cut off in a figure tell no groups apart.
-        label = label if 0 < len(label) <= figures.MAX_LABEL else runs[0].name
-        groups.append(Group(label, runs, values))
-    return groups
+        label = label if 0 < len(label) <= figures.MAX_LABEL else of_group[0].name
+        found.append(Group(label, of_group, values))
+    return found
 
 
 def _settings(run: RunData) -> dict[str, str]:
     """Return the settings that change a result, but the seed; text files by one checksum."""
-    identity = dict(run.record.get("identity") or {})
-    identity.pop("training.seed", None)
+    identity = settings(run)
+    identity.pop(SEED, None)
     if texts := identity.pop("data", None):
         identity["text"] = _checksum(texts)
     return _flat(identity)
@@ -148,9 +144,9 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
 
 def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
     """Return the revision whose scores stand for the run, `main` or else the last, and them."""
-    names = [*run.scores, *run.words, "main"]
-    scored = [name for name in names if run.scores.get(name)]
-    return (scored[-1], run.scores[scored[-1]]) if scored else ("", {})
+    revision = scored_revision(run)
+    entries = run.scores.get(revision, {})
+    return (revision if entries else "", entries)
 
 
 def _metrics(run: RunData) -> dict[str, tuple[float, str]]:
@@ -162,7 +158,7 @@ def _metrics(run: RunData) -> dict[str, tuple[float, str]]:
     rules = f"dev text and tokenizer {_checksum(inputs)}"
     rules += "" if run.results else ", not finished"
     logged = [row["eval_loss"] for row in run.logs if "eval_loss" in row] or [None]
-    found = {LOSS: (run.results.get("eval_loss", logged[-1]), rules)}
+    found = {DEV_LOSS: (run.results.get("eval_loss", logged[-1]), rules)}
     protocol = run.config.get("evaluation", {}).get("protocol")
     for key, value in run.results.items():
         name = key.removeprefix("eval_")
@@ -261,7 +257,7 @@ def _draw_terms(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> 
 
 def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
     """Draw the curves and phenomena of the groups with the lowest dev loss."""
-    shown = sorted(groups, key=lambda g: _cell(g.runs, LOSS)["mean"])[:MAX_DRAWN]
+    shown = sorted(groups, key=lambda g: _cell(g.runs, DEV_LOSS)["mean"])[:MAX_DRAWN]
     note = "Bands are one standard deviation over seeds."
     if len(shown) < len(groups):
         note += f" Of {len(groups)} groups, the {MAX_DRAWN} of the lowest dev loss."
@@ -296,7 +292,7 @@ def _cell(runs: Sequence[RunData], name: str, usual: str = "") -> dict[str, Any]
     sd = statistics.stdev(values) if len(values) > 1 else None
     cell = {"n": len(values), "of": len(runs), "mean": mean, "sd": sd}
     mark = bool(usual) and any(rules != usual for _, rules in found)
-    return cell | {"digits": 4 if name == LOSS else 2, "mark": mark}
+    return cell | {"digits": 4 if name == DEV_LOSS else 2, "mark": mark}
 
 
 def _tables(groups: Sequence[Group]) -> list[dict[str, Any]]:

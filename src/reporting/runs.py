@@ -39,7 +39,7 @@ YAML = functools.partial(yaml.load, Loader=LOADER)
 
 @dataclass(frozen=True)
 class RunData:
-    """What is on disk about a run. What does not exist or cannot be read is empty.
+    """The files of a run, read from disk. A file that is missing or unreadable is empty.
 
     Attributes:
         directory: the directory of the run.

@@ -103,6 +103,11 @@ def test_the_second_export_scores_nothing_and_keeps_the_teams_answers(finished, 
     assert "gpu_dev=2.5 is kept (computed: 0.0)" in shown
     assert card.read_text().endswith("Written by the team.\n")
     assert (finished / "entry" / "notes.txt").read_text() == "a note"
+    # A kill while the new entry takes the place of the old one loses no answer.
+    (finished / "entry").rename(finished / ".previous_entry")
+    export(*arguments(finished, "hub.license=mit"))
+    assert json.loads(file.read_text())["data_genre"] == "child-directed speech"
+    assert not (finished / ".previous_entry").exists()
     form["num_parameters"] = 130.3
     file.write_text(json.dumps(form))
     shown = export(*arguments(finished, "hub.license=mit"))

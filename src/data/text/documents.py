@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
     @property
     def continues_word(self) -> bool:
-        """Whether the piece begins inside a word."""
+        """True if the piece begins inside a word."""
         return self.before != "" and not self.before[-1].isspace()
 
     def split(self) -> list[str]:

@@ -143,7 +143,7 @@ class RunRecord:
 
     @property
     def _has_progress(self) -> bool:
-        """Whether the run has saved a checkpoint or results, which are never overwritten."""
+        """True if the run has saved a checkpoint or results, which are never overwritten."""
         has_results = (self.directory / "results.json").exists()
         return has_results or any(self.directory.glob("checkpoint-*"))
 
