@@ -3,6 +3,9 @@
 The ids are those that the tokenizer gives for whole documents. A long document is encoded in
 windows, which overlap: each holds a piece of the document and some text before and after it.
 Where two pieces meet, both windows must give the same tokens; otherwise the pieces are joined.
+(A Unigram model leaves the choice between two splits of equal probability to the rounding of
+sums over the whole text. There, as in a letter repeated hundreds of times, a window may choose
+the other split.)
 """
 
 import functools

@@ -33,7 +33,10 @@ def text() -> str:
     lines = [f"{line} It's 1,234 ﬁsh; Zoë’s e\u0301!" for line in sentences(500, 1)]
     ends = ["\n", "\n", "\n", " \n", "  \n", "\t\n", "\n\n", "\n\n\n", "\n \n", "\n  "]
     ends += ["\n\t", "\u3000\n", " ", "  "]
-    return "".join(line + rng.choice(ends) for line in lines) + "x" * 900 + " end \n"
+    # Not one letter 900 times: a Unigram model splits that in many ways of equal probability,
+    # and rounding decides between them.
+    word = "".join(rng.choices("abcdefgh", k=900))
+    return "".join(line + rng.choice(ends) for line in lines) + word + " end \n"
 
 
 def made(
