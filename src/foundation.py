@@ -1,6 +1,7 @@
 """Shared foundations: the error type, atomic writing, permissions and checksums of files."""
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -90,6 +91,18 @@ def fault_in_loading(error: BaseException, trust_key: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: "1 step", "2,000 steps"."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def parse_words(text: str) -> Optional[int]:
+    """Return a number of words that is written as 250000, 300k or 1M; None for other text."""
+    match = re.fullmatch(r"([1-9]\d*)([kM]?)", text)
+    return match and int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean x?` with the nearest of the choices; "" if none is near."""
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def shows_bars() -> bool:

@@ -17,7 +17,7 @@ from src.arguments import Arguments
 from src.configuration import schema
 from src.configuration.run_configuration import SECRETS
 from src.configuration.schema import group_choices, options, sections
-from src.foundation import UserError
+from src.foundation import UserError, did_you_mean
 
 # Old names of options, in Hugging Face's class and examples, and their new keys. A name is not
 # listed if `difflib` finds the new one anyway.
@@ -242,8 +242,7 @@ def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
     if wrong := re.match(r"In '(.*)': Could not \w+ '([\w/]+?)/([^']*)'", message):
         file, group, choice = wrong.groups()
         choices = re.findall(r"\t(.*)", message) or group_choices().get(group, [])
-        close = difflib.get_close_matches(choice, choices, n=1)
-        advice = f"; did you mean {close[0]}?" if close else "."
+        advice = did_you_mean(choice, choices) or "."
         origin = "" if file in ("config", "run_eval") else f"In {file}: "
         return (
             f"{origin}+{group}={choice}: there is no such {group}{advice}"

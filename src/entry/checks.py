@@ -5,7 +5,6 @@ counts others as 0 without a message. The checks name each of them.
 """
 
 import contextlib
-import difflib
 import json
 import subprocess
 import tempfile
@@ -31,7 +30,14 @@ from src.entry.rules import (
 )
 from src.evaluation.models import Checkpoint, find_checkpoints, load
 from src.evaluation.tokenizer_checks import check_tokenizer
-from src.foundation import UserError, counted, fault_by_manifest, first_line, sha256
+from src.foundation import (
+    UserError,
+    counted,
+    did_you_mean,
+    fault_by_manifest,
+    first_line,
+    sha256,
+)
 from src.training.record.milestones import TOLERANCE, WORDS_FILE, parse_milestones
 
 # Another version of a library may change a logit by this much.
@@ -166,11 +172,8 @@ def check_licence(licence: str | None) -> Check:
     elif licence in LICENCES:
         return Check("licence", True, licence)
     else:
-        close = difflib.get_close_matches(licence, LICENCES, n=1)
-        detail = f"{licence} is none of the hub's names"
-        detail += (
-            f"; did you mean {close[0]}?" if close else "; other stands for any other"
-        )
+        hint = did_you_mean(licence, LICENCES) or "; other stands for any other"
+        detail = f"{licence} is none of the hub's names{hint}"
     return Check("licence", False, detail, ends_export=True)
 
 

@@ -36,6 +36,7 @@ from src.foundation import (
     fault_by_manifest,
     fault_in_loading,
     first_line,
+    parse_words,
 )
 from src.hardware import best_device
 
@@ -110,8 +111,8 @@ class Checkpoint:
     @property
     def words_seen(self) -> Optional[int]:
         """The number of words it was trained on, by its name (chck_10M) or the Trainer's log."""
-        if match := re.fullmatch(r"chck_(\d+)([kM]?)", self.revision):
-            return int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
+        if words := parse_words(self.revision.partition("chck_")[2]):
+            return words
         state = _read_json(self.directory / "trainer_state.json")
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:

@@ -1,7 +1,6 @@
 """The model: any causal architecture of transformers, from scratch or from weights."""
 
 import contextlib
-import difflib
 import json
 import logging
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from src.data.packing.tokenizer import boundary_tokens
 from src.data.prepare import named_tokenizer
 from src.evaluation.models import find_checkpoints, load_config, load_model, loading
 from src.evaluation.scoring.network import num_positions
-from src.foundation import UserError, blaming, naming, write_atomically
+from src.foundation import UserError, blaming, did_you_mean, naming, write_atomically
 from src.hardware import memory_of
 from src.training.optimization.optimizer import check_optimizer
 from src.training.step.forward import CAUSAL, attention_of
@@ -149,10 +148,10 @@ def architecture(args: ModelArguments) -> PretrainedConfig:
         with _naming_weights(args):
             config = load_config(_directory(args), args.trust_remote_code)
     elif args.model_type not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(args.model_type, list(CONFIG_MAPPING), n=3)
+        hint = did_you_mean(args.model_type, CONFIG_MAPPING)
         raise UserError(
             f"model.model_type={args.model_type} is not an architecture of transformers"
-            + (f"; near: {', '.join(close)}" if close else "")
+            + hint
         )
     else:
         config = CONFIG_MAPPING[args.model_type]()
@@ -180,11 +179,8 @@ def _override(
         key = f"model.config_overrides.{name}"
         is_old = from_scratch and name in OLD_ROTARY and _is_rotary(config, name)
         if name not in known and not is_old:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            raise UserError(
-                f"unknown key `{key}` for {config.model_type}"
-                + (f"; did you mean `{close[0]}`?" if close else "")
-            )
+            hint = did_you_mean(str(name), known)
+            raise UserError(f"unknown key `{key}` for {config.model_type}{hint}")
         own_name = config.attribute_map.get(name, name)
         least = int(own_name == config.attribute_map.get(LAYERS, LAYERS))
         if "layer" in name and type(value) is int and not least <= value <= MAX_LAYERS:

@@ -79,7 +79,7 @@ def test_what_follows_from_an_override_follows():
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        ({"n_layers": 1}, ("config_overrides.n_layers", "did you mean `n_layer`?")),
+        ({"n_layers": 1}, ("config_overrides.n_layers", "did you mean n_layer?")),
         ({"n_layer": "two"}, ("n_layer", "int", "two")),
         ({"n_layer": True}, ("n_layer", "int", "bool")),
         ({"n_layer": 1.5}, ("n_layer", "int", "1.5")),
@@ -110,7 +110,7 @@ def test_an_architecture_without_a_causal_language_model_is_refused(model_type):
 
 
 def test_an_architecture_that_does_not_exist_is_refused_with_the_nearest():
-    assert "near: gpt2" in refusal(ModelArguments(model_type="gpt-2"))
+    assert "did you mean gpt2" in refusal(ModelArguments(model_type="gpt-2"))
 
 
 @pytest.mark.parametrize("model_type", SMALL)

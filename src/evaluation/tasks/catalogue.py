@@ -3,7 +3,6 @@
 Names, folders and sizes are those of the challenge's strict tracks (July 2026; WUG: 2025).
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from src.evaluation.tasks import formats
 from src.evaluation.tasks.aoa import AgeOfAcquisition
 from src.evaluation.tasks.reading import ReadingTimes
 from src.evaluation.tasks.task import Task
-from src.foundation import UserError, naming
+from src.foundation import UserError, did_you_mean, naming
 
 FULL, FAST, BOTH = ("full",), ("fast",), ("full", "fast")
 OWN_PAIRS = "pairs"  # beginning of the names of the user's own tasks
@@ -132,8 +131,7 @@ def expand(tasks: str | Sequence[str], protocol: int = STANDARD) -> dict[str, bo
             wanted |= dict.fromkeys(NAMES[name], True)
         else:
             known = [*BOTH, *TASKS, *GROUPS]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, known) or "."
             raise UserError(f"no task is named {name}{hint} Names: {', '.join(known)}")
     return wanted
 

@@ -7,7 +7,6 @@ the weights after the first step at which the words seen reach its number.
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from src.data.order import Plan
-from src.foundation import MANIFEST, UserError, sha256, write_atomically
+from src.foundation import MANIFEST, UserError, parse_words, sha256, write_atomically
 from src.training.record.checkpoints import seal
 
 KEY = "training.milestones"
@@ -40,12 +39,11 @@ def parse_milestones(values: Any) -> dict[str, int]:
     """
     milestones: dict[str, int] = {}
     for value in values if isinstance(values, list) else [values] if values else []:
-        match = re.fullmatch(r"([1-9]\d*)([kM]?)", str(value))
-        if match is None:
+        words = parse_words(str(value))
+        if words is None:
             raise UserError(
                 f"{KEY}: {value!r} is not a number of words, such as 1M, 300k or 250000"
             )
-        words = int(match[1]) * {"": 1, "k": 1000, "M": 1_000_000}[match[2]]
         if words <= max(milestones.values(), default=0):
             raise UserError(f"{KEY} must ascend, got {value} after a larger number")
         milestones[milestone_name(words)] = words
