@@ -239,7 +239,7 @@ def check_predictions(
 def _faults_of_part(part: str, predictions: Any) -> Iterator[str]:
     """Yield the faults of the final model's predictions for one part of the file."""
     if not predictions:
-        yield f"{part} counts as 0: it is missing or has the wrong size"
+        yield f"{part} counts as 0: it has no results, or a wrong number of them"
         return
     size = SIZES["global_piqa"].get(part)
     if size is not None and len(predictions) != size:

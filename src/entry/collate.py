@@ -7,6 +7,7 @@ milestone, because the server accepts them.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 from src.entry.rules import FAST_PARTS, FULL_PARTS, SIZES, Track, expected_size
 from src.evaluation.glue.data import RECIPES
 from src.evaluation.results import Entry
+
+logger = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, Any]]
 
@@ -73,16 +76,19 @@ def collate(
 def _of_right_size(
     part: str, predictions: Predictions | None, fast: bool = False
 ) -> Predictions | None:
-    """Return the predictions of a part of the file; None if their size is wrong."""
+    """Return the predictions of a part of the file; None, with a warning, for a wrong size."""
     if predictions is None:
         return None
-    total = SIZES["global_piqa"].get(part)
-    if total is not None and len(predictions) != total:
-        return None
-    for name, content in predictions.items():
-        if len(content["predictions"]) != expected_size(part, name, fast):
-            return None
-    return predictions
+    sizes = {x: len(rows["predictions"]) for x, rows in predictions.items()}
+    expected = {x: expected_size(part, x, fast) for x in predictions}
+    total = SIZES["global_piqa"].get(part, len(predictions))
+    if sizes == expected and len(predictions) == total:
+        return predictions
+    wrong = [x for x in sizes if sizes[x] != expected[x]]
+    counts = ", ".join(f"{x} {sizes[x]} instead of {expected[x]}" for x in wrong[:3])
+    counts = counts or f"{len(predictions)} instead of {total}"
+    logger.warning("warning: %s has a wrong number of predictions: %s", part, counts)
+    return None
 
 
 def _is_whole(surprisals: dict[str, Any] | None, milestones: Iterable[str]) -> bool:

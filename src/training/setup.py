@@ -336,7 +336,9 @@ def _cost_of_evaluations(
         interval = training.eval_steps
         if interval < 1:
             interval = math.ceil(interval * plan.num_steps)
-    number = max(1, int(plan.num_steps // interval))
+    delay = training.eval_delay  # in epochs, or in steps
+    delay *= 1 if training.eval_strategy == "steps" else plan.steps_per_epoch
+    number = max(1, int((plan.num_steps - delay) // interval))
     # An evaluation computes only a forward pass. Training also computes a backward pass, which
     # costs twice as much.
     share = number * num_blocks / (3 * plan.num_steps * plan.blocks_per_step)

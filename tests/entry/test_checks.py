@@ -144,7 +144,7 @@ SLIPS = {
     ),
     "a task is missing": (
         lambda c: c.update(comps=None),
-        "comps counts as 0: it is missing or has the wrong size",
+        "comps counts as 0: it has no results, or a wrong number of them",
     ),
 }
 
