@@ -210,7 +210,8 @@ def read_and_step(text: str, cache: str) -> dict:
     )
     model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters())
-    batches = iter(DataLoader(data.train, BATCH_SIZE, shuffle=True, drop_last=True))
+    options = dict(shuffle=True, drop_last=True, collate_fn=dict)  # whole batches
+    batches = iter(DataLoader(data.train, BATCH_SIZE, **options))
     reads, steps = [], []
     for number in range(200):
         clock = Clock()
