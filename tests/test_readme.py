@@ -59,7 +59,7 @@ def test_ci_installs_and_tests_as_the_readme_says():
     for part in (
         "pip install torch==",
         "pip install -r requirements.txt",
-        "python -m pytest",
+        "python -m pytest -n",
     ):
         (line,) = [line for line in script.splitlines() if line.startswith(part)]
         assert line in README
