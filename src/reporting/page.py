@@ -8,12 +8,9 @@ and cost; several runs get tables of groups and runs, and curves of groups. How 
 is in the template, page.html.
 """
 
-import json
 import math
 import re
 import statistics
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,27 +20,26 @@ import numpy as np
 import yaml
 
 from src.evaluation.results import Entry
-from src.evaluation.suite import is_score
 from src.evaluation.table import BASELINES, PUBLISHED, SOURCES
-from src.foundation import counted, write_atomically
+from src.foundation import write_atomically
 from src.reporting import figures
 from src.reporting.figures import Curve
 from src.reporting.runs import RunData
-from src.reporting.statistics import DEV_LOSS, SEED, groups, scored_revision, settings
+from src.reporting.statistics import (
+    DEV_LOSS,
+    SEED,
+    groups,
+    scored_revision,
+    scores,
+    settings,
+)
+from src.reporting.tables import Row, group_rows, page_table, run_notes, run_rows
 
 # People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020).
 LINES = {"chance": 50, "human": 88.6, **dict(zip(BASELINES, PUBLISHED["blimp"]))}
+SETTINGS = "Settings: mean ± standard deviation over n seeds"
 MAX_DRAWN = 12  # groups: those of the lowest dev loss; the tables have all
 LOGGED = {"learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs that differ in their seed only. `values` are the settings that tell it from others."""
-
-    label: str
-    runs: list[RunData]
-    values: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,15 @@ def write_page(
 
     pictures = Pictures(path.with_name(f"{path.stem}_figures"))
     pictures.folder.mkdir(parents=True, exist_ok=True)
-    tables = []
+    tables, rows = [], run_rows(runs)
     if len(runs) == 1:
         _draw_run(runs[0], pictures)
     else:
-        tables = _tables(of_seeds := grouped(runs))
-        _draw_groups(of_seeds, pictures)
+        notes = run_notes(runs, rows)
+        of_runs = [row for row in rows if row["n"] == 1]
+        tables.append(page_table(SETTINGS, group_rows(runs, rows), notes))
+        tables.append(page_table("Runs", of_runs, notes))
+        _draw_groups(grouped(runs, rows), pictures)
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     html = template.render(
@@ -93,7 +92,7 @@ def write_page(
         pictures=pictures.drawn,
         folder=pictures.folder.name,
         final=final_scores(runs[0]),
-        metrics={name: _cell(runs, name) for name in _metrics(runs[0])},
+        metrics=page_table("", rows, []),
         published={"names": BASELINES, "scores": PUBLISHED, "sources": SOURCES},
         config=yaml.safe_dump(runs[0].config, sort_keys=False),
     )
@@ -101,45 +100,22 @@ def write_page(
     write_atomically(path, html.encode("utf-8", "replace").decode("utf-8"))
 
 
-def grouped(runs: Sequence[RunData]) -> list[Group]:
-    """Return the groups of runs whose settings differ in the seed only, in the order of runs.
+def grouped(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, list[RunData]]:
+    """Return the groups of runs whose settings differ in the seed only, by their labels.
 
-    A run without readable settings is a group of its own.
+    A label names the settings that differ between groups. Settings that would be cut off in a
+    figure tell no groups apart; then the label is the name of the first run.
+
+    Args:
+        rows: those of `run_rows`.
     """
-    members = groups(runs)
-    of_groups = [_settings(of_group[0]) for of_group in members]
-    known = [values for values in of_groups if values]
-    names = dict.fromkeys(name for values in known for name in values)
-    differing = [n for n in names if len({values.get(n) for values in known}) > 1]
-    found = []
-    for of_group, own in zip(members, of_groups):
-        values = {name: own.get(name, "–") for name in differing}
-        shown = [f"{name.split('.')[-1]}={value}" for name, value in values.items()]
-        label = ", ".join(shown) if own else ""
-        # Settings that would be cut off in a figure tell no groups apart.
-        label = label if 0 < len(label) <= figures.MAX_LABEL else of_group[0].name
-        found.append(Group(label, of_group, values))
+    found = {}
+    for row, group in zip(group_rows(runs, rows), groups(runs)):
+        values = {k: v for k, v in row.items() if "." in k and k != SEED}
+        label = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in values.items())
+        is_clear = 0 < len(label) <= figures.MAX_LABEL and label not in found
+        found[label if settings(group[0]) and is_clear else group[0].name] = group
     return found
-
-
-def _settings(run: RunData) -> dict[str, str]:
-    """Return the settings that change a result, but the seed; text files by one checksum."""
-    identity = settings(run)
-    identity.pop(SEED, None)
-    if texts := identity.pop("data", None):
-        identity["text"] = _checksum(texts)
-    return _flat(identity)
-
-
-def _checksum(values: Any) -> str:
-    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(values, dict):
-        return {prefix[:-1]: str(values)}
-    parts = (_flat(value, f"{prefix}{key}.") for key, value in values.items())
-    return {key: text for part in parts for key, text in part.items()}
 
 
 def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
@@ -147,28 +123,6 @@ def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
     revision = scored_revision(run)
     entries = run.scores.get(revision, {})
     return (revision if entries else "", entries)
-
-
-def _metrics(run: RunData) -> dict[str, tuple[float, str]]:
-    """Return the dev loss and the scores in percent: name -> value and how it was measured."""
-    settings = _flat(run.record.get("identity") or {}).items()
-    inputs = [
-        s for s in settings if s[0].startswith(("data.validation/", "tokenizer."))
-    ]
-    rules = f"dev text and tokenizer {_checksum(inputs)}"
-    rules += "" if run.results else ", not finished"
-    logged = [row["eval_loss"] for row in run.logs if "eval_loss" in row] or [None]
-    found = {DEV_LOSS: (run.results.get("eval_loss", logged[-1]), rules)}
-    protocol = run.config.get("evaluation", {}).get("protocol")
-    for key, value in run.results.items():
-        name = key.removeprefix("eval_")
-        if name != key and is_score(name) and "/" not in name and _is_number(value):
-            found[name] = 100 * value, f"protocol {protocol}, at the end of the run"
-    revision, entries = final_scores(run)
-    for task, e in entries.items():
-        data = f"data {e['data_checksum'][:8]}, {revision}"
-        found[task] = e["score"], f"protocol {e['protocol']}, {e['dtype']}, {data}"
-    return {name: value for name, value in found.items() if _is_number(value[0])}
 
 
 def _is_number(value: Any) -> bool:
@@ -255,18 +209,22 @@ def _draw_terms(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> 
     pictures.add("phenomena", "BLiMP by phenomenon", note, draw, means, LINES)
 
 
-def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
+def _draw_groups(groups: Mapping[str, Sequence[RunData]], pictures: Pictures) -> None:
     """Draw the curves and phenomena of the groups with the lowest dev loss."""
-    shown = sorted(groups, key=lambda g: _cell(g.runs, DEV_LOSS)["mean"])[:MAX_DRAWN]
+
+    def dev_loss(label: str) -> float:
+        losses = [scores(run).get(DEV_LOSS) for run in groups[label]]
+        known = [loss.value for loss in losses if loss]
+        return statistics.fmean(known) if known else math.inf
+
+    shown = {x: groups[x] for x in sorted(groups, key=dev_loss)[:MAX_DRAWN]}
     note = "Bands are one standard deviation over seeds."
     if len(shown) < len(groups):
         note += f" Of {len(groups)} groups, the {MAX_DRAWN} of the lowest dev loss."
 
     def add(name: str, title: str, ylabel: str, curve: Callable, key: str, *options):
-        of_groups = [
-            (g.label, [c for r in g.runs for c in curve(r, key)]) for g in shown
-        ]
-        means = [figures.mean_curve(label, c) for label, c in of_groups if c]
+        of_groups = {x: [c for r in shown[x] for c in curve(r, key)] for x in shown}
+        means = [figures.mean_curve(label, c) for label, c in of_groups.items() if c]
         if any(len(mean.x) > 1 for mean in means):  # the tables show single points
             pictures.add(name, title, note, figures.curves, means, ylabel, *options)
 
@@ -274,59 +232,7 @@ def _draw_groups(groups: Sequence[Group], pictures: Pictures) -> None:
     add("dev_loss", "Dev loss", "loss (nats)", _logged, "eval_loss", True)
     for name, title in LOGGED.items():
         add(name, title.capitalize(), title, _logged, name)
-    for task in _tasks(run for group in groups for run in group.runs):
+    for task in _tasks(run for group in groups.values() for run in group):
         name = re.sub(r"\W+", "_", f"scores_{task}")
         add(name, f"Scores of {task}", "score", _scores, task)
-    _draw_terms({group.label: group.runs for group in shown}, pictures)
-
-
-def _cell(runs: Sequence[RunData], name: str, usual: str = "") -> dict[str, Any]:
-    """Return n, mean and sample standard deviation of a metric; an infinite mean if n is 0.
-
-    Args:
-        usual: how most runs were measured. There is a mark if one of `runs` was not.
-    """
-    found = [m[name] for m in map(_metrics, runs) if name in m]
-    values = [value for value, _ in found]
-    mean = statistics.fmean(values) if values else math.inf
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    cell = {"n": len(values), "of": len(runs), "mean": mean, "sd": sd}
-    mark = bool(usual) and any(rules != usual for _, rules in found)
-    return cell | {"digits": 4 if name == DEV_LOSS else 2, "mark": mark}
-
-
-def _tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the tables of groups and of runs. Values that were measured by other rules than
-    those of most runs are marked, with a note on the rules."""
-    runs = [run for group in groups for run in group.runs]
-    rules: dict[str, Counter] = {}
-    for name, (_, how) in (item for run in runs for item in _metrics(run).items()):
-        rules.setdefault(name, Counter())[how] += 1
-    usual = {name: of_name.most_common(1)[0][0] for name, of_name in rules.items()}
-    notes = [
-        f"† {name}: {counted(number, 'run')} by {how}; most by {usual[name]}"
-        for name, of_name in rules.items()
-        for how, number in of_name.most_common()[1:]
-    ]
-
-    def row(first: list[Any], group: Group, runs: list[RunData]) -> list[Any]:
-        cells = [_cell(runs, name, usual[name]) for name in usual]
-        return [*first, *group.values.values(), *cells]
-
-    of_runs = [
-        row(
-            [r.name, r.config.get("training", {}).get("seed"), final_scores(r)[0]],
-            g,
-            [r],
-        )
-        for g in groups
-        for r in g.runs
-    ]
-    of_groups = [row([len(g.runs)], g, g.runs) for g in groups]
-    title = "Settings: mean ± standard deviation over n seeds"
-    names = [*groups[0].values, *usual]
-    columns = ["run", "seed", "scored", *names]
-    return [
-        {"caption": title, "columns": ["n", *names], "rows": of_groups, "notes": notes},
-        {"caption": "Runs", "columns": columns, "rows": of_runs, "notes": notes},
-    ]
+    _draw_terms(shown, pictures)

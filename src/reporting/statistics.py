@@ -10,6 +10,7 @@ Two values are compared only if they come from the same rules, data and kind of 
 
 import functools
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ from scipy import stats
 
 from src.arguments import ReportArguments, ScoringArguments
 from src.evaluation.glue.data import RECIPES
-from src.evaluation.results import entry_checksum
-from src.evaluation.suite import is_share
+from src.evaluation.results import Entry, entry_checksum
+from src.evaluation.suite import is_share, of_whole_tasks
 from src.evaluation.table import overall
 from src.evaluation.tasks.catalogue import OWN_PAIRS, load_tasks
 from src.foundation import UserError, first_line
@@ -135,8 +136,14 @@ def scores(run: RunData) -> dict[str, Score]:
     """Return the dev loss and the scores of a run's final model, with the means of tasks.
 
     Undefined scores are left out. The dev loss of a run that is not finished is its last one.
+    Scores that the run computed itself count unless `src.run_eval` computed them, too.
     """
     tasks, given, revision = {}, settings(run), scored_revision(run)
+    protocol = run.config.get("evaluation", {}).get("protocol")
+    for name in of_whole_tasks(key.removeprefix("eval_") for key in run.results):
+        value, rules = run.results.get(f"eval_{name}"), {"protocol": protocol}
+        if isinstance(value, float) and math.isfinite(value):
+            tasks[name] = Score(100 * value, {**rules, "source": "results.json"})
     for task, entry in run.scores.get(revision, {}).items():
         if entry["score"] is not None:
             rules = {name: entry.get(name) for name in RULES} | {"revision": revision}
@@ -172,7 +179,7 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
     Raises:
         UserError: they are missing, or not as they were written, by the checksum of the entry.
     """
-    entry, folder = run.scores[revision][task], run.folders[revision]
+    entry, folder = _entry(run, revision, task), run.folders[revision]
     try:
         files = [x for x in entry.get("files", ()) if x.endswith("predictions.json")]
         file = folder.joinpath(*files)  # older versions did not record it
@@ -185,6 +192,13 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
     except (OSError, *MALFORMED) as error:
         reason = first_line(error)
     raise UserError(f"{run.name}, {revision}: no predictions of {task}: {reason}")
+
+
+def _entry(run: RunData, revision: str, task: str) -> Entry:
+    """Return the entry of `scores.json`; raise `UserError` if there is none."""
+    if task not in run.scores.get(revision, {}):
+        raise UserError(f"{run.name}: score {task} with src.run_eval to compare items")
+    return run.scores[revision][task]
 
 
 @functools.lru_cache(maxsize=32)
@@ -233,7 +247,7 @@ def right_items(run: RunData, revision: str, task: str, args: ReportArguments):
     Raises:
         UserError: there are no right answers or predictions, or they are of other data.
     """
-    entry = run.scores[revision][task]
+    entry = _entry(run, revision, task)
     pairs = [args.pairs] if isinstance(args.pairs, str) else args.pairs or []
     answers, checksum = right_answers(task, entry["protocol"], args.data, tuple(pairs))
     table = answers.merge(predictions(run, revision, task), on="id", how="left")

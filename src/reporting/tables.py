@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -86,9 +87,8 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
 
 
 def run_notes(runs: Sequence[RunData], rows: Sequence[Row]) -> list[str]:
-    """Return what the table of runs has to say about damaged, unscored and incomparable runs."""
-    notes = [fault for run in runs for fault in run.faults]
-    notes += [f"{run.name} has no scores of tasks" for run in runs if not run.scores]
+    """Return what the table of runs has to say about unscored and incomparable runs."""
+    notes = [f"{run.name} has no scores of tasks" for run in runs if not run.scores]
     notes += [f"{x.name} is not finished" for x in runs if not x.results]
     for row in rows:
         for task, faults in row[NOT_COMPARABLE].items():
@@ -96,6 +96,41 @@ def run_notes(runs: Sequence[RunData], rows: Sequence[Row]) -> list[str]:
                 f"{MARK} {row['run']}: {task} is not comparable: other {faults}"
             )
     return notes
+
+
+def group_rows(runs: Sequence[RunData], rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of groups, and of runs that are alone, under the names of their folders.
+
+    The settings that differ tell them apart.
+    """
+    several = {run.name for group in groups(runs) if len(group) > 1 for run in group}
+    found = [row for row in rows if row["run"] not in several]
+    return [{**row, "run": row["run"].split("/")[0]} for row in found]
+
+
+def page_table(caption: str, rows: Sequence[Row], notes: Sequence[str]) -> Row:
+    """Return a table of runs for the page, whose numbers stay numbers, so that it can sort them.
+
+    A score is a dictionary: mean, sd (None for one run), digits, and mark (a bool).
+    """
+    names = [n for row in rows for n in (*row, *row[NOT_COMPARABLE])]
+    names = [n for n in names if n != NOT_COMPARABLE and not n.endswith(" sd")]
+    is_known = {n: any(x.get(n, MARK) is not None for x in rows) for n in names}
+    columns = [name for name in is_known if is_known[name]]
+
+    def cell(row: Row, name: str) -> Any:
+        value, mark = row.get(name), name in row[NOT_COMPARABLE]
+        if isinstance(value, float) and "." not in name:
+            digits = 4 if name == DEV_LOSS else 2
+            sd = row.get(f"{name} sd")
+            return {"mean": value, "sd": sd, "digits": digits, "mark": mark}
+        if isinstance(value, (bool, dict, list)):
+            return json.dumps(value)
+        return MARK if mark else value
+
+    cells = [[cell(row, name) for name in columns] for row in rows]
+    columns = [name.removeprefix("training.") for name in columns]
+    return {"caption": caption, "columns": columns, "rows": cells, "notes": notes}
 
 
 def render(
@@ -108,7 +143,7 @@ def render(
             of seeds is one row of it.
     """
     rows = run_rows(runs)
-    notes = run_notes(runs, rows)
+    notes = [*(fault for run in runs for fault in run.faults), *run_notes(runs, rows)]
     if form == "json":
         found = [dataclasses.asdict(comparison) for comparison in comparisons]
         content = {"runs": rows, "notes": notes, "comparisons": found}
@@ -121,8 +156,7 @@ def render(
             row["notes"] = "; ".join(row.get("notes", marks))
         return pd.DataFrame(found or rows).to_csv(index=False).rstrip("\n")
     if form == "latex":
-        grouped = [run.name for x in groups(runs) if len(x) > 1 for run in x]
-        rows = [row for row in rows if row["run"] not in grouped]
+        rows = group_rows(runs, rows)
     tables = [_table("Runs", map(_run_cells, rows), notes)] if runs else []
     for comparison in comparisons:
         found = comparison_tables(comparison)
@@ -203,6 +237,8 @@ def _latex(table: dict[str, Any]) -> str:
     frame = frame.loc[:, (frame != "").any()]  # the seed of groups
     form = "l" + "r" * (len(frame.columns) - 1)
     text = frame.to_latex(index=False, escape=True, column_format=form).rstrip()
+    # pdfTeX knows no other letters without further packages.
+    text = re.sub(r"[^\x00-\xff†–—‘’“”]", "?", text)
     for character, command in LATEX.items():
         text = text.replace(character, command)
     comments = [f"% {line}" for note in table["notes"] for line in note.split("\n")]

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from src.reporting import figures
-from src.reporting.page import final_scores, grouped, write_page
+from src.reporting.page import SETTINGS, final_scores, grouped, write_page
 from src.reporting.runs import RunData
+from src.reporting.tables import run_rows
 
-SETTINGS = "Settings: mean ± standard deviation over n seeds"
 EVIL = "<script>alert(1)</script>"
 PHENOMENA = ("binding", "ellipsis", "island_effects")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -188,26 +188,23 @@ def test_one_run_has_its_figures_scores_words_and_cost(page, tmp_path):
 
 def test_runs_that_differ_in_the_seed_only_are_a_group(page):
     runs = six_runs()
-    groups = grouped(runs)
-    assert [[run.config["training"]["seed"] for run in g.runs] for g in groups] == [
-        [1, 2, 3],
-        [1, 2, 3],
-    ]
-    assert [group.label for group in groups] == [
-        "learning_rate=0.001",
-        "learning_rate=0.003",
-    ]
+    found = grouped(runs, run_rows(runs))
+    assert {
+        label: [run.config["training"]["seed"] for run in group]
+        for label, group in found.items()
+    } == {"learning_rate=0.001": [1, 2, 3], "learning_rate=0.003": [1, 2, 3]}
     tables = page(runs).tables
     first, second = tables[SETTINGS][1:]
     # Dev losses of 3.49, 3.48 and 3.47; BLiMP of 65.62, 65.72 and 65.82.
     assert first == [
+        "run-gpt2",
         "3",
         "0.001",
         "3.4800 ± 0.0100",
         "65.72 ± 0.10",
         "4.00 ± 0.00",
     ]
-    assert second[:3] == ["3", "0.003", "3.2800 ± 0.0100"]
+    assert second[1:4] == ["3", "0.003", "3.2800 ± 0.0100"]
     assert len(tables["Runs"]) == 7
 
 
@@ -217,10 +214,8 @@ def test_scores_by_other_rules_are_marked(page):
     parsed = page(runs)
     cells = [row[-2] for row in parsed.tables["Runs"][1:]]
     assert [cell.endswith("†") for cell in cells] == [False] * 4 + [True, False]
-    assert parsed.tables[SETTINGS][2][-2].endswith("†")
-    assert (
-        "† blimp: 1 run by protocol 2025, float32, data 01234567, main;" in parsed.text
-    )
+    assert parsed.tables[SETTINGS][2][-2] == "†"  # never averaged
+    assert "lr-0.003: blimp is not comparable: other protocol" in parsed.text
 
 
 def test_runs_that_were_killed_have_a_page_and_their_dev_loss_is_marked(page):

@@ -1,8 +1,6 @@
 """What is read about runs, and what happens to damaged files."""
 
 import json
-import resource
-import time
 from pathlib import Path
 
 import pytest
