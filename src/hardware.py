@@ -1,8 +1,11 @@
 """The hardware of this machine: its device and its fast number formats."""
 
+import contextlib
 import ctypes
+import math
 import os
 import re
+from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import torch
@@ -23,6 +26,9 @@ PEAKS = {
     "RTX 4090": (165, 82.6, 82.6), "RTX 3090": (71, 35.6, 35.6),
     "V100": (125, 15.7, 15.7), "T4": (65, 8.1, 8.1),
 }  # fmt: skip
+
+
+RAPL = Path("/sys/class/powercap")
 
 
 def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -75,6 +81,35 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         reason = "copying to the GPU goes on in the background"
         resolved["accelerator_config"] = ({"non_blocking": True}, reason)
     return {name: resolved[name] for name in resolved if training[name] is None}
+
+
+def energy_counters() -> dict[str, tuple[float, float]]:
+    """Return the energy that counters of this machine have counted, in joules.
+
+    The counters of a processor (RAPL, of Linux) count for all its programs, and many systems let
+    only root read them. The counter of this process's NVIDIA GPU needs `nvidia-ml-py`.
+
+    Returns:
+        {name: (joules, joules after which the counter begins again at 0)}; empty if none can be
+        read.
+    """
+    counters = {}
+    for zone in RAPL.glob(
+        "intel-rapl:?"
+    ):  # also of AMD; parts of it are intel-rapl:0:0, …
+        with contextlib.suppress(OSError):
+            files = (zone / "energy_uj", zone / "max_energy_range_uj")
+            joules, largest = (int(file.read_text()) / 1e6 for file in files)
+            counters[zone.name] = joules, largest
+    with contextlib.suppress(Exception):  # there are no package, GPU or counter
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties().uuid
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+        counters["gpu"] = millijoules / 1000, math.inf
+    return counters
 
 
 def set_up_device(training: TrainingArguments) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from src.entry.checks import Run
@@ -48,7 +49,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     )
     optimizer = training["optimizer"]
     weights = run.config["model"]["model_name_or_path"]
-    of_group = map(device_hours, run.directory.parent.glob("*"))
+    of_group = map(gpu_hours, run.directory.parent.glob("*"))
     form = {
         "model_name": name,
         "revision": "main",
@@ -72,8 +73,8 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "max_seq_length": run.config["data"]["block_size"],
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
-        # In hours of all devices; the second one is of all runs of the group.
-        "gpu_train": device_hours(run.directory),
+        # In hours of all GPUs; the second one is of all runs of the group.
+        "gpu_train": gpu_hours(run.directory),
         "gpu_dev": round(sum(of_group), 3),
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
@@ -136,9 +137,14 @@ def write_card(
     write_atomically(file, str(card))
 
 
-def device_hours(run_dir: Path) -> float:
-    """Return the hours of training summed over all devices of a run, from its ledger."""
-    rows = read_ledger(run_dir / FILE)
+def gpu_hours(run_dir: Path) -> float:
+    """Return the hours of training summed over all GPUs of a run, from its ledger."""
+    rows, config = read_ledger(run_dir / FILE), run_dir / "config.yaml"
+    if (
+        not config.is_file()
+        or yaml.safe_load(config.read_text())["training"]["use_cpu"]
+    ):
+        return 0.0
     return round(rows[-1]["device_seconds"] / 3600, 3) if rows else 0.0
 
 

@@ -461,7 +461,7 @@ class LanguageModelTrainer(Trainer):
 
 
 class TrainerHooks(TrainerCallback):
-    """Callback that restores the trainer's logs, and sets the epoch of its plan.
+    """Callback that restores the trainer's logs, sets the epoch of its plan, and logs the end.
 
     The Trainer resets its logs just before `on_train_begin`. It calls `on_epoch_begin` also if
     a run continues within an epoch.
@@ -475,3 +475,8 @@ class TrainerHooks(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.plan.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # The last steps get a row, even if they do not fill a logging interval.
+        if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_log = True

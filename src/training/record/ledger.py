@@ -4,7 +4,8 @@
      "files": {"childes": 30101, "switchboard": 11112}, "loss": 5.31, "device_seconds": 9.1}
 
 All numbers except the loss count from the beginning of the run. Words are those of the targets, as
-everywhere. Seconds are summed over all devices. A run that continues removes the rows after its
+everywhere. Seconds are summed over all devices. `joules` is the energy that was used, if it can be
+read; GPUs of other processes are taken to use as much as that of the main process. A run that continues removes the rows after its
 checkpoint and adds new ones.
 """
 
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 from src.data.blocks import NO_BLOCK
 from src.data.order import Plan
 from src.foundation import write_atomically
+from src.hardware import energy_counters
 
 FILE = "words.jsonl"
 
@@ -43,7 +45,8 @@ class Ledger(TrainerCallback):
             row for row in read_ledger(self.file) if row["step"] <= state.global_step
         ]
         self._seconds = kept[-1]["device_seconds"] if kept else 0.0
-        self._since = time.perf_counter()
+        self._joules = kept[-1].get("joules", 0.0) if kept else 0.0
+        self._since, self._counters = time.perf_counter(), energy_counters()
         write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -60,8 +63,20 @@ class Ledger(TrainerCallback):
             "loss": logs["loss"],
             "device_seconds": round(self._seconds + args.world_size * seconds, 1),
         }
+        if self._counters:
+            row["joules"] = round(self._count_energy(args.world_size), 1)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _count_energy(self, num_gpus: int) -> float:
+        """Return the joules of the run until now."""
+        now = energy_counters()
+        for name, (joules, largest) in now.items():
+            if name in self._counters:
+                used = (joules - self._counters[name][0]) % largest
+                self._joules += used * (num_gpus if name == "gpu" else 1)
+        self._counters = now or self._counters
+        return self._joules
 
     def _count(self, step: int) -> None:
         """Count the words of each file in the steps until `step`."""
