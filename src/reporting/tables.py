@@ -232,17 +232,25 @@ def _text(table: dict[str, Any]) -> str:
 
 
 def _latex(table: dict[str, Any]) -> str:
-    """Return a LaTeX table with the notes as comments."""
+    """Return a LaTeX table with the notes as comments, small enough for a page.
+
+    The name and the number of runs become comments, too, if all rows have the same.
+    """
     frame = pd.DataFrame(table["rows"], columns=table["columns"])
     frame = frame.loc[:, (frame != "").any()]  # the seed of groups
-    form = "l" + "r" * (len(frame.columns) - 1)
+    notes = [*table["notes"]]
+    for name in ("run", "n"):
+        if name in frame and len(frame) > 1 and frame[name].nunique() == 1:
+            notes.append(f"in all rows, {name} is {frame.pop(name)[0]}")
+    form = "@{}l" + "r" * (len(frame.columns) - 1) + "@{}"
     text = frame.to_latex(index=False, escape=True, column_format=form).rstrip()
     # pdfTeX knows no other letters without further packages.
     text = re.sub(r"[^\x00-\xff†–—‘’“”]", "?", text)
     for character, command in LATEX.items():
         text = text.replace(character, command)
-    comments = [f"% {line}" for note in table["notes"] for line in note.split("\n")]
-    return "\n".join(["% needs \\usepackage{booktabs}", *comments, text])
+    comments = [f"% {line}" for note in notes for line in note.split("\n")]
+    head = ["% needs \\usepackage{booktabs}", *comments, "{\\small"]
+    return "\n".join([*head, "\\setlength{\\tabcolsep}{4pt}", text, "}"])
 
 
 def write_items(

@@ -65,8 +65,8 @@ def test_latex_has_one_row_per_group_and_nothing_unescaped(report, four):
     report("runs=exp/run-a", "format=latex", "output=table.tex")
     lines = Path("table.tex").read_text().splitlines()
     assert r"\toprule" in lines and r"\bottomrule" in lines
-    (row,) = [line for line in lines if "& 0.1 " in line]
-    assert row.startswith(r"run-a & 2 & 0.1 &")  # the settings tell the groups apart
+    assert "% in all rows, run is run-a" in lines and "% in all rows, n is 2" in lines
+    (row,) = [line for line in lines if line.startswith("0.1 &")]
     assert row.endswith(r"3.1150 $\pm$ 0.0071 & 75.00 $\pm$ 0.00 \\")
 
 
