@@ -24,7 +24,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="true",
 )
 os.environ.pop("WANDB_API_KEY", None)
-os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; output that is no terminal has none
+os.environ.pop(
+    "COLUMNS", None
+)  # pytest-xdist sets it; output that is no terminal has none
 
 REPOSITORY = Path(__file__).parents[1]
 # What the processes that tests start import.

@@ -3,8 +3,8 @@
 Muon (Jordan et al. 2024) makes the momentum of a matrix nearly orthogonal before it is
 subtracted. The factor 0.2 · sqrt(larger side) of Liu et al. (2025, "Muon is scalable for LLM
 training") makes its updates as large as AdamW's. So both share one learning rate and weight decay.
-Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does. The matrices
-of a fused layer, such as those of queries, keys and values, have an update each.
+Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does. Each of
+the matrices in a fused layer, such as those of queries, keys and values, has its own update.
 """
 
 import math
@@ -41,8 +41,9 @@ class Muon(torch.optim.Optimizer):
     """An implementation of Muon that computes the updates of all matrices of one shape at once.
 
     `torch.optim.Muon` computes the same updates one by one. For GPT2-Small, it starts about
-    1,300 kernels per step, and a fast GPU has to wait for them; this class starts about 100.
-    Under DDP, each process computes a share of the updates and gets the others' shares.
+    1,300 kernels per step, and a fast GPU has to wait for them; this class starts about 100, and
+    some more for each fused layer, whose parts are copied one by one. Under DDP, each process
+    computes a share of the updates and gets the others' shares.
 
     `training.normuon` adds the normalization of NorMuon (2025, arXiv 2510.05491), and
     `training.cautious_weight_decay` the weight decay of arXiv 2510.12402 (2025).
