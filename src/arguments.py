@@ -22,6 +22,8 @@ SEED = {"minimum": 0, "maximum": 2**32 - 1}
 SEQUENCES = {"above": 0, "maximum": 1_000_000}
 # The figures that an evaluation reports, for each dev file and over all of them.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
+# The kinds of parameters that can have their own learning rate and weight decay.
+PARAMETER_KINDS = ("matrices", "embedding", "head", "vectors")
 
 
 def is_text_figure(metric: str) -> bool:
@@ -78,6 +80,17 @@ class Section:
             are_names = names and all(isinstance(name, str) for name in names)
             if value is not None and not are_names:
                 raise UserError(f"{self.key(option)} must be names, got {value!r}")
+
+    def check_numbers(self, option: str, key: str, meaning: str) -> None:
+        """Raise `UserError` for an option that is neither null nor {key: finite number}."""
+        value, name = getattr(self, option), self.key(option)
+        if not isinstance(value or {}, dict):
+            raise UserError(f"{name}={value!r} must be {{{key}: {meaning}, …}}")
+        for key, number in (value or {}).items():
+            if not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
+                raise UserError(
+                    f"{name}: {key}: {number!r} must be a finite number of at least 0"
+                )
 
     def check_needed(self, needed: str, *options: str) -> None:
         """Raise `UserError` for an option that has no effect without another, `needed`."""
@@ -264,14 +277,8 @@ class DataTrainingArguments(Section):
             raise UserError(f"{key}: the shares must be above 0 and add up to 1")
 
     def _check_files(self) -> None:
-        mix, order = self.mix or {}, self.file_order
-        if not isinstance(mix, dict):
-            raise UserError(f"data.mix={mix!r} must be {{file: passes, …}}")
-        for name, passes in mix.items():
-            if not isinstance(passes, (int, float)) or not 0 <= passes < float("inf"):
-                raise UserError(
-                    f"data.mix: {name}: {passes!r} must be a finite number of at least 0"
-                )
+        self.check_numbers("mix", "file", "passes")
+        order = self.file_order
         if order and len(set(order)) != len(order):
             raise UserError(f"data.file_order={order} names a file twice")
         if order and self.order != "by_file":
@@ -497,6 +504,8 @@ FIXED_TRAINING_VALUES = {
 EFFECTIVE_WITH = {
     "averaging_steps": ("averaging", ("ema", "tail")),
     "cooldown_steps": ("lr_scheduler_type", ("warmup_stable_decay",)),
+    "normuon": ("optimizer", ("muon",)),
+    "cautious_weight_decay": ("optimizer", ("muon",)),
     "eval_steps": ("eval_strategy", ("steps",)),
     "eval_delay": ("eval_strategy", ("steps", "epoch")),
     "load_best_model_at_end": ("eval_strategy", ("steps", "epoch")),
@@ -543,6 +552,26 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         "adamw",
         "muon: Muon for the matrices inside the layers, AdamW for the rest, at the same"
         " learning rate and weight decay; adamw: AdamW, or training.optim, for all",
+    )
+    normuon: bool = option(
+        False, "NorMuon: give all outputs of a matrix equally large updates by Muon"
+    )
+    cautious_weight_decay: bool = option(
+        False, "Decay Muon's weights only where the update has the weight's direction"
+    )
+    lr_scales: Any = option(
+        None,
+        "Multiples of learning_rate for kinds of parameters, 1 for others: matrices,"
+        " embedding, head (if not tied), vectors; as in {embedding: 0.3, vectors: 0.5}",
+    )
+    weight_decay_scales: Any = option(
+        None,
+        "Multiples of weight_decay for the same kinds; otherwise, norms and biases have 0",
+    )
+    weight_decay_schedule: Literal["constant", "linear", "dip"] = option(
+        "constant",
+        "Weight decay over the run; linear: falls to 0; dip: stays for 1/8 of the run,"
+        " falls to 1/8 until its middle, and rises to 1.16 times its value",
     )
     cooldown_steps: float = option(
         0.2,
@@ -615,6 +644,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
                 f"training.tokens_per_step={tokens} and {', '.join(given)} both set the"
                 " size of a step: give one (the other as null)"
             )
+        for name in ("lr_scales", "weight_decay_scales"):
+            self.check_numbers(name, "kind", "multiple")
         if self.optimizer == "muon" and not self.optim.startswith("adamw_torch"):
             raise UserError(
                 "training.optimizer=muon uses AdamW for the other weights and cannot be"

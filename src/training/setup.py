@@ -290,6 +290,9 @@ def report(
         *(setup.precision, setup.compiled, setup.attention, setup.logit_chunk),
         setup.schedule,
     ]
+    for option in ("lr_scales", "weight_decay_scales", "weight_decay_schedule"):
+        if (value := getattr(training, option)) not in (None, "constant"):
+            step.append(f"{option}={value}")
     if plan.blocks.restart_positions:
         step.append(setup.masks_documents)
     if training.gradient_checkpointing:

@@ -38,6 +38,8 @@ from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
 from src.training.optimization.divergence import DivergenceCheck
 from src.training.optimization.optimizer import muon_with_adamw
+from src.training.optimization.parameters import split_by_kind
+from src.training.optimization.schedule import WEIGHT_DECAYS, WeightDecaySchedule
 from src.training.record.checkpoints import newest_whole, prune, seal
 from src.training.record.ledger import Ledger
 from src.training.record.milestones import Milestones
@@ -95,6 +97,8 @@ class LanguageModelTrainer(Trainer):
                 kind, num_steps = training.averaging, self.plan.num_steps
                 self.weight_average = WeightAverage(model, kind, steps, num_steps)
                 own.append(self.weight_average)
+            if training.weight_decay_schedule in WEIGHT_DECAYS:
+                own.append(WeightDecaySchedule(training.weight_decay_schedule))
             if setup.milestones:
                 words, save = self.plan.words, self._save_milestone
                 own.append(Milestones(self.run_dir, setup.milestones, words, save))
@@ -236,13 +240,14 @@ class LanguageModelTrainer(Trainer):
         return self._flops_per_token * inputs["input_ids"].numel()
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
-        """Create the library's optimizer, or Muon with AdamW."""
-        if self.optimizer is None and self.args.optimizer == "muon":
-            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            adamw["weight_decay"] = self.args.weight_decay
-            decayed = self.get_decay_parameter_names(self.model)
-            self.optimizer = muon_with_adamw(self.model, decayed, adamw)
-        return super().create_optimizer(*args)
+        """Create the library's optimizer, or Muon with AdamW, and split its groups by kind."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(*args)
+            if self.args.optimizer == "muon":
+                optimizer = muon_with_adamw(optimizer, self.model, self.args)
+            split_by_kind(optimizer, self.model, self.args)
+            self.optimizer = optimizer
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Optional[Blocks] = None) -> Plan:
         return self.plan

@@ -3,13 +3,14 @@
 Muon (Jordan et al. 2024) makes the momentum of a matrix nearly orthogonal before it is
 subtracted. The factor 0.2 · sqrt(larger side) of Liu et al. (2025, "Muon is scalable for LLM
 training") makes its updates as large as AdamW's. So both share one learning rate and weight decay.
-Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does.
+Since the factor is symmetric, layers may store their matrices transposed, as GPT-2 does. Each of
+the matrices in a fused layer, such as those of queries, keys and values, has its own update.
 """
 
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, Optional
 
@@ -21,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_liger_kernel_available
 
-from src.arguments import TrainingArguments
+from src.arguments import PARAMETER_KINDS, TrainingArguments
 from src.foundation import UserError, blaming, first_line
 from src.hardware import fast_bfloat16
+from src.training.optimization.parameters import Layout, kinds, layout
 from src.training.optimization.schedule import choose_schedule
 
 # A number of steps that is longer than every warm-up and cooldown that an option admits.
@@ -31,21 +33,31 @@ MANY_STEPS = 10**9
 # Jordan et al.'s values: the decay of the momentum, and the coefficients of the iteration.
 MOMENTUM = 0.95
 COEFFICIENTS, NUM_ITERATIONS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
+# NorMuon's values: the decay of the second moments, and what is added to their roots.
+SECOND_DECAY, SECOND_EPSILON = 0.95, 1e-10
 
 
 class Muon(torch.optim.Optimizer):
     """An implementation of Muon that computes the updates of all matrices of one shape at once.
 
     `torch.optim.Muon` computes the same updates one by one. For GPT2-Small, it starts about
-    1,300 kernels per step, and a fast GPU has to wait for them; this class starts about 100.
-    Under DDP, each process computes a share of the updates and gets the others' shares.
+    1,300 kernels per step, and a fast GPU has to wait for them; this class starts about 100, and
+    some more for each fused layer, whose parts are copied one by one. Under DDP, each process
+    computes a share of the updates and gets the others' shares.
+
+    `training.normuon` adds the normalization of NorMuon (2025, arXiv 2510.05491), and
+    `training.cautious_weight_decay` the weight decay of arXiv 2510.12402 (2025).
 
     Args:
-        params: parameter groups with a `weight_decay`; their parameters are [rows, columns].
+        layouts: the parameters, and the arrangement of the matrices in each of them.
     """
 
-    def __init__(self, params: Iterable[dict], lr: float):
-        super().__init__(params, {"lr": lr})
+    def __init__(
+        self, layouts: Mapping[nn.Parameter, Layout], training: TrainingArguments
+    ):
+        group = {"params": list(layouts), "weight_decay": training.weight_decay}
+        super().__init__([group], {"lr": training.learning_rate})
+        self.layouts, self.training = layouts, training
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -58,27 +70,61 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             gradients = [weight.grad for weight in weights]
-            momenta = [self._momentum(weight) for weight in weights]
+            states = [self._state_of(weight) for weight in weights]
+            momenta = [state["momentum_buffer"] for state in states]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
             updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            decay = group["lr"] * group["weight_decay"]
+            if not self.training.cautious_weight_decay:
+                torch._foreach_mul_(weights, 1 - decay)
             by_shape = defaultdict(list)
-            for weight, update in zip(weights, updates):
-                by_shape[weight.shape].append((weight, update))
-            for shape, pairs in by_shape.items():
-                same_shape, updates = zip(*pairs)
-                stack = updates[0].new_empty(len(pairs), *shape, dtype=dtype)
+            for weight, update, state in zip(weights, updates, states):
+                matrices, tensors = self.layouts[weight], [weight, update]
+                if self.training.normuon:
+                    tensors.append(state["second_moment"])
+                for parts in zip(*map(matrices.split, tensors)):
+                    by_shape[parts[0].shape, matrices.outputs].append(parts)
+            for (shape, outputs), parts in by_shape.items():
+                same_shape, updates, *moments = zip(*parts)
+                stack = updates[0].new_empty(len(parts), *shape, dtype=dtype)
                 torch._foreach_copy_(stack.unbind(), updates)
-                steps = _shared_orthogonal(stack).float().unbind()
-                rate = group["lr"] * 0.2 * math.sqrt(max(shape))
-                torch._foreach_add_(same_shape, steps, alpha=-rate)
+                flat = stack.flatten(1 + outputs, 2 + outputs)  # [N, rows, columns]
+                rate = group["lr"] * 0.2 * math.sqrt(max(flat.shape[1:]))
+                steps = _shared_orthogonal(flat).float().view_as(stack)
+                if self.training.normuon:
+                    steps = _normalized(steps, moments[0], 1 if outputs else 3)
+                if self.training.cautious_weight_decay:
+                    weight = torch.stack(same_shape)
+                    decayed = weight * (weight * steps >= 0)
+                    torch._foreach_add_(same_shape, decayed.unbind(), alpha=-decay)
+                torch._foreach_add_(same_shape, steps.unbind(), alpha=-rate)
 
-    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the exponential average of a parameter's gradients, which starts at 0."""
+    def _state_of(self, weight: nn.Parameter) -> dict[str, torch.Tensor]:
+        """Return a parameter's exponential averages, which start at 0."""
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight.grad)
-        return state["momentum_buffer"]
+            if self.training.normuon:
+                one_input = weight.grad.narrow(1 - self.layouts[weight].outputs, 0, 1)
+                state["second_moment"] = torch.zeros_like(one_input)
+        return state
+
+
+def _normalized(
+    steps: torch.Tensor, moments: Sequence[torch.Tensor], inputs: int
+) -> torch.Tensor:
+    """Divide each output of the steps by its usual size, and restore the norm of each step.
+
+    Args:
+        steps: [N, …], as `Layout.split` arranges matrices.
+        moments: for each step, the moving average of each output's mean square, to be updated.
+        inputs: dimension of the inputs.
+    """
+    squares = steps.square().mean(inputs, keepdim=True)
+    torch._foreach_lerp_(moments, squares.unbind(), 1 - SECOND_DECAY)
+    scaled = steps / (torch.stack(moments).sqrt() + SECOND_EPSILON)
+    directions = functional.normalize(scaled.flatten(1), eps=EPSILON)
+    return (directions * steps.flatten(1).norm(dim=1, keepdim=True)).view_as(steps)
 
 
 def _shared_orthogonal(x: torch.Tensor) -> torch.Tensor:
@@ -117,72 +163,38 @@ class MuonAdamW(torch.optim.Optimizer):
     schedules, gradient scalers and checkpoints like any other.
 
     Args:
-        matrices: parameter groups for Muon; their parameters are [rows, columns].
-        others: parameter groups for AdamW; their parameters have any shape.
-        kwargs: AdamW's arguments; Muon has the same learning rate.
+        muon: the part for matrices, with one group.
+        adamw: the part for the other parameters, of any shape.
     """
 
-    def __init__(self, matrices: list[dict], others: list[dict], **kwargs: Any):
-        self.parts = [
-            Muon(matrices, kwargs["lr"]),
-            torch.optim.AdamW(others, **kwargs),
-        ]
-        super().__init__([*matrices, *others], {})
-        self._share()
-
-    def _share(self) -> None:
-        """Give this optimizer's groups and state to the two parts."""
-        first, second = self.parts
-        number = len(first.param_groups)
-        first.param_groups = self.param_groups[:number]
-        second.param_groups = self.param_groups[number:]
-        first.state = second.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load new groups and a new state, and share them again."""
-        super().load_state_dict(state_dict)
-        self._share()
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW):
+        self.parts = muon, adamw
+        # Some of the library's schedules read the learning rate from the defaults.
+        super().__init__([*muon.param_groups, *adamw.param_groups], muon.defaults)
 
     def step(self, closure: None = None) -> None:
         """Take a step with both parts. The Trainer never gives a closure."""
-        for part in self.parts:
-            part.step()
+        muon, adamw = self.parts
+        muon.param_groups = self.param_groups[:1]
+        adamw.param_groups = self.param_groups[1:]
+        muon.state = adamw.state = self.state
+        muon.step()
+        adamw.step()
 
 
 def muon_with_adamw(
-    model: PreTrainedModel, decayed: list[str], adamw: dict[str, Any]
+    adamw: torch.optim.AdamW, model: PreTrainedModel, training: TrainingArguments
 ) -> MuonAdamW:
     """Build the optimizer of `training.optimizer=muon`.
 
     Args:
-        decayed: names of the parameters with weight decay; Muon's always have it.
-        adamw: AdamW's arguments, including `lr` and `weight_decay`.
+        adamw: an optimizer of all parameters; those of Muon are taken from it.
     """
-    matrices, rest = matrices_inside(model)
-    decay = adamw["weight_decay"]
-    groups = [
-        {"params": [p for n, p in rest.items() if n in decayed], "weight_decay": decay},
-        {"params": [p for n, p in rest.items() if n not in decayed], "weight_decay": 0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    inside = {"params": list(matrices.values()), "weight_decay": decay}
-    return MuonAdamW([inside], groups, **adamw)
-
-
-def matrices_inside(
-    model: PreTrainedModel,
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return two dictionaries of parameters by name: the matrices inside the layers, the rest.
-
-    The rest are the embeddings, the vocabulary layer and the vectors.
-    """
-    outside = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    if head := model.get_output_embeddings():
-        outside.append(head.weight)
-    ids = {id(parameter) for parameter in outside}
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    inside = {n: p for n, p in named.items() if p.ndim > 1 and id(p) not in ids}
-    return inside, {n: p for n, p in named.items() if n not in inside}
+    names = [name for name, kind in kinds(model).items() if kind == "matrices"]
+    layouts = {model.get_parameter(name): layout(model, name) for name in names}
+    for group in adamw.param_groups:
+        group["params"] = [p for p in group["params"] if p not in layouts]
+    return MuonAdamW(Muon(layouts, training), adamw)
 
 
 def check_optimizer(
@@ -206,6 +218,14 @@ def check_optimizer(
 
         values = {name: getattr(training, name) for name in defaults}
         blaming(build, values, defaults, "training")
+    known = PARAMETER_KINDS if model is None else tuple(kinds(model).values())
+    for option in ("lr_scales", "weight_decay_scales"):
+        for kind in getattr(training, option) or {}:
+            if kind not in known:
+                raise UserError(
+                    f"training.{option}: {kind!r} must be a kind of the model's parameters:"
+                    f" {', '.join(dict.fromkeys(known))} (a tied head is in the embedding)"
+                )
     if training.optimizer == "muon" and model is not None:
         _check_muon(model)
 
@@ -268,8 +288,9 @@ def _try_training(
 def _check_muon(model: PreTrainedModel) -> None:
     """Raise `UserError` if Muon does not fit the architecture."""
     key = "training.optimizer=muon"
-    for name, parameter in matrices_inside(model)[0].items():
-        if parameter.ndim != 2:
+    for name, kind in kinds(model).items():
+        parameter = model.get_parameter(name)
+        if kind == "matrices" and parameter.ndim != 2:
             raise UserError(
                 f"{key} is for matrices, but {name} of {model.config.model_type} has"
                 f" {parameter.ndim} dimensions, {list(parameter.shape)}: use adamw"

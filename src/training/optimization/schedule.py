@@ -3,11 +3,20 @@
 import math
 from typing import Any, Optional
 
+import numpy as np
+from transformers import TrainerCallback
+
 from src.arguments import TrainingArguments
 from src.foundation import UserError, counted
 from src.training.decision import Decision
 
 COOLDOWN = "warmup_stable_decay"
+# Shares of the run, and multiples of the weight decay at them. `dip` is the schedule of the
+# NanoGPT slowrun (github.com/qlabs-eng/slowrun, tiny/train.py): 0.8, then 0.1, then 0.93.
+WEIGHT_DECAYS = {
+    "linear": ([0, 1], [1, 0]),
+    "dip": ([0, 1 / 8, 1 / 2, 1], [1, 1, 0.1 / 0.8, 0.93 / 0.8]),
+}
 
 
 def num_steps_of(value: float, num_steps: int) -> int:
@@ -64,3 +73,21 @@ def _check_length(
         raise UserError(
             f"training.{given} must{together} be at most the run's {num_steps:,} steps"
         )
+
+
+class WeightDecaySchedule(TrainerCallback):
+    """Callback that multiplies each group's weight decay by a function of the step.
+
+    Args:
+        kind: a key of `WEIGHT_DECAYS`.
+    """
+
+    def __init__(self, kind: str):
+        self.points = WEIGHT_DECAYS[kind]
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        multiple = np.interp(state.global_step / state.max_steps, *self.points)
+        for group in optimizer.param_groups:
+            # A checkpoint keeps this value with the others of the group.
+            decay = group.setdefault("initial_weight_decay", group["weight_decay"])
+            group["weight_decay"] = decay * float(multiple)

@@ -1,7 +1,6 @@
 """The average of the weights: what is in it, that it survives a stop, when it is kept."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +104,9 @@ def test_an_average_that_scores_worse_is_not_kept(tiny, run_clm, caplog):
 def test_a_run_with_muon_and_an_average_continues_bit_for_bit(tiny, run_clm):
     """Killed after a checkpoint in the middle of the tail, it ends as one that was not."""
     options = [*KEEP_ALL, *NOISY, "training.averaging=tail", "training.optimizer=muon",
-               "training.averaging_steps=6"]  # fmt: skip
+               "training.averaging_steps=6", "training.normuon=true",
+               "training.cautious_weight_decay=true", "training.weight_decay_schedule=dip",
+               "training.lr_scales={embedding: 0.3}"]  # fmt: skip
     assert not run_clm(*tiny, *options, "wandb.tag=whole")
     assert not run_clm(*tiny, *options, "wandb.tag=cut")
     whole, cut = only_run("whole"), only_run("cut")

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import TrainerState, get_scheduler
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError
-from src.training.optimization.schedule import averaging_steps, choose_schedule
+from src.training.optimization.schedule import (
+    WeightDecaySchedule,
+    averaging_steps,
+    choose_schedule,
+)
 
 
 def training(**values) -> TrainingArguments:
@@ -89,3 +93,32 @@ def test_shares_fit_every_run(num_steps):
     # The average of one step would be that step itself.
     assert steps is None if num_steps < 10 else 1 < steps <= num_steps
     assert len(learning_rates(args, num_steps)) == num_steps
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("linear", [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("dip", [1, 1, 17 / 24, 10 / 24, 1 / 8, 0.384375, 0.64375, 0.903125]),
+    ],
+)
+def test_the_weight_decay_is_a_function_of_the_step(kind, expected):
+    """Also in a run that continues from a checkpoint of its fourth step."""
+
+    def weight_decays(optimizer, steps):
+        for step in steps:
+            state = TrainerState(global_step=step, max_steps=8)
+            schedule = WeightDecaySchedule(kind)
+            schedule.on_step_begin(None, state, None, optimizer=optimizer)
+            yield [group["weight_decay"] for group in optimizer.param_groups]
+
+    def optimizer():
+        groups = [{"params": [torch.zeros(1)]}, {"params": [torch.ones(1)]}]
+        groups[1]["weight_decay"] = 0.0
+        return torch.optim.AdamW(groups, weight_decay=0.5)
+
+    first, second = optimizer(), optimizer()
+    found = [*weight_decays(first, range(4))]
+    second.load_state_dict(first.state_dict())
+    found += weight_decays(second, range(4, 8))
+    assert found == [[pytest.approx(0.5 * x), 0] for x in expected]
