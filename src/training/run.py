@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional
 
@@ -18,6 +19,7 @@ from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
 from src.hardware import set_up_device
+from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
@@ -153,9 +155,15 @@ def quoted(value: Any) -> str:
 
 
 def exit_stopped(number: int, args: Arguments) -> NoReturn:
-    """Log how to continue the run, and raise `SystemExit` for a signal."""
+    """Log how to continue the run, and raise `SystemExit` for a signal.
+
+    In a job of submitit, its own handler puts the job back into the queue, also after another
+    signal than its own.
+    """
     logger.info(
         "Stopped. The same command continues this run%s.",
         ", without training.overwrite_output_dir" * args.training.overwrite_output_dir,
     )
+    if number != signal.SIGINT and callable(signal.getsignal(PREEMPTION)):
+        signal.raise_signal(PREEMPTION)
     raise SystemExit(128 + number)
