@@ -22,9 +22,9 @@ from src.hardware import set_up_device
 from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
-from src.training.record.run_record import RunRecord
+from src.training.record.run_record import RunRecord, sweep_run_id
 from src.training.record.throughput import Clock, summary
-from src.training.record.wandb_logging import wandb_callbacks
+from src.training.record.wandb_logging import send_results, wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
 from src.training.task_scores import TaskScores, metric_name
@@ -54,6 +54,8 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     metric = metric_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
         if record.results is not None:
+            if sweep_run_id() is not None:
+                send_results(record)
             return show_finished(record, args, tasks)
         with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
