@@ -372,22 +372,13 @@ class LanguageModelTrainer(Trainer):
             limit = self.arguments.training.save_total_limit
             prune(self.run_dir, limit, self.state.best_model_checkpoint)
 
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: Any,
-        grad_norm: Any,
-        model: Any,
-        trial: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Do what is due after a step. If a signal ends the evaluation, save without it."""
         try:
-            super()._maybe_log_save_evaluate(
-                tr_loss, grad_norm, model, trial, *args, **kwargs
-            )
+            super()._maybe_log_save_evaluate(*args, **kwargs)
         except EvaluationStopped:
-            self._save_checkpoint(model, trial)  # with `control.should_evaluate`
+            # `control.should_evaluate` is saved, too.
+            self._save_checkpoint(self.model_wrapped, trial=None)
             raise
 
     def make_up_evaluation(self) -> bool:
