@@ -277,8 +277,8 @@ def test_a_stopped_run_continues_bit_for_bit(longer, whole, run_clm, at_step):
     assert history(whole) == history(only_run("stopped"))
 
 
-def test_a_signal_during_an_evaluation_costs_no_other_step(
-    longer, whole, run_clm, monkeypatch
+def test_a_signal_ends_an_evaluation_and_the_continued_run_makes_up_for_it(
+    longer, whole, run_clm, monkeypatch, at_step
 ):
     score = TaskScores.score
 
@@ -288,9 +288,24 @@ def test_a_signal_during_an_evaluation_costs_no_other_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(TaskScores, "score", stopped)
+        for _ in range(2):  # the second start is stopped while it makes up for it
+            assert run_clm(*longer, "wandb.tag=evaluated") == 128 + signal.SIGTERM
+            run = only_run("evaluated")
+            assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
+            assert not any("eval_loss" in row for row in history(run))
+    for step in (
+        9,
+        39,
+    ):  # the evaluations after these steps, of which the last ends the run
+        patch = at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert run_clm(*longer, "wandb.tag=evaluated") == 128 + signal.SIGTERM
-    run = only_run("evaluated")
-    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
+        patch.undo()
+        last = json.loads(
+            (run / f"checkpoint-{step + 1}/trainer_state.json").read_text()
+        )
+        assert (
+            max(r["step"] for r in last["log_history"] if "eval_loss" in r) == step - 4
+        )
     assert run_clm(*longer, "wandb.tag=evaluated") == 0
     assert same_weights(whole, run)
     assert history(whole) == history(run)

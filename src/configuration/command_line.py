@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, NoReturn, Optional
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -84,7 +84,7 @@ def job(config: DictConfig, key: str) -> Iterator[None]:
         if message is None:
             raise
         if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {message}")
+            refuse(message)
         logging.error("error: %s", message)
         raise UserError(message) from error
 
@@ -115,7 +115,19 @@ def command_line(
         message = message or unwritten(error, "training.output_dir", "exp")
         if message is None:
             raise
-        sys.exit(f"error: {hide_secrets(message)}")
+        refuse(hide_secrets(message))
+
+
+def refuse(message: str) -> NoReturn:
+    """Show an error that only a user can correct, and exit, also from torchrun.
+
+    No exit status stops `torchrun --max-restarts` from starting the command again, so SIGTERM
+    ends torchrun, the parent process.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os.kill(os.getppid(), signal.SIGTERM)
+    sys.exit(f"error: {message}")
 
 
 def show(run: Callable[[], object]) -> None:

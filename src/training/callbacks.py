@@ -1,6 +1,7 @@
 """Callbacks around the steps: stopping on a signal, progress bars and the console."""
 
 import logging
+import os
 import signal
 from typing import Any, Optional
 
@@ -9,24 +10,31 @@ from transformers import ProgressCallback, TrainerCallback
 
 from src.arguments import FIGURES
 from src.evaluation.suite import of_whole_tasks
+from src.foundation import UserError
 
 # Figures that the short line leaves out. Those of the text follow from its loss.
 LEFT_OUT = ("grad_norm", "perplexity", "bits_per_byte")
+# The signal whose handler of submitit puts a job back into the queue.
+PREEMPTION = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
 logger = logging.getLogger(__name__)
 
 
-class StopOnSignal(TrainerCallback):
-    """Callback that saves a checkpoint and stops after SIGTERM, SIGUSR1 or Ctrl-C.
+class EvaluationStopped(UserError):
+    """A signal ended an evaluation in training."""
 
-    The current step ends first. If an evaluation is due at that step, it comes before the
-    save, so that its result is saved too. A second signal ends the process at once, as it
-    would without this callback.
+
+class StopOnSignal(TrainerCallback):
+    """Callback that saves a checkpoint and stops after Ctrl-C, SIGTERM, SIGUSR1 or `PREEMPTION`.
+
+    The current step ends first. An evaluation that is due or running ends early, since torchrun
+    and clusters kill soon after the signal; the continued run makes up for it. A second signal
+    ends the process at once, as it would without this callback.
 
     Attributes:
         received: number of the signal that any process received; None: no signal.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, PREEMPTION}
 
     def __init__(self):
         self.received: Optional[int] = None
@@ -55,14 +63,23 @@ class StopOnSignal(TrainerCallback):
             # On the CPU: with NCCL, reading the result would wait for the GPUs at every step.
             self._group = torch.distributed.new_group(backend="gloo")
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def check(self) -> Optional[int]:
+        """Return the signal that any process received; None: no signal. All processes call it."""
         self.received = self._received_here
         if self._group is not None:  # all processes must stop at the same step
             number = torch.tensor(self._received_here or 0)
             largest = torch.distributed.ReduceOp.MAX
             torch.distributed.all_reduce(number, largest, group=self._group)
             self.received = int(number) or None
-        if self.received is not None:
+        return self.received
+
+    def end_forward(self, *args: Any) -> None:
+        """Raise `EvaluationStopped` if this process received a signal. It is a module's hook."""
+        if self._received_here is not None:
+            raise EvaluationStopped
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.check() is not None:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional
 
@@ -18,11 +19,12 @@ from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
 from src.hardware import set_up_device
+from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
-from src.training.record.run_record import RunRecord
+from src.training.record.run_record import RunRecord, sweep_run_id
 from src.training.record.throughput import Clock, summary
-from src.training.record.wandb_logging import wandb_callbacks
+from src.training.record.wandb_logging import send_results, wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
 from src.training.task_scores import TaskScores, metric_name
@@ -52,6 +54,8 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     metric = metric_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
         if record.results is not None:
+            if sweep_run_id() is not None:
+                send_results(record)
             return show_finished(record, args, tasks)
         with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
@@ -153,9 +157,15 @@ def quoted(value: Any) -> str:
 
 
 def exit_stopped(number: int, args: Arguments) -> NoReturn:
-    """Log how to continue the run, and raise `SystemExit` for a signal."""
+    """Log how to continue the run, and raise `SystemExit` for a signal.
+
+    In a job of submitit, its own handler puts the job back into the queue, also after another
+    signal than its own.
+    """
     logger.info(
         "Stopped. The same command continues this run%s.",
         ", without training.overwrite_output_dir" * args.training.overwrite_output_dir,
     )
+    if number != signal.SIGINT and callable(signal.getsignal(PREEMPTION)):
+        signal.raise_signal(PREEMPTION)
     raise SystemExit(128 + number)

@@ -4,6 +4,7 @@ All code that depends on private parts of Hugging Face's Trainer is in this modu
 about a run have been made in `setup.py`.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -33,7 +34,12 @@ from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
 from src.foundation import UserError, shows_bars
 from src.hardware import peak_flops
-from src.training.callbacks import Console, ProgressBars, StopOnSignal
+from src.training.callbacks import (
+    Console,
+    EvaluationStopped,
+    ProgressBars,
+    StopOnSignal,
+)
 from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
 from src.training.optimization.divergence import DivergenceCheck
@@ -170,8 +176,12 @@ class LanguageModelTrainer(Trainer):
         """
         self.state = state
         self._find_best_checkpoint()
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or str(checkpoint))
+        self._load_from_checkpoint(str(checkpoint))
+        if self.make_up_evaluation() and self.args.should_save:
+            state.save_to_json(str(checkpoint / "trainer_state.json"))  # for reports
+            seal(checkpoint)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_from_checkpoint(state.best_model_checkpoint)
         self.log({"total_flos": state.total_flos})  # in place of the lost summary
 
     def _train_from(self, checkpoint: Optional[Path]) -> None:
@@ -181,7 +191,8 @@ class LanguageModelTrainer(Trainer):
                 suites = self.tasks.sample, self.tasks.suite
                 # The table at the end of the run shows the evaluations after training.
                 self.add_callback(Console([suite.num_items for suite in suites]))
-                self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                with contextlib.suppress(EvaluationStopped):
+                    self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -366,6 +377,24 @@ class LanguageModelTrainer(Trainer):
             limit = self.arguments.training.save_total_limit
             prune(self.run_dir, limit, self.state.best_model_checkpoint)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Do what is due after a step. If a signal ends the evaluation, save without it."""
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            # `control.should_evaluate` is saved, too.
+            self._save_checkpoint(self.model_wrapped, trial=None)
+            raise
+
+    def make_up_evaluation(self) -> bool:
+        """Evaluate if a signal ended the checkpoint's evaluation, and return whether it did."""
+        control = self.state.stateful_callbacks["TrainerControl"]["args"]
+        if is_due := control["should_evaluate"]:
+            control["should_evaluate"] = False
+            if self._determine_best_metric(self.evaluate(), trial=None):
+                self._find_best_checkpoint()
+        return is_due
+
     def _save_milestone(self, directory: str) -> None:
         """Save the model and the tokenizer of a milestone. All processes call it."""
         self._refuse_diverged_weights()
@@ -427,6 +456,9 @@ class LanguageModelTrainer(Trainer):
         self, model, inputs, prediction_loss_only, ignore_keys=None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Return None for the loss, and the `block_statistics` as both logits and labels."""
+        if self.is_in_train and self.stop.check() is not None:
+            # The data loader has begun, so it has taken its random number, as in a whole evaluation.
+            raise EvaluationStopped
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with self.compute_loss_context_manager():
@@ -449,13 +481,29 @@ class LanguageModelTrainer(Trainer):
             self._refuse_diverged_weights()
         with self.clock.phase("evaluation"):
             with self.clock.phase("scoring"):
-                scores = self.tasks.score(self.model, self.tokenizer, all_items)
+                scores = self._score_tasks(all_items)
             self._scores = {f"eval_{name}": score for name, score in scores.items()}
             if self.eval_dataset is not None:
                 return super().evaluate()
             if self._scores:
                 self.log(self._scores)
             return self._scores
+
+    def _score_tasks(self, all_items: bool) -> dict[str, float]:
+        """Return the scores of the tasks; {} if a signal is in, which ends the evaluation."""
+        if self.stop.received is not None:
+            return {}
+        # Every forward pass of a scorer calls the embeddings.
+        embeddings = self.model.get_input_embeddings()
+        hook = embeddings.register_forward_pre_hook(self.stop.end_forward)
+        try:
+            return self.tasks.score(self.model, self.tokenizer, all_items)
+        except UserError:
+            if self.stop.check() is None:
+                raise
+            return {}
+        finally:
+            hook.remove()
 
     def _figures(self, output: EvalPrediction) -> dict[str, float]:
         """Return the scores of the tasks, and the metrics of the text from its statistics."""
@@ -477,6 +525,8 @@ class TrainerHooks(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.restore_logs()
+        # The random state is loaded later, after which an evaluation would change it.
+        self.trainer.make_up_evaluation()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.plan.set_epoch(int(state.epoch or 0))

@@ -7,10 +7,13 @@ python -m tests.trials.damage
 import hashlib
 import multiprocessing
 import os
+import random
 import signal
 import sys
 from pathlib import Path
 from typing import Any, Optional
+
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 SAMPLE = Path(__file__).parents[2] / "src/data/sample"
 # Events of Python's audit hooks that change files.
@@ -21,7 +24,7 @@ RUN = (
     " data.max_eval_samples=8 evaluation.pairs=null evaluation.num_generated_texts=0"
     " training.tokens_per_step=256 training.max_steps=4 training.eval_steps=1"
     " training.save_steps=1 training.logging_steps=1 training.averaging=ema"
-    " training.use_cpu=true training.bf16=false training.output_dir=exp/trial/run"
+    " training.use_cpu=true training.bf16=false wandb.tag=trial"
     f" wandb.log=false data.train_file={SAMPLE}/*.train"
     f" data.validation_file={SAMPLE}/*.dev"
 ).split()
@@ -56,32 +59,56 @@ class Operations:
         return counted
 
 
-def _job(folder: Path, log: Path, kill_before: Optional[int], told: Any) -> None:
+def _train(arguments: list[str]) -> None:
+    from src.run_clm import main
+
+    sys.argv = ["run_clm", *arguments]
+    Path(f"pid-{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
+    main()
+
+
+def _job(folder: Path, log: Path, kind: str, kill_before: Optional[int], told: Any):
     import safetensors.torch
     import torch
 
-    from src.run_clm import main
-
+    os.setsid()
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.chdir(folder)
-    sys.argv = ["run_clm", *RUN]
-    operations = Operations(Path("exp/trial/run"), kill_before)
+    if kind == "sweep":
+        return _train(["-m", *RUN, "training.seed=1,2"])
+    if kind != "python":
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        config = LaunchConfig(
+            1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
+            start_method="fork", monitor_interval=0.1,
+        )  # fmt: skip
+        return elastic_launch(config, _train)(RUN)
+    operations = Operations(Path("exp"), kill_before)
     torch.save = operations.counting(torch.save, 1)
     safetensors.torch.serialize_file = operations.counting(
         safetensors.torch.serialize_file, 1
     )
     sys.addaudithook(operations.audit)
     try:
-        main()
+        _train(RUN)
     finally:
         told.put(operations.number)
 
 
 def start(
-    folder: Path, kill_before: Optional[int] = None
+    folder: Path,
+    kill_before: Optional[int] = None,
+    kind: str = "python",
+    kill_after: Optional[float] = None,
 ) -> tuple[Optional[int], str, int]:
     """Run the command in `folder`, in a process that is forked from this one.
+
+    Args:
+        kill_before: the operation on files before which it is killed.
+        kind: `python`, a `sweep` over two seeds, or two processes: `torchrun`, where all are
+            killed, or `rank`, where one of the two is killed.
+        kill_after: the time in seconds after which it is killed.
 
     Returns:
         The exit code (-9 if killed), the output, and the number of operations on files.
@@ -92,14 +119,24 @@ def start(
     fork = multiprocessing.get_context("fork")
     log, told = folder / "output.txt", fork.SimpleQueue()
     log.write_text("")
-    process = fork.Process(target=_job, args=(folder, log, kill_before, told))
+    for file in folder.glob("pid-*"):
+        file.unlink()
+    process = fork.Process(target=_job, args=(folder, log, kind, kill_before, told))
     process.start()
+    if kill_after is not None:
+        process.join(kill_after)
+        rank = folder / f"pid-{random.randrange(2)}"
+        if process.is_alive() and kind == "rank":
+            if rank.exists():
+                os.kill(int(rank.read_text()), signal.SIGKILL)
+        elif process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
     process.join()
     number = 0 if told.empty() else told.get()
     return process.exitcode, log.read_text(errors="replace"), number
 
 
-def weights(folder: Path) -> Optional[str]:
-    """Return the checksum of the final model; None if there is none."""
-    file = folder / "exp/trial/run/model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+def weights(folder: Path) -> dict[str, str]:
+    """Return the checksum of each run's final model."""
+    files = folder.glob("exp/trial-*/*/model.safetensors")
+    return {f.parent.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

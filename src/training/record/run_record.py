@@ -186,7 +186,7 @@ class RunRecord:
             "code": code_revision(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "machine": {"python": python, "system": system},
-            "wandb_id": uuid.uuid4().hex[:8],
+            "wandb_id": sweep_run_id() or uuid.uuid4().hex[:8],
             "identity": self.identity,
         }
         write_atomically(self.directory / "run.json", record)
@@ -284,6 +284,11 @@ class TrainLog(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
         logger.warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+
+
+def sweep_run_id() -> Optional[str]:
+    """Return the id that the agent of a W&B sweep gave to this trial; None outside of one."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

@@ -91,6 +91,14 @@ def wandb_callbacks(record: RunRecord) -> Iterator[list[WandbLogging]]:
         run.finish(exit_code=exit_code)
 
 
+def send_results(record: RunRecord) -> None:
+    """Send the final scores of a finished run to W&B, for a sweep's trial that repeats it."""
+    scores = {k: v for k, v in record.results.items() if k.startswith("eval_")}
+    with wandb_callbacks(record) as callbacks:
+        for callback in callbacks:
+            callback.run.log(rewrite_logs(scores))
+
+
 def _mode(args: WandbArguments, wandb: Any) -> str:
     """Return the mode of W&B. `auto` means WANDB_MODE, or online if there is a key."""
     chosen = os.environ.get("WANDB_MODE") if args.mode == "auto" else args.mode

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import wandb
 from transformers import TrainerControl, TrainerState
 
 from src.arguments import (
@@ -17,8 +18,12 @@ from src.arguments import (
     TrainingArguments,
     WandbArguments,
 )
-from src.training.record.run_record import RunRecord
-from src.training.record.wandb_logging import WandbLogging, wandb_callbacks
+from src.training.record.run_record import RunRecord, sweep_run_id
+from src.training.record.wandb_logging import (
+    WandbLogging,
+    send_results,
+    wandb_callbacks,
+)
 
 CONFIGURATION = {
     "model": {"model_type": "gpt2", "config_overrides": {"n_layer": 2}},
@@ -31,15 +36,20 @@ LOGS = [
 ]
 
 
-def opened(run_dir: Path, **wandb):
-    """`wandb_callbacks` of a run with these options of W&B."""
+def record(run_dir: Path, **wandb) -> RunRecord:
+    """The record of a run with these options of W&B."""
     if not (run_dir / "run.json").exists():
         wandb_id = uuid.uuid4().hex[:8]
         (run_dir / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
     training = TrainingArguments(output_dir=str(run_dir), use_cpu=True, do_train=True)
     args = Arguments(wandb=WandbArguments(**wandb), training=training)
     configuration = RunConfiguration(args, {}, CONFIGURATION, {}, {}, [])
-    return wandb_callbacks(RunRecord(configuration, {}))
+    return RunRecord(configuration, {})
+
+
+def opened(run_dir: Path, **wandb):
+    """`wandb_callbacks` of a run with these options of W&B."""
+    return wandb_callbacks(record(run_dir, **wandb))
 
 
 def log_to(run_dir: Path, name: str, rows: list, fails: bool = False) -> str:
@@ -183,6 +193,24 @@ def test_all_folders_of_a_run_are_named_in_one_command(tmp_path, caplog):
         pass
     old, new = sorted(tmp_path.glob("wandb/offline-run-*-12345678"))
     assert f"wandb sync {old} {new}\n" in caplog.text
+
+
+def test_a_sweeps_trial_that_repeats_a_finished_run_reports_its_scores(
+    tmp_path, monkeypatch
+):
+    wandb.teardown()  # it reads the environment once
+    monkeypatch.setenv("WANDB_RUN_ID", "ofagent1")
+    assert sweep_run_id() is None
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    finished = record(tmp_path, mode="offline", group="g", name="n")
+    finished.finish({"eval_loss": 4.5, "eval_blimp": 0.5, "steps": 12})
+    send_results(finished)
+    wandb.teardown()
+    found = records(folders(tmp_path)[0])
+    assert of_type(found, "run")[0]["run_id"] == sweep_run_id() == "ofagent1"
+    assert of_type(found, "run")[0]["sweep_id"] == "sweep123"
+    (row,) = [each["item"] for each in of_type(found, "history")]
+    assert (row["eval/loss"], row["eval/blimp"]) == (4.5, 0.5)
 
 
 @pytest.fixture(scope="module")
