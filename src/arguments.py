@@ -678,6 +678,19 @@ class WandbArguments(Section):
 
 
 @dataclass(frozen=True)
+class SweepArguments(Section):
+    """Options of sweeps over settings."""
+
+    section: ClassVar[str] = "sweep"
+
+    metric: str = neutral(
+        "loss",
+        "What a job returns to the sweeper: a figure of the dev text (loss, accuracy, …),"
+        " or the score of a task in evaluation.tasks on all items (blimp, …)",
+    )
+
+
+@dataclass(frozen=True)
 class Arguments:
     """All sections of a run's configuration."""
 
@@ -687,6 +700,7 @@ class Arguments:
     training: TrainingArguments = field(default_factory=TrainingArguments)
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     wandb: WandbArguments = field(default_factory=WandbArguments)
+    sweep: SweepArguments = field(default_factory=SweepArguments)
 
     def check(self) -> None:
         """Raise `UserError` for options of two sections that exclude each other."""

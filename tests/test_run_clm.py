@@ -184,22 +184,27 @@ def test_an_error_is_not_shown_behind_a_bar(tiny, processes):
     assert not [line for line in lines if "it/s" in line]
 
 
-def test_a_sweep_announces_its_jobs_and_lists_their_losses(tiny, run_clm, caplog):
+def test_a_sweep_announces_its_jobs_and_ends_with_a_table(tiny, run_clm, caplog):
     sizes = "data.block_size=1000,16"  # the first is longer than the model's context
     assert run_clm("-m", *(o for o in tiny if "block_size" not in o), sizes) != 0
     jobs = [line.strip() for line in caplog.messages if "Job " in line]
     assert jobs == ["Job 1 of 2", "Job 2 of 2"]
-    (losses,) = [text for text in caplog.messages if "The evaluation losses:" in text]
-    failed, done = losses.strip().split("\n")[1:]
-    assert failed.startswith("failed  exp/") and "block_size-1000" in failed
-    assert float(done.split()[0]) > 0
+    (file,) = Path("exp/.sweeps").glob("*/jobs.txt")
+    heading, failed, done = file.read_text().splitlines()
+    assert heading.split() == ["job", "differs", "state", "loss", "directory"]
+    assert failed.split()[:3] == ["1", "data.block_size=1000", "failed"]
+    number, differs, state, loss, directory = done.split()
+    assert (number, differs, state) == ("2", "data.block_size=16", "done")
+    results = json.loads(Path(directory, "results.json").read_text())
+    assert float(loss) == pytest.approx(results["eval_loss"], rel=1e-4)
+    assert "\n" + done in caplog.text
 
 
 def test_a_group_sweeps_over_seeds_without_being_part_of_a_runs_name(
     tiny, run_clm, caplog
 ):
     assert run_clm(*tiny, "+sweep=seeds") == 0
-    assert "Job 3 of 3" in caplog.text and "standard deviation" in caplog.text
+    assert "Job 3 of 3" in caplog.text and "mean of 3 seeds" in caplog.text
     names = sorted(run.name[:7] for run in Path("exp/run-custom-custom").glob("seed-*"))
     assert names == ["seed-1_", "seed-2_", "seed-3_"]
     assert not list(Path("exp/run-custom-custom").glob("*sweep*"))

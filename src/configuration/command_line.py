@@ -31,20 +31,26 @@ class Screen(logging.StreamHandler):
     On a terminal, it wraps them between words. Commands stay whole, so that they can be copied.
     A record may have a shorter text, `short`, for a terminal that is too narrow. No line is
     wrapped at no-break spaces.
+
+    Attributes:
+        prefix: the beginning of each line, which tells parallel jobs apart.
     """
+
+    prefix = ""
 
     def format(self, record: logging.LogRecord) -> str:
         message = super().format(record)
         width = shutil.get_terminal_size().columns  # of now: a window can be resized
-        if not self.stream.isatty() or len(message) <= width:
-            return message
-        lines = getattr(record, "short", message).split("\n")
-        for i, line in enumerate(lines):
-            if not re.search("python -m|wandb sync", line):
-                lines[i] = textwrap.fill(
-                    line, width, subsequent_indent="    ", **UNBROKEN
-                )
-        return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+        width -= len(self.prefix)
+        if self.stream.isatty() and len(message) > width:
+            lines = getattr(record, "short", message).split("\n")
+            for i, line in enumerate(lines):
+                if not re.search("python -m|wandb sync", line):
+                    lines[i] = textwrap.fill(
+                        line, width, subsequent_indent="    ", **UNBROKEN
+                    )
+            message = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+        return textwrap.indent(message, self.prefix)
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
@@ -61,7 +67,11 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[Screen(sys.stdout)]
     )
-    for library in ("httpx", "httpx2", "evaluate", "hydra", "submitit"):
+    launchers = (
+        "hydra_plugins.hydra_joblib_launcher",
+        "hydra_plugins.hydra_submitit_launcher",
+    )
+    for library in ("httpx", "httpx2", "evaluate", "hydra", "submitit", *launchers):
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("datasets", "huggingface_hub"):  # they also raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -44,6 +44,14 @@ REMOVED = {
     "keep_linebreaks": "the text keeps every byte",
 }
 
+# Hydra's plugins that are not in requirements.txt, by the names of their launchers and sweepers.
+EXTRAS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "optuna": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.14'",
+}
+
 
 def readable(arguments: Sequence[str], root: type) -> tuple[list[str], bool]:
     """Return the arguments in a form that Hydra reads, and whether they only ask for a text.
@@ -239,6 +247,9 @@ def _advice_on_file(name: str) -> Optional[str]:
 def _explain_hydra(message: str, arguments: Sequence[str]) -> str:
     """Return Hydra's message, with advice on common mistakes."""
     message, *_ = re.split(r"\s*(?:Config search path:|See https://)", message)
+    missing = re.search(r"hydra/(?:launcher|sweeper)/(\w+)", message)
+    if missing and missing[1] in EXTRAS:
+        return f"Hydra's plugin for {missing[1]} is not installed: pip install {EXTRAS[missing[1]]}"
     if wrong := re.match(r"In '(.*)': Could not \w+ '([\w/]+?)/([^']*)'", message):
         file, group, choice = wrong.groups()
         choices = re.findall(r"\t(.*)", message) or group_choices().get(group, [])

@@ -156,17 +156,20 @@ def _safe(text: str) -> str:
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     return (
-        text if safe == text else f"{safe.strip('-.')[:24]}-{_hash(text)}".lstrip("-")
+        text
+        if safe == text
+        else f"{safe.strip('-.')[:24]}-{short_hash(text)}".lstrip("-")
     )
 
 
 def _limited(name: str) -> str:
     """Return a name that a file system can hold. A hash keeps long names apart."""
     is_long = len(name) > MAX_NAME_LENGTH
-    return f"{name[:MAX_NAME_LENGTH - 9]}-{_hash(name)}" if is_long else name
+    return f"{name[:MAX_NAME_LENGTH - 9]}-{short_hash(name)}" if is_long else name
 
 
-def _hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """Return eight hexadecimal digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

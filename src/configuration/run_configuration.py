@@ -137,18 +137,23 @@ def _resolve_training(
     resolved = resolve_hardware(training)
     metric, greater = training["metric_for_best_model"], training["greater_is_better"]
     if metric:
-        lower_is_better = is_text_figure(metric) and metric.endswith(LOWER_IS_BETTER)
-        reason = f"a {'lower' if lower_is_better else 'higher'} {metric} is better"
-        if greater is lower_is_better:
+        is_lower_better = lower_is_better(metric)
+        reason = f"a {'lower' if is_lower_better else 'higher'} {metric} is better"
+        if greater is is_lower_better:
             raise UserError(f"training.greater_is_better={greater}: {reason}")
         if greater is None:
-            resolved["greater_is_better"] = (not lower_is_better, reason)
+            resolved["greater_is_better"] = (not is_lower_better, reason)
     values = {**training, **{name: value for name, (value, _) in resolved.items()}}
     if not values["do_eval"]:
         values["eval_strategy"] = "no"
     if values["eval_strategy"] == "no":
         values["load_best_model_at_end"] = False
     return values, {f"training.{name}": why for name, (_, why) in resolved.items()}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a lower value of a metric is better: of losses, but not of scores."""
+    return is_text_figure(metric) and metric.endswith(LOWER_IS_BETTER)
 
 
 def _refuse_without_effect(given: Mapping[str, Any], used: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from src.data.prepare import Corpora, find_corpora, load_data
 from src.data.sanity import sanity
 from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
-from src.foundation import shows_bars
+from src.foundation import UserError, shows_bars
 from src.hardware import set_up_device
 from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
@@ -27,7 +27,7 @@ from src.training.record.throughput import Clock, summary
 from src.training.record.wandb_logging import send_results, wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
 from src.training.step.micro_batching import sequences_per_step
-from src.training.task_scores import TaskScores, metric_name
+from src.training.task_scores import TaskScores, metric_name, returned_name
 from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     """Train and score one model. A stopped run continues; a finished one shows its results.
 
     Returns:
-        The evaluation loss in nats per token; None for a run without an evaluation.
+        The value of `sweep.metric`, by default the evaluation loss in nats per token; None
+        for a run without an evaluation.
 
     Raises:
         UserError: an input cannot be used. Most inputs are checked before any work is done.
@@ -52,11 +53,12 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     sequences = sequences_per_step(args.training, args.data.block_size)
     corpora = find_corpora(args.data, args.model)
     metric = metric_name(args, tasks, corpora.validation_names)
+    returned = returned_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
         if record.results is not None:
             if sweep_run_id() is not None:
                 send_results(record)
-            return show_finished(record, args, tasks)
+            return show_finished(record, args, tasks, returned)
         with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
                 tokenizer, data = load_data(
@@ -80,7 +82,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             record.finish(scores)
             logger.info("\n%s\n\nResults: %s", table(scores), record.directory)
             logger.info(summary(clock, trainer.rates))
-            return scores.get("eval_loss")
+            return scores.get(f"eval_{returned}")
 
 
 def prepare_data(args: Arguments) -> None:
@@ -119,12 +121,15 @@ def open_record(
 
 
 def show_finished(
-    record: RunRecord, args: Arguments, tasks: TaskScores
+    record: RunRecord, args: Arguments, tasks: TaskScores, returned: str
 ) -> Optional[float]:
     """Log the results of a finished run, and the command that adds missing scores.
 
     Returns:
-        The evaluation loss in nats per token, if there is one.
+        The value of `sweep.metric`, whose name in the results is `returned`.
+
+    Raises:
+        UserError: the run was not scored on that task.
     """
     results, evaluation = record.results, args.evaluation
     logger.info(
@@ -147,7 +152,11 @@ def show_finished(
             "Scores of %s are missing. To add them:\n  python -m src.run_eval %s",
             *(", ".join(of_whole_tasks(names)), shlex.join(overrides)),
         )
-    return results.get("eval_loss")
+    if returned != "loss" and f"eval_{returned}" not in results:
+        raise UserError(
+            f"sweep.metric={returned}: {record.directory} has no such result"
+        )
+    return results.get(f"eval_{returned}")
 
 
 def quoted(value: Any) -> str:

@@ -132,8 +132,37 @@ def metric_name(
     metric = args.training.metric_for_best_model
     if not metric:
         return metric
-    of_files = [f"files/{f}/{figure}" for f in files for figure in FIGURES]
-    known = [*FIGURES, *of_files * (len(files) > 1), *tasks.sample.score_names]
+    names = tasks.sample.score_names
+    return _measured(f"training.metric_for_best_model={metric}", names, files)
+
+
+def returned_name(args: Arguments, tasks: TaskScores, files: Sequence[str]) -> str:
+    """Return the name in the final results of `sweep.metric`, which a job returns.
+
+    Args:
+        files: names of the dev files.
+
+    Raises:
+        UserError: the final results will not have it.
+    """
+    if args.sweep.metric == "loss":
+        return "loss"  # without an evaluation, a job returns None
+    names = tasks.suite.score_names
+    figures = FIGURES if args.training.do_eval else ()
+    return _measured(f"sweep.metric={args.sweep.metric}", names, files, figures)
+
+
+def _measured(
+    given: str, scores: Sequence[str], files: Sequence[str], figures=FIGURES
+) -> str:
+    """Return the name under which the metric in `given` ("key=metric") is logged.
+
+    Raises:
+        UserError: it is neither a score nor a figure of the dev text.
+    """
+    metric = given.partition("=")[2]
+    of_files = [f"files/{f}/{figure}" for f in files for figure in figures]
+    known = [*figures, *of_files * (len(files) > 1), *scores]
     names = {n.removeprefix("files/").replace("/", "_"): n for n in reversed(known)}
     names |= {name: name for name in known}
     asked = metric.removeprefix("eval_")
@@ -141,7 +170,6 @@ def metric_name(
     # Otherwise, `greater_is_better` would be that of another kind of metric.
     if name and is_text_figure(name) == is_text_figure(metric):
         return name
-    raise UserError(
-        f"training.metric_for_best_model={metric} is not measured during training; choose"
-        f" one of {', '.join(known)}"
-    )
+    when = "at the end" if given.startswith("sweep") else "during training"
+    choices = ", ".join(known)
+    raise UserError(f"{given} is not measured {when}; choose one of {choices}")
