@@ -1,0 +1,119 @@
+"""Documents anew each epoch: blocks that are cut from the documents in another order.
+
+With fixed blocks, a token has the same context in every epoch. If the documents are put in another
+order before they are cut, it has another one each time. Only the documents are permuted, not the
+tokens: blocks are read from the packed stream in pieces.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from src.data.blocks import NO_BLOCK, Blocks
+
+
+class Pieces(NamedTuple):
+    """The text of one pass: pieces of the stream, one after another."""
+
+    starts: np.ndarray  # [n] index of the piece's first token in the stream
+    offsets: np.ndarray  # [n] tokens before the piece in this pass
+    words: np.ndarray  # [n] words before the piece in this pass
+    has_bos: np.ndarray  # [n] whether the piece begins with the BOS of a document
+
+    def find(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the piece of each position in the pass, and its token's index in the stream."""
+        piece = np.searchsorted(self.offsets, positions, side="right") - 1
+        return piece, self.starts[piece] + positions - self.offsets[piece]
+
+
+class ReshuffledBlocks(Blocks):
+    """The blocks of all passes over a text, each cut from its documents in another order.
+
+    Block i of pass p has the index p * len(blocks) + i. In a pass, the documents of each file are
+    permuted, and the first of them is cut at a random token; its beginning comes last. So a file
+    that is one document is cut into other blocks, too. The files keep their order and sizes.
+    Therefore each pass has equally many blocks, with the same `owners`.
+
+    Args:
+        blocks: The blocks of the text in its own order.
+        seed: The seed of the permutations.
+    """
+
+    def __init__(self, blocks: Blocks, seed: int):
+        self.stream, self.block_size, self.seed = blocks.stream, blocks.block_size, seed
+        self.restart_positions = blocks.restart_positions
+        documents = np.asarray(self.stream.documents).astype(np.int64)
+        spans = np.array(blocks.spans, np.int64)
+        span = np.searchsorted(spans[:, 0], documents, side="right") - 1
+        # A document ends where the next one begins, or where the held-out text begins.
+        ends = np.append(documents[1:], len(self.stream))
+        lengths = np.minimum(ends, spans[span, 1]) - documents
+        self._documents, self._lengths = documents[lengths > 0], lengths[lengths > 0]
+        file_ends = [file["end"] for file in self.stream.files]
+        self._files = np.searchsorted(file_ends, self._documents, side="right")
+        num_tokens = int(self._lengths.sum())
+        self._length, self.remainder = divmod(num_tokens - 1, self.block_size)
+
+    def __len__(self) -> int:
+        """Return the number of blocks of a pass."""
+        return self._length
+
+    @property
+    def owners(self) -> np.ndarray:
+        starts = np.arange(len(self)) * self.block_size
+        ends = np.cumsum(self._lengths)
+        return self._files[np.searchsorted(ends, starts, side="right")]
+
+    # The blocks of a batch come from one or two passes, or more with `data.mix`.
+    @functools.lru_cache(maxsize=4)
+    def _pieces(self, number: int) -> Pieces:
+        """Return the pieces of a pass, which depend only on the seed and the number."""
+        rng = np.random.default_rng([self.seed, number, 0, 1])
+        order = np.lexsort((rng.random(len(self._files)), self._files))
+        starts, lengths = self._documents[order], self._lengths[order]
+        has_bos = np.ones(len(order), bool)
+        _, first = np.unique(self._files, return_index=True)  # of each file
+        end = np.append(first[1:], len(order))
+        cut = 1 + rng.integers(lengths[first])
+        starts, lengths, has_bos = (
+            np.insert(values, end, of_beginning)
+            for values, of_beginning in (
+                (starts, starts[first]), (lengths, cut), (has_bos, True),
+            )
+        )  # fmt: skip
+        first = first + np.arange(len(first))
+        starts[first] += cut
+        lengths[first] -= cut
+        has_bos[first] = False
+        words = self.stream.num_words(starts, starts + lengths)
+        offsets, words = (np.cumsum(values) - values for values in (lengths, words))
+        return Pieces(starts, offsets, words, has_bos)
+
+    def _by_pass(self, indices: np.ndarray) -> Iterator[tuple]:
+        """Yield for each pass: which blocks are its own [n], its pieces, and their positions."""
+        numbers, blocks = np.divmod(indices, len(self))
+        for number in np.unique(numbers[indices != NO_BLOCK]).tolist():
+            own = numbers == number
+            yield own, self._pieces(number), blocks[own] * self.block_size
+
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        tokens = np.zeros((len(indices), self.block_size + 1), np.int64)
+        is_bos = np.zeros(tokens.shape, bool)
+        for own, pieces, starts in self._by_pass(indices):
+            positions = starts[:, None] + np.arange(self.block_size + 1)
+            piece, places = pieces.find(positions)
+            tokens[own] = self.stream.tokens[places]
+            is_bos[own] = pieces.has_bos[piece] & (positions == pieces.offsets[piece])
+        rows, begins = np.nonzero(is_bos[:, 1:])
+        return tokens, np.full(len(tokens), self.block_size), rows, begins + 1
+
+    def words_of(self, indices: np.ndarray) -> np.ndarray:
+        words = np.zeros(len(indices), np.int64)
+        for own, pieces, starts in self._by_pass(indices):
+            for sign, position in ((-1, starts + 1), (1, starts + self.block_size + 1)):
+                piece, places = pieces.find(position)
+                inside = self.stream.num_words(pieces.starts[piece], places)
+                words[own] += sign * (pieces.words[piece] + inside)
+        return words
