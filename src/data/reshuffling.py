@@ -15,15 +15,15 @@ from src.data.blocks import NO_BLOCK, Blocks
 
 
 class Pieces(NamedTuple):
-    """The text of one pass: pieces of the stream, one after another."""
+    """The stream as a pass reads it: its pieces in another order."""
 
     starts: np.ndarray  # [n] index of the piece's first token in the stream
-    offsets: np.ndarray  # [n] tokens before the piece in this pass
-    words: np.ndarray  # [n] words before the piece in this pass
+    offsets: np.ndarray  # [n] tokens before the piece in this order
+    words: np.ndarray  # [n] words before the piece in this order
     has_bos: np.ndarray  # [n] whether the piece begins with the BOS of a document
 
     def find(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the piece of each position in the pass, and its token's index in the stream."""
+        """Return the piece of each position in this order, and its token's index in the stream."""
         piece = np.searchsorted(self.offsets, positions, side="right") - 1
         return piece, self.starts[piece] + positions - self.offsets[piece]
 
@@ -33,8 +33,8 @@ class ReshuffledBlocks(Blocks):
 
     Block i of pass p has the index p * len(blocks) + i. In a pass, the documents of each file are
     permuted, and the first of them is cut at a random token; its beginning comes last. So a file
-    that is one document is cut into other blocks, too. The files keep their order and sizes.
-    Therefore each pass has equally many blocks, with the same `owners`.
+    that is one document is cut into other blocks, too. Each file stays at its place in the stream.
+    Therefore each pass has equally many blocks, with the same `starts`, `ends` and `owners`.
 
     Args:
         blocks: The blocks of the text in its own order.
@@ -42,61 +42,42 @@ class ReshuffledBlocks(Blocks):
     """
 
     def __init__(self, blocks: Blocks, seed: int):
-        self.stream, self.block_size, self.seed = blocks.stream, blocks.block_size, seed
-        self.restart_positions = blocks.restart_positions
-        documents = np.asarray(self.stream.documents).astype(np.int64)
-        spans = np.array(blocks.spans, np.int64)
-        span = np.searchsorted(spans[:, 0], documents, side="right") - 1
-        # A document ends where the next one begins, or where the held-out text begins.
-        ends = np.append(documents[1:], len(self.stream))
-        lengths = np.minimum(ends, spans[span, 1]) - documents
-        self._documents, self._lengths = documents[lengths > 0], lengths[lengths > 0]
-        file_ends = [file["end"] for file in self.stream.files]
-        self._files = np.searchsorted(file_ends, self._documents, side="right")
-        num_tokens = int(self._lengths.sum())
-        self._length, self.remainder = divmod(num_tokens - 1, self.block_size)
-
-    def __len__(self) -> int:
-        """Return the number of blocks of a pass."""
-        return self._length
-
-    @property
-    def owners(self) -> np.ndarray:
-        starts = np.arange(len(self)) * self.block_size
-        ends = np.cumsum(self._lengths)
-        return self._files[np.searchsorted(ends, starts, side="right")]
+        stream, spans, restart = blocks.stream, blocks.spans, blocks.restart_positions
+        super().__init__(stream, spans, blocks.block_size, False, None, restart)
+        self.seed = seed
+        # Documents stay in their file, and on their side of the beginning of held-out text.
+        files = [file["start"] for file in stream.files]
+        bounds = np.unique([*files, *np.ravel(spans), len(stream)])
+        edges = np.union1d(np.asarray(stream.documents, np.int64), bounds)
+        self._documents, self._lengths = edges[:-1], np.diff(edges)
+        self._groups = np.searchsorted(bounds, self._documents, side="right")
 
     # The blocks of a batch come from one or two passes, or more with `data.mix`.
     @functools.lru_cache(maxsize=4)
     def _pieces(self, number: int) -> Pieces:
         """Return the pieces of a pass, which depend only on the seed and the number."""
         rng = np.random.default_rng([self.seed, number, 0, 1])
-        order = np.lexsort((rng.random(len(self._files)), self._files))
+        order = np.lexsort((rng.random(len(self._groups)), self._groups))
         starts, lengths = self._documents[order], self._lengths[order]
-        has_bos = np.ones(len(order), bool)
-        _, first = np.unique(self._files, return_index=True)  # of each file
-        end = np.append(first[1:], len(order))
-        cut = 1 + rng.integers(lengths[first])
-        starts, lengths, has_bos = (
-            np.insert(values, end, of_beginning)
-            for values, of_beginning in (
-                (starts, starts[first]), (lengths, cut), (has_bos, True),
-            )
-        )  # fmt: skip
+        _, first = np.unique(self._groups, return_index=True)  # of each group
+        end, cut = np.append(first[1:], len(order)), 1 + rng.integers(lengths[first])
+        starts = np.insert(starts, end, starts[first])
+        lengths = np.insert(lengths, end, cut)
         first = first + np.arange(len(first))
         starts[first] += cut
         lengths[first] -= cut
+        has_bos = np.ones(len(starts), bool)
         has_bos[first] = False
         words = self.stream.num_words(starts, starts + lengths)
         offsets, words = (np.cumsum(values) - values for values in (lengths, words))
         return Pieces(starts, offsets, words, has_bos)
 
     def _by_pass(self, indices: np.ndarray) -> Iterator[tuple]:
-        """Yield for each pass: which blocks are its own [n], its pieces, and their positions."""
+        """Yield for each pass: its blocks' rows, its pieces, and where its blocks begin."""
         numbers, blocks = np.divmod(indices, len(self))
         for number in np.unique(numbers[indices != NO_BLOCK]).tolist():
             own = numbers == number
-            yield own, self._pieces(number), blocks[own] * self.block_size
+            yield own, self._pieces(number), self.starts[blocks[own]]
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         tokens = np.zeros((len(indices), self.block_size + 1), np.int64)

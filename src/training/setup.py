@@ -318,8 +318,6 @@ def report(
         f" {counted(plan.num_steps, 'step')}; not trained on, because they do not fill a"
         f" block: the last {counted(plan.blocks.remainder, 'token')}"
     )
-    if args.data.reshuffle_documents:
-        logger.info("Each epoch has the documents of each file in another order")
     for size, end in plan.stages:
         logger.info(f"Sequences of {size} tokens until step {end:,}")
     if training.milestones:

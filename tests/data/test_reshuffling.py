@@ -59,18 +59,19 @@ def test_in_a_pass_every_token_is_read_once_with_its_words(
     stream = stream_of(tmp_path, "line", **dict(zip("xyz", texts)))
     spans = split(stream, held_out)[0] if held_out else [(0, len(stream))]
     new = ReshuffledBlocks(Blocks(stream, spans, block_size, False), 3)
-    tokens = np.concatenate([np.arange(*span) for span in spans])
     for number in (0, 4):
         pieces = new._pieces(number)
-        sizes = np.diff(np.append(pieces.offsets, len(tokens)))
+        sizes = np.diff(np.append(pieces.offsets, len(stream)))
         order = np.concatenate(
             [np.arange(s, s + n) for s, n in zip(pieces.starts, sizes)]
         )
-        assert sorted(order) == tokens.tolist() != order.tolist()
+        for start, end in spans:  # held-out text stays outside
+            own = order[start:end].tolist()
+            assert sorted(own) == list(range(start, end)) != own
         indices = of_pass(new, number)
         words, owners = new.words_of(indices), new.owners
         for i, row in enumerate(map(new.__getitem__, indices)):
-            own = order[i * block_size : (i + 1) * block_size + 1]
+            own = order[new.starts[i] : new.starts[i] + block_size + 1]
             assert row["input_ids"].tolist() == stream.tokens[own[:-1]].tolist()
             labels = row["labels"].numpy()
             counts = ~np.isin(own[1:], stream.documents)  # no BOS is predicted

@@ -29,10 +29,8 @@ def add_stochastic_depth(model: PreTrainedModel, probability: float) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise UserError(
-            f"training.stochastic_depth={probability}: the library does not know which modules"
-            f" of {model.config.model_type} are its layers"
-        )
+        name = model.config.model_type
+        raise UserError(f"training.stochastic_depth: the layers of {name} are unknown")
     for number, layer in enumerate(layers, 1):
         hook = functools.partial(_skip, probability * number / len(layers))
         layer.register_forward_hook(hook, with_kwargs=True)
