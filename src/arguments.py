@@ -490,6 +490,8 @@ HUGGING_FACE_BOUNDS: dict[str, dict[str, Any]] = {
 # Options of Hugging Face's TrainingArguments that must keep their default, with the reason: any
 # other value would break a promise of this package.
 FIXED_TRAINING_VALUES = {
+    "deepspeed": "it is not supported, and its file would override other options",
+    "parallelism_config": "it is not supported; each process has the whole model",
     "resume_from_checkpoint": "the same command continues its run; other weights:"
     " model.model_name_or_path=",
     "save_only_model": "a stopped run could not be continued",
@@ -632,6 +634,13 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # Before Hugging Face's class looks for the libraries that some of these need.
+        for name, reason in FIXED_TRAINING_VALUES.items():
+            value, fixed = getattr(self, name), getattr(TrainingArguments, name)
+            if value != fixed:
+                raise UserError(
+                    f"training.{name} must be {fixed}, got {value}: {reason}"
+                )
         # Hugging Face's class would also compile evaluations and compute them in TF32.
         compiles, tf32 = self.torch_compile, self.tf32
         self.torch_compile, self.tf32 = False, None
@@ -643,12 +652,6 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
     def check(self) -> None:
-        for name, reason in FIXED_TRAINING_VALUES.items():
-            value, fixed = getattr(self, name), getattr(TrainingArguments, name)
-            if value != fixed:
-                raise UserError(
-                    f"training.{name} must be {fixed}, got {value}: {reason}"
-                )
         tokens, size = self.tokens_per_step, self.per_device_train_batch_size
         if tokens is None and size is None:
             raise UserError(

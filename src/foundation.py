@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
 
+from filelock import AcquireReturnProxy, FileLock, SoftFileLease
+
 # The codes of `OSError` if a disk is full or write-protected, a permission is missing, or a
 # directory takes the place of a file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -23,6 +25,9 @@ NOT_WRITTEN = (
     r"|basic_ios::clear"
 )
 MANIFEST = "manifest.json"
+# The codes of `OSError` if a file system has no locks. Lustre and NFS can be mounted so.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+LEASE = 60  # seconds
 
 
 class UserError(Exception):
@@ -176,6 +181,30 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def acquired(path: Path, timeout: float = -1) -> AcquireReturnProxy:
+    """Acquire the lock `path`, and return a context that releases it.
+
+    The system releases the lock of a process that ends in any way. On a file system without
+    locks, a file `<path>.lease` takes the lock's place, which its holder renews. If it has not
+    been renewed for a minute, its holder was killed, and it is taken over.
+
+    Args:
+        timeout: Seconds to wait for another holder; -1: without limit. To them is added the
+            time after which a lease is taken over.
+
+    Raises:
+        filelock.Timeout: Another process holds the lock.
+    """
+    try:
+        return FileLock(path, timeout=timeout, fallback_to_soft=False).acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        limit = timeout if timeout < 0 else timeout + LEASE
+        lease = f"{path}.lease"
+        return SoftFileLease(lease, lease_duration=LEASE, timeout=limit).acquire()
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -14,6 +14,8 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import is_torch_tf32_available
 
 from src.foundation import UserError
+
+T = TypeVar("T")
 
 # Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets, for 16-bit products (float16 on
 # GPUs before Ampere), TF32 products and float32 products.
@@ -128,6 +130,16 @@ def set_up_device(training: TrainingArguments) -> None:
         enable_full_determinism(training.seed)
     elif torch.are_deterministic_algorithms_enabled():  # set by another job of a sweep
         torch.use_deterministic_algorithms(False)
+
+
+def from_main_process(compute: Callable[[], T]) -> T:
+    """Return what `compute` returns in the main process, the only one that calls it."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return compute()
+    values = [compute() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def best_device(use_cpu: bool = False) -> torch.device:

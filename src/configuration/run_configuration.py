@@ -31,6 +31,12 @@ from src.hardware import resolve_hardware
 NOT_RECORDED = "<not recorded>"
 LOWER_IS_BETTER = tuple(figure for figure in FIGURES if figure != "accuracy")
 SECRETS = ("model.token", "training.hub_token")
+# The variables ACCELERATE_<name> that would override a run's options, and have no option.
+NO_OPTION = (
+    "DYNAMO_BACKEND DOWNCAST_BF16 TORCH_DEVICE USE_DEEPSPEED USE_MEGATRON_LM"
+    " USE_PARALLELISM_CONFIG USE_SAGEMAKER"
+).split()
+OFF, ON = ("", "no", "false", "0"), ("yes", "true", "1")
 
 
 def run_configuration(config: DictConfig) -> RunConfiguration:
@@ -44,6 +50,7 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
     given = values["training"]
     values["training"], reasons = _resolve_training(given)
     _refuse_without_effect(given, values["training"])
+    _refuse_environment(values["training"])
     recorded = copy.deepcopy(values)
     for section, secret in (key.split(".") for key in SECRETS):
         recorded[section][secret] = recorded[section][secret] and NOT_RECORDED
@@ -175,6 +182,31 @@ def _refuse_without_effect(given: Mapping[str, Any], used: Mapping[str, Any]) ->
             raise UserError(
                 f"training.{name}={given[name]} has no effect: it needs"
                 f" training.{other}={needed}, got {used[other]}"
+            )
+
+
+def _refuse_environment(training: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a variable by which accelerate would override the run's options.
+
+    Args:
+        training: the values of the section `training` that the run uses.
+    """
+    precision = "fp16" if training["fp16"] else "bf16" if training["bf16"] else "no"
+    values = {
+        "MIXED_PRECISION": precision,
+        "GRADIENT_ACCUMULATION_STEPS": training["gradient_accumulation_steps"] or 1,
+        "USE_CPU": training["use_cpu"],
+        "USE_FSDP": bool(training["fsdp"]),
+        **dict.fromkeys(NO_OPTION, False),
+    }
+    for name, value in values.items():
+        text = os.environ.get(f"ACCELERATE_{name}", "").lower()
+        # `accelerate launch` sets most of them to a value that changes nothing.
+        if text not in (*OFF, *(ON if value is True else [str(value)])):
+            raise UserError(
+                f"ACCELERATE_{name}={text} in the environment contradicts the options of the"
+                f" run, by which it is {str(value).lower()}: unset it (`accelerate launch`"
+                " sets it from its options and its configuration file)"
             )
 
 

@@ -6,7 +6,7 @@ exactly once. The exceptions are the first token of the span and the BOS of each
 earlier token predicts them.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from src.data.packing.stream import Stream
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in a metric
 NO_BLOCK = -1  # the index of a block without targets, which fills the last batch
+PART = 1 << 20  # blocks whose words are counted at a time
 
 
 class Blocks(Dataset):
@@ -41,24 +42,37 @@ class Blocks(Dataset):
         max_samples: Optional[int] = None,
         restart_positions: bool = False,
     ):
-        self.stream, self.spans, self.block_size = stream, spans, block_size
+        self.stream, self.block_size = stream, block_size
         self.restart_positions = restart_positions
-        starts = [np.arange(start, end - 1, block_size) for start, end in spans]
-        ends = np.array([end - 1 for _, end in spans], np.int64)
-        self.starts = np.concatenate([np.zeros(0, np.int64), *starts])
-        span_ends = np.repeat(ends, list(map(len, starts)))
-        self.ends = np.minimum(self.starts + block_size, span_ends)
-        lengths = self.ends - self.starts
-        whole = lengths == block_size
-        self.remainder = int(lengths[~whole].sum())  # targets in shorter blocks
-        kept = np.flatnonzero(whole | keep_remainder)
-        if max_samples is not None and max_samples < len(kept):
-            drawn = np.random.default_rng(0).permutation(len(kept))[:max_samples]
-            kept = kept[np.sort(drawn)]
-        self.starts, self.ends = self.starts[kept], self.ends[kept]
+        # Nothing here is as long as the text, since every process keeps it.
+        self.spans = np.array(spans, np.int64).reshape(-1, 2)
+        num_targets = np.maximum(0, np.diff(self.spans)[:, 0] - 1)
+        whole, rest = np.divmod(num_targets, block_size)
+        self.remainder = int(rest.sum())  # targets in shorter blocks
+        sizes = whole + (rest > 0) if keep_remainder else whole
+        # The blocks of span i are those from `_first[i]` to before `_first[i + 1]`.
+        self._first = np.append(0, np.cumsum(sizes))
+        self._length, self._drawn = int(self._first[-1]), None
+        if max_samples is not None and max_samples < self._length:
+            drawn = np.random.default_rng(0).permutation(self._length)[:max_samples]
+            self._drawn, self._length = np.sort(drawn), max_samples
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self._length
+
+    def bounds(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first token of blocks and the token after each, both [n].
+
+        Args:
+            indices: The indices of the blocks [n], without `NO_BLOCK`.
+        """
+        indices = np.asarray(indices, np.int64)
+        if self._drawn is not None:
+            indices = self._drawn[indices]
+        spans = np.searchsorted(self._first, indices, side="right") - 1
+        starts = self.spans[spans, 0]
+        starts = starts + (indices - self._first[spans]) * self.block_size
+        return starts, np.minimum(starts + self.block_size, self.spans[spans, 1] - 1)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Return one block, as `__getitems__` does, without the dimension of the batch."""
@@ -93,7 +107,7 @@ class Blocks(Dataset):
             The tokens [B, T + 1], the number of targets of each block [B], and for each BOS
             that is a target, its row in the batch and its offset from 1 to T.
         """
-        starts, ends = self.starts[indices], self.ends[indices]
+        starts, ends = self.bounds(indices)
         offsets = np.arange(self.block_size + 1)
         places = np.minimum(starts[:, None] + offsets, ends[:, None])
         tokens = self.stream.tokens[places].astype(np.int64)
@@ -107,27 +121,51 @@ class Blocks(Dataset):
         begins = np.concatenate(found).astype(np.int64) - starts[rows]
         return tokens, ends - starts, rows, begins
 
-    def words_of(self, indices: np.ndarray) -> np.ndarray:
-        """Return the words that begin in the targets of blocks [n]; 0 for `NO_BLOCK`."""
-        starts, ends = self.starts[indices], self.ends[indices]
-        words = self.stream.num_words(starts + 1, ends + 1)
-        return np.where(indices == NO_BLOCK, 0, words)
+    @property
+    def edges(self) -> np.ndarray:
+        """The number of blocks that begin before each file, and of all [num_files + 1].
+
+        The blocks that begin in file i are those from `edges[i]` to before `edges[i + 1]`.
+        """
+        if not len(self):
+            return np.zeros(len(self.stream.files) + 1, np.int64)
+        starts = np.array([file["start"] for file in self.stream.files])
+        spans = np.searchsorted(self.spans[:, 0], starts, side="right") - 1
+        spans = np.maximum(0, spans)  # a file may begin before the first span
+        inside = -(-(starts - self.spans[spans, 0]) // self.block_size)
+        sizes = self._first[spans + 1] - self._first[spans]
+        edges = self._first[spans] + np.clip(inside, 0, sizes)
+        if self._drawn is not None:
+            edges = np.searchsorted(self._drawn, edges)
+        return np.append(edges, len(self))
+
+    def owners_of(self, indices: Any) -> np.ndarray:
+        """Return the index of the stream's file in which each of these blocks begins [n]."""
+        return np.searchsorted(self.edges, indices, side="right") - 1
+
+    def words_of(self, indices: Any) -> np.ndarray:
+        """Return the words that begin in the targets of each of these blocks [n]."""
+        starts, ends = self.bounds(indices)
+        return self.stream.num_words(starts + 1, ends + 1)
 
     @property
     def owners(self) -> np.ndarray:
         """The index of the stream's file in which each block begins [num_blocks]."""
-        file_ends = [file["end"] for file in self.stream.files]
-        return np.searchsorted(file_ends, self.starts, side="right")
+        return self.owners_of(np.arange(len(self)))
 
     @property
     def words(self) -> np.ndarray:
-        """Words that begin in the targets of each block [num_blocks]."""
-        return self.stream.num_words(self.starts + 1, self.ends + 1)
+        """Words that begin in the targets of each block, uint32 [num_blocks]."""
+        edges = [*range(0, len(self), PART), len(self)]  # in parts, to bound the memory
+        parts = map(np.arange, edges, edges[1:])
+        none = np.zeros(0, np.uint32)
+        return np.concatenate([none, *(self.words_of(p).astype("u4") for p in parts)])
 
     @property
     def bytes(self) -> np.ndarray:
         """Bytes of text in the targets of each block [num_blocks]."""
-        return self.stream.num_bytes(self.starts + 1, self.ends + 1)
+        starts, ends = self.bounds(np.arange(len(self)))
+        return self.stream.num_bytes(starts + 1, ends + 1)
 
 
 def split(stream: Stream, percentage: float) -> tuple[list, list]:
@@ -137,12 +175,15 @@ def split(stream: Stream, percentage: float) -> tuple[list, list]:
     beginning of a document if that changes its size by at most a factor of two.
     """
     train, held_out = [], []
-    starts = np.asarray(stream.documents).astype(np.int64)
+    documents = stream.documents
     for start, end in file_spans(stream):
         cut = end - max(1, round((end - start) * percentage / 100))
-        inside = starts[(starts > start) & (starts < end)]
-        factors = (end - inside) / (end - cut)
-        near = inside[(factors >= 0.5) & (factors <= 2)]
+        # Of the documents that begin inside, the last before the cut, and the first after it.
+        edges = np.array([start + 1, cut, end], documents.dtype)
+        first, after, last = np.searchsorted(documents, edges)
+        beside = documents[max(first, after - 1) : min(max(first, after) + 1, last)]
+        factors = (end - beside.astype(np.int64)) / (end - cut)
+        near = beside[(factors >= 0.5) & (factors <= 2)].astype(np.int64)
         if len(near):
             cut = int(near[np.argmin(np.abs(near - cut))])
         train.append((start, cut))

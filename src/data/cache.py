@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
-from filelock import FileLock
-
 from src.foundation import (
     MANIFEST,
     UserError,
+    acquired,
     sha256,
     write_atomically,
     write_fault,
@@ -75,7 +74,7 @@ class Cache:
             )
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{directory}.lock"):
+            with acquired(Path(f"{directory}.lock")):
                 if (entry := self._load(directory, load)) is None:
                     _build(directory, build)
                     entry = load(directory)
@@ -127,8 +126,9 @@ def file_checksums(
 
     A file counts as changed if its size, its inode or the time of its last change differs (the
     kernel's time, which nobody can set back), and once a week, because a disk changes bits
-    without any of them. If the cache cannot be
-    written, the checksums are not kept for the next call, and files are not read weekly.
+    without any of them. If several processes need the same checksums, one of them reads the files
+    and the others wait. If the cache cannot be written, each process reads them, the checksums are
+    not kept for the next call, and files are not read weekly.
 
     Args:
         paths: The files.
@@ -137,26 +137,42 @@ def file_checksums(
         purpose: What else `read` checks. A file that was read for another purpose is read.
     """
     index = cache_dir / "checksums.json"
-    # {path: [*version, time of reading, checksum]}; empty if the file is damaged.
-    known: dict[str, list] = {}
+    oldest = time.time() - WEEK if os.access(cache_dir, os.W_OK) else 0
+
+    names = {path: str(path.resolve()) for path in paths}
+
+    def is_unread(path: Path) -> bool:
+        row = known.get(names[path], [])
+        return row[:-2] != _version(path, purpose) or row[-2] < oldest
+
+    known = _read_index(index)
+    if any(map(is_unread, paths)):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                cache_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(acquired(cache_dir / "checksums.lock"))
+            known = _read_index(index)  # another process may have read the files
+            for path in filter(is_unread, paths):
+                version = _version(path, purpose)
+                known[names[path]] = [*version, int(time.time()), read(path)]
+            with contextlib.suppress(OSError):
+                write_atomically(index, {"checksum": _checksum(known), "files": known})
+    return {path: known[name][-1] for path, name in names.items()}
+
+
+def _version(path: Path, purpose: str) -> list:
+    """Return what differs if a file has changed or is read for another purpose."""
+    stat = path.stat()
+    return [purpose, stat.st_size, stat.st_ino, stat.st_ctime_ns]
+
+
+def _read_index(index: Path) -> dict[str, list]:
+    """Return {path: [*version, time of reading, checksum]}; empty for a damaged file."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(index.read_text(encoding="utf-8"))
         if content["checksum"] == _checksum(content["files"]):
-            known = content["files"]
-    oldest = time.time() - WEEK if os.access(cache_dir, os.W_OK) else 0
-    checksums, before = {}, dict(known)
-    for path in paths:
-        name, stat = str(path.resolve()), path.stat()
-        version = [purpose, stat.st_size, stat.st_ino, stat.st_ctime_ns]
-        row = known.get(name, [])
-        if row[:-2] != version or row[-2] < oldest:
-            row = known[name] = [*version, int(time.time()), read(path)]
-        checksums[path] = row[-1]
-    if known != before:
-        with contextlib.suppress(OSError):
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(index, {"checksum": _checksum(known), "files": known})
-    return checksums
+            return content["files"]
+    return {}
 
 
 def _checksum(values: Any) -> str:

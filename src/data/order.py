@@ -15,8 +15,9 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from src.arguments import DataTrainingArguments
-from src.data.blocks import NO_BLOCK, Blocks
+from src.data.blocks import NO_BLOCK, PART, Blocks
 from src.foundation import UserError
+from src.hardware import from_main_process
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Order:
         kind: `shuffled`; `sequential`, as in the text; or `by_file`, one file after another,
             each shuffled.
         seed: The seed of the run.
-        owners: The file in which each block begins [num_blocks], ascending.
+        edges: The blocks of file i are those from `edges[i]` to before `edges[i + 1]`
+            [num_files + 1].
         times: The number of passes over each file in an epoch [num_files].
         files: The order of the files for `by_file`.
         stride: Added to the indices with each pass; 0 if all passes have the same blocks.
@@ -39,7 +41,7 @@ class Order:
 
     kind: str
     seed: int
-    owners: np.ndarray
+    edges: np.ndarray
     times: list[float]
     files: list[int]
     stride: int = 0
@@ -49,7 +51,7 @@ class Order:
         return sum(self._count(file) for file in self.files)
 
     def _count(self, file: int) -> int:
-        return round(self.times[file] * int(np.count_nonzero(self.owners == file)))
+        return round(self.times[file] * int(self.edges[file + 1] - self.edges[file]))
 
     def blocks(self, epoch: int) -> np.ndarray:
         """Return the indices of an epoch's blocks in order."""
@@ -61,7 +63,9 @@ class Order:
 
     def _draw(self, file: int, epoch: int) -> Iterator[np.ndarray]:
         """Yield the parts of the passes over a file that belong to an epoch."""
-        blocks, count = np.flatnonzero(self.owners == file), self._count(file)
+        # 32 bits are enough for MAX_SEQUENCES, and do not change the permutations.
+        blocks = np.arange(*self.edges[file : file + 2], dtype=np.int32)
+        count = self._count(file)
         start, end = epoch * count, (epoch + 1) * count
         length = max(1, len(blocks))
         for number in range(start // length, -(-end // length)):
@@ -69,7 +73,7 @@ class Order:
             first = number * length
             part = rng.permutation(blocks)[max(0, start - first) : end - first]
             part = np.sort(part) if self.kind == "sequential" else part
-            yield part + number * self.stride
+            yield part.astype(np.int64) + number * self.stride if self.stride else part
 
 
 class Plan(Sampler):
@@ -110,11 +114,7 @@ class Plan(Sampler):
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
-        epochs = -(-max_steps // self.steps_per_epoch)
-        drawn = np.concatenate(
-            [blocks.words_of(self._filled(epoch)) for epoch in range(epochs)]
-        )
-        of_steps = drawn.reshape(-1, blocks_per_step).sum(axis=1)[:max_steps]
+        of_steps = from_main_process(lambda: self._words_of_steps(max_steps))
         self.words = np.concatenate([[0], np.cumsum(of_steps)])  # seen before each step
         if max_words is not None:
             if self.words[1] > max_words:
@@ -129,6 +129,18 @@ class Plan(Sampler):
         # Pairs (length of a sequence, step at which the stage ends).
         self.stages: list[tuple[int, int]] = list(zip(schedule, ends))
         self.epoch = 0
+
+    def _words_of_steps(self, max_steps: int) -> np.ndarray:
+        """Return the words of each of the first steps [max_steps]."""
+        words_of = self.blocks.words_of
+        if not self.order.stride:  # the same blocks in each epoch
+            # NO_BLOCK, the index -1, has no words.
+            words_of = np.append(self.blocks.words, np.uint32(0)).__getitem__
+        of_epochs = [
+            words_of(self._filled(epoch)).reshape(-1, self.blocks_per_step).sum(axis=1)
+            for epoch in range(-(-max_steps // self.steps_per_epoch))
+        ]
+        return np.concatenate(of_epochs)[:max_steps].astype(np.int64)
 
     def _filled(self, epoch: int) -> np.ndarray:
         """Return an epoch's blocks, filled up with `NO_BLOCK` to whole steps."""
@@ -178,7 +190,9 @@ class Plan(Sampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._filled(self.epoch).tolist())
+        filled = self._filled(self.epoch)
+        for start in range(0, len(filled), PART):  # in parts, to bound the memory
+            yield from filled[start : start + PART].tolist()
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.blocks_per_step
@@ -192,7 +206,7 @@ def check_names(data: DataTrainingArguments, names: list[str]) -> None:
                 f"data.{key}: no file is named {unknown[0]!r}; the files are"
                 f" {', '.join(names)}"
             )
-    if missing := [name for name in names if name not in (data.file_order or names)]:
+    if missing := sorted({*names} - {*(data.file_order or names)}):
         raise UserError(
             f"data.file_order must name every file; missing: {', '.join(missing)}"
         )
@@ -202,9 +216,10 @@ def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
     """Return the order that the data section describes; `check_names` has checked it."""
     names = [file["name"] for file in blocks.stream.files]
     times = [float((data.mix or {}).get(name, 1)) for name in names]
-    files = [names.index(name) for name in data.file_order or names]
+    numbers = {name: number for number, name in enumerate(names)}
+    files = [numbers[name] for name in data.file_order or names]
     stride = len(blocks) if data.reshuffle_documents else 0
-    return Order(data.order, seed, blocks.owners, times, files, stride)
+    return Order(data.order, seed, blocks.edges, times, files, stride)
 
 
 def check_budget(data: DataTrainingArguments, plan: Plan) -> None:

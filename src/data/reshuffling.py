@@ -7,7 +7,7 @@ tokens: blocks are read from the packed stream in pieces.
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class ReshuffledBlocks(Blocks):
     Block i of pass p has the index p * len(blocks) + i. In a pass, the documents of each file are
     permuted, and the first of them is cut at a random token; its beginning comes last. So a file
     that is one document is cut into other blocks, too. Each file stays at its place in the stream.
-    Therefore each pass has equally many blocks, with the same `starts`, `ends` and `owners`.
+    Therefore each pass has equally many blocks, with the same `bounds` and `owners`.
 
     Args:
         blocks: The blocks of the text in its own order.
@@ -77,7 +77,7 @@ class ReshuffledBlocks(Blocks):
         numbers, blocks = np.divmod(indices, len(self))
         for number in np.unique(numbers[indices != NO_BLOCK]).tolist():
             own = numbers == number
-            yield own, self._pieces(number), self.starts[blocks[own]]
+            yield own, self._pieces(number), self.bounds(blocks[own])[0]
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         tokens = np.zeros((len(indices), self.block_size + 1), np.int64)
@@ -89,6 +89,9 @@ class ReshuffledBlocks(Blocks):
             is_bos[own] = pieces.has_bos[piece] & (positions == pieces.offsets[piece])
         rows, begins = np.nonzero(is_bos[:, 1:])
         return tokens, np.full(len(tokens), self.block_size), rows, begins + 1
+
+    def owners_of(self, indices: Any) -> np.ndarray:
+        return super().owners_of(np.mod(indices, len(self)))
 
     def words_of(self, indices: np.ndarray) -> np.ndarray:
         words = np.zeros(len(indices), np.int64)

@@ -49,11 +49,11 @@ def sanity(
 
         The figures of a file without a block are NaN.
     """
-    stream, owners, size = validation.stream, validation.owners, len(tokenizer)
+    stream, edges, size = validation.stream, validation.edges, len(tokenizer)
     spans = np.zeros((len(stream.files), 2), int)
-    for index in np.unique(owners):
-        own = np.flatnonzero(owners == index)
-        spans[index] = validation.starts[own[0]], validation.ends[own[-1]] + 1
+    for index in np.flatnonzero(np.diff(edges)):  # the files that have a block
+        starts, ends = validation.bounds([edges[index], edges[index + 1] - 1])
+        spans[index] = starts[0], ends[1] + 1
     held_out = np.sort(spans, axis=None) if stream is train else []
     rest = np.array([0, *held_out, len(train)], int).reshape(-1, 2)
     seen = count_words(train, rest, tokenizer)

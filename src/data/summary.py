@@ -41,7 +41,7 @@ def describe(
     table = pandas.DataFrame(stream.files).set_index("name")
     table["tokens"] = table["end"] - table["start"]
     for name, part in zip(("blocks", "held out"), blocks):
-        table[name] = np.bincount(part.owners, minlength=len(table))
+        table[name] = np.diff(part.edges)
     total = table.sum(numeric_only=True).to_frame("all").T.assign(boundary="")
     table = pandas.concat([table, total])
     table["tokens/word"] = table["tokens"] / table["words"]

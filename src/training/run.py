@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional
 
+from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
 from src.arguments import Arguments, RunConfiguration, ScoringArguments
@@ -22,7 +23,7 @@ from src.hardware import set_up_device
 from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
-from src.training.record.run_record import RunRecord, sweep_run_id
+from src.training.record.run_record import RunRecord, differences, sweep_run_id
 from src.training.record.throughput import Clock, summary
 from src.training.record.wandb_logging import send_results, wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
@@ -52,6 +53,7 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     tasks = TaskScores.load(args)
     sequences = sequences_per_step(args.training, args.data.block_size)
     corpora = find_corpora(args.data, args.model)
+    refuse_other_text(corpora)
     metric = metric_name(args, tasks, corpora.validation_names)
     returned = returned_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
@@ -101,6 +103,16 @@ def prepare_data(args: Arguments) -> None:
             logger.info("Comparing the dev text with the training text …")
             compared = sanity(data.train_stream, data.validation, tokenizer)
         logger.info("%s\n", describe(stream, of_stream, budget, compared))
+
+
+def refuse_other_text(corpora: Corpora) -> None:
+    """Raise `UserError` if another process, such as one of another machine, has other text."""
+    first, *others = gather_object([{"data": corpora.checksums}])
+    for process, other in enumerate(others, 1):
+        if changes := differences(first, other):
+            raise UserError(
+                f"process {process} reads other text than process 0: {'; '.join(changes)}"
+            )
 
 
 @contextlib.contextmanager

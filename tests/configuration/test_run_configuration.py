@@ -179,3 +179,39 @@ def test_run_eval_has_the_same_checks_and_keys_without_a_section():
         build(RunEvalArguments, {**values, "protocol": "2025", "tasks": 3})
     args = build_run_eval(OmegaConf.create({"protocol": "2025", "tasks": "fast"}))
     assert (args.protocol, args.tasks) == (2025, "fast")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("MIXED_PRECISION", "bf16"),
+        ("MIXED_PRECISION", "fp8"),
+        ("DYNAMO_BACKEND", "inductor"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("USE_FSDP", "true"),
+        ("USE_DEEPSPEED", "1"),
+    ],
+)
+def test_what_accelerate_would_override_is_refused(composed, name, value, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    config = composed("+model=gpt2-tiny", "+dataset=sample", "training.bf16=false")
+    with pytest.raises(UserError, match=f"^ACCELERATE_{name}={value} in the envir"):
+        run_configuration(config)
+
+
+def test_what_accelerate_launch_sets_by_itself_is_accepted(composed, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    given = "+model=gpt2-tiny", "+dataset=sample", "training.bf16=true"
+    assert run_configuration(composed(*given)).args.training.bf16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert run_configuration(composed(*given)).args.training.bf16
+
+
+def test_deepspeed_is_refused_in_one_line(composed):
+    config = composed(
+        "+model=gpt2-tiny", "+dataset=sample", "+training.deepspeed=d.json"
+    )
+    with pytest.raises(UserError, match="^training.deepspeed must be None, got d.json"):
+        run_configuration(config)

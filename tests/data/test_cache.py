@@ -1,12 +1,16 @@
 import errno
+import fcntl
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import Timeout
 
+from src import foundation
 from src.data.cache import WEEK, Cache, file_checksums
 from src.foundation import UserError, sha256
 from tests.data.text.test_corpus import write
@@ -208,3 +212,41 @@ def test_a_checksum_that_is_damaged_in_the_index_is_not_used(tmp_path: Path):
     other = ("0" if digest[0] != "0" else "1") + digest[1:]
     index.write_text(index.read_text().replace(digest, other))
     assert file_checksums([path], tmp_path) == {path: digest}
+
+
+def test_one_of_several_processes_reads_a_new_file(tmp_path: Path):
+    path = write(tmp_path / "a.train", ["The dog.\n"])
+    reads: list[Path] = []
+
+    def read(file: Path) -> str:
+        time.sleep(0.1)
+        reads.append(file)
+        return sha256(file)
+
+    with ThreadPoolExecutor(4) as pool:  # whose locks exclude each other like processes
+        calls = [
+            pool.submit(file_checksums, [path], tmp_path / "cache", read)
+            for _ in range(4)
+        ]
+    assert [call.result() for call in calls] == 4 * [{path: sha256(path)}]
+    assert reads == [path]
+
+
+def test_without_flock_a_lock_of_another_machine_that_is_not_renewed_is_taken_over(
+    tmp_path: Path, monkeypatch
+):
+    """As Lustre and NFS can be mounted, and a job that was killed on another node."""
+
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(foundation, "LEASE", 0.4)
+    lock = get(tmp_path, lambda folder: None, overwrite=True).with_suffix(".lock")
+    left = "filelock/2\npid=1\nhost=n7\nmode=lease\ntoken=a\nduration=0.4\nstart=9\n"
+    Path(f"{lock}.lease").write_text(left)
+    entry = get(tmp_path, lambda f: (f / "f").write_text("x"), overwrite=True)
+    assert (entry / "f").read_text() == "x" and not Path(f"{lock}.lease").exists()
+    # One that works renews its lease.
+    with foundation.acquired(lock), pytest.raises(Timeout):
+        foundation.acquired(lock, timeout=0.2)

@@ -12,11 +12,11 @@ from src.data.order import Order, Plan, check_budget, check_names, order_of
 from src.foundation import UserError
 from tests.data.test_blocks import stream_of
 
-TWO_FILES = np.array([0] * 6 + [1] * 4)  # six blocks of the first, four of the second
+TWO_FILES = np.array([0, 6, 10])  # six blocks of the first, four of the second
 
 
-def order(kind="shuffled", seed=0, owners=TWO_FILES, times=(1, 1), files=(0, 1)):
-    return Order(kind, seed, owners, list(times), list(files))
+def order(kind="shuffled", seed=0, edges=TWO_FILES, times=(1, 1), files=(0, 1)):
+    return Order(kind, seed, edges, list(times), list(files))
 
 
 @pytest.fixture
@@ -43,13 +43,34 @@ def plan(blocks, batch=4, epochs=1, order=None, **limits) -> Plan:
 
 def test_the_order_is_a_function_of_its_arguments():
     # Written down: a run that continues after an update has to go on in this order.
-    assert order(owners=np.zeros(8, int)).blocks(0).tolist() == [5, 6, 3, 2, 7, 4, 1, 0]
+    assert order(edges=np.array([0, 8, 8])).blocks(0).tolist() == [
+        5,
+        6,
+        3,
+        2,
+        7,
+        4,
+        1,
+        0,
+    ]
     seen = {
         tuple(order(seed=seed).blocks(epoch))
         for seed, epoch in product(range(3), range(3))
     }
     assert len(seen) == 9
     assert all(sorted(blocks) == list(range(10)) for blocks in seen)
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("shuffled", [[9, 3, 4, 1, 8, 6, 9, 7, 6], [9, 2, 5, 7, 0, 7, 6, 8, 8]]),
+        ("by_file", [[7, 8, 9, 6, 9, 6, 3, 1, 4], [8, 7, 9, 8, 7, 6, 0, 2, 5]]),
+    ],
+)
+def test_the_order_of_a_mix_is_that_of_earlier_versions(kind, expected):
+    mixed = order(kind, seed=3, times=[0.5, 1.5], files=[1, 0])
+    assert [mixed.blocks(epoch).tolist() for epoch in (0, 1)] == expected
 
 
 def test_sequential_is_the_order_of_the_text():
@@ -85,12 +106,12 @@ def test_a_file_that_is_drawn_not_at_all_is_left_out():
 
 
 def test_a_file_without_a_block_of_its_own_is_no_trouble():
-    lone = order(owners=np.array([1, 1]), times=[3, 1, 2], files=[0, 1, 2])
+    lone = order(edges=np.array([0, 0, 2, 2]), times=[3, 1, 2], files=[0, 1, 2])
     assert sorted(lone.blocks(0)) == [0, 1]
 
 
 def test_sequential_passes_come_one_after_the_other():
-    twice = order("sequential", owners=np.zeros(3, int), times=[2], files=[0])
+    twice = order("sequential", edges=np.array([0, 3]), times=[2], files=[0])
     assert twice.blocks(0).tolist() == [0, 1, 2, 0, 1, 2]
 
 

@@ -45,9 +45,17 @@ class Stream:
         rows = zip(names, self.info["files"])
         self.files = [{"name": name, **row} for name, row in rows]
         self.tokens = self._array("tokens", self.info["token_type"])
-        self.words = self._array("words", "<u4")
-        self.bytes = self._array("bytes", "<u4")
         self.documents = self._array("documents", "<u8")
+
+    # Both sums are opened anew at each use: a map that stays open holds all pages that were read.
+
+    @property
+    def words(self) -> np.ndarray:
+        return self._array("words", "<u4")
+
+    @property
+    def bytes(self) -> np.ndarray:
+        return self._array("bytes", "<u4")
 
     def _array(self, name: str, dtype: str) -> np.ndarray:
         return np.memmap(self.directory / f"{name}.bin", dtype=dtype, mode="r")

@@ -36,7 +36,6 @@ class Ledger(TrainerCallback):
     def __init__(self, run_dir: Path, plan: Plan):
         self.file, self.plan = run_dir / FILE, plan
         self.names = [file["name"] for file in plan.blocks.stream.files]
-        self._owners = plan.blocks.owners
         self._step = 0
         self._of_files = np.zeros(len(self.names), np.int64)
 
@@ -82,8 +81,8 @@ class Ledger(TrainerCallback):
         """Count the words of each file in the steps until `step`."""
         for blocks in self.plan.drawn(self._step, step):
             blocks = blocks[blocks != NO_BLOCK]
-            owners = self._owners[blocks % len(self._owners)]
-            words = self.plan.blocks.words_of(blocks)
+            every = self.plan.blocks
+            owners, words = every.owners_of(blocks), every.words_of(blocks)
             self._of_files += np.bincount(owners, words, len(self.names)).astype(int)
         self._step = step
 

@@ -27,10 +27,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from src.arguments import RunConfiguration
-from src.foundation import MANIFEST, UserError, fault_by_manifest, write_atomically
+from src.foundation import (
+    MANIFEST,
+    UserError,
+    acquired,
+    fault_by_manifest,
+    write_atomically,
+)
 
 LIBRARIES = (
     "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb evaluate"
@@ -241,9 +247,9 @@ def locked(directory: Path) -> Iterator[None]:
         UserError: another process holds the lock.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.parent / f".{directory.name}.lock", timeout=1)
+    file = directory.parent / f".{directory.name}.lock"
     try:
-        lock.acquire()
+        held = acquired(file, timeout=1)
     except Timeout as error:
         fault = f"{directory}: another process is working on this run"
         raise UserError(fault) from error
@@ -253,8 +259,8 @@ def locked(directory: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty: it holds a run
             directory.rmdir()
         if not directory.exists():
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+            file.unlink(missing_ok=True)
+        held.lock.release()
         with contextlib.suppress(OSError):  # not empty: it holds other runs
             directory.parent.rmdir()
 

@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from src import foundation
 from src.arguments import Arguments, RunConfiguration, TrainingArguments
 from src.configuration.run_configuration import run_configuration
 from src.foundation import UserError
@@ -340,12 +341,12 @@ def test_the_lock_is_released_with_the_block(record, monkeypatch):
     """Not only when the garbage collector finds it."""
     locks = []
 
-    class Kept(run_record.FileLock):
+    class Kept(foundation.FileLock):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             locks.append(self)
 
-    monkeypatch.setattr(run_record, "FileLock", Kept)
+    monkeypatch.setattr(foundation, "FileLock", Kept)
     with record.open():
         assert locks[0].is_locked
     assert not locks[0].is_locked
