@@ -4,9 +4,11 @@ All code that depends on private parts of Hugging Face's Trainer is in this modu
 about a run have been made in `setup.py`.
 """
 
+import contextlib
+import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -14,6 +16,7 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed.tensor import DTensor
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -31,8 +34,9 @@ from src.data.order import Plan
 from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.foundation import UserError, shows_bars
+from src.foundation import MANIFEST, UserError, shows_bars
 from src.hardware import peak_flops
+from src.processes import by_main_process, check_shared
 from src.training.callbacks import Console, ProgressBars, StopOnSignal
 from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
@@ -89,6 +93,8 @@ class LanguageModelTrainer(Trainer):
         self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
         self.weight_average: Optional[WeightAverage] = None
         own: list[TrainerCallback] = [self.stop, TrainerHooks(self)]
+        # Under FSDP, the model is sharded in place when training begins.
+        self._copy = copy.deepcopy(model).cpu() if training.fsdp else None
         if self.plan is not None:
             model.forward = setup.forward
             if steps := setup.averaging_steps:
@@ -135,15 +141,13 @@ class LanguageModelTrainer(Trainer):
         Raises:
             UserError: the loss diverges, or memory runs out.
         """
-        with self.args.main_process_first():  # it renames damaged checkpoints
-            checkpoint = newest_whole(self.run_dir)
-            if self.args.should_save:
-                prune(self.run_dir)  # what a killed process did not finish
+        checkpoint = by_main_process(self._newest_checkpoint)
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
         # Suppress warnings about tied weights and about options that are shares of the run.
         transformers.utils.logging.set_verbosity_error()
         average, state = self.weight_average, None
         if checkpoint is not None:
+            check_shared(checkpoint / MANIFEST)
             logger.info("Continuing from %s", checkpoint)
             state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
             if average is not None:
@@ -159,6 +163,12 @@ class LanguageModelTrainer(Trainer):
             return {}
         return {"best_step": best, "best_words_seen": self.plan.words_seen(best)}
 
+    def _newest_checkpoint(self) -> Optional[Path]:
+        """Return the newest complete checkpoint, and delete unfinished ones."""
+        checkpoint = newest_whole(self.run_dir)
+        prune(self.run_dir)
+        return checkpoint
+
     def _load_finished(self, checkpoint: Path, state: TrainerState) -> None:
         """Load the final model of a run whose steps are all done.
 
@@ -166,6 +176,10 @@ class LanguageModelTrainer(Trainer):
         """
         self.state = state
         self._find_best_checkpoint()
+        if self.is_fsdp_enabled:  # shard the model, as training does
+            self.create_optimizer()
+            prepared = self.accelerator.prepare(self.model, self.optimizer)
+            self.model = self.model_wrapped = prepared[0]
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(best or str(checkpoint))
         self.log({"total_flos": state.total_flos})  # in place of the lost summary
@@ -417,6 +431,26 @@ class LanguageModelTrainer(Trainer):
 
     # Evaluation
 
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[PreTrainedModel]:
+        """Yield the model with all of its weights. All processes call it.
+
+        Under FSDP this is a copy that is on the device only within the block. So it gives the
+        same scores as any model, and no process waits for another one's forward pass.
+        """
+        if self._copy is None:
+            yield self.model
+            return
+        model = self._copy.to(self.args.device)
+        try:
+            weights = model.state_dict()
+            for name, shard in self.model.state_dict().items():
+                is_sharded = isinstance(shard, DTensor)
+                weights[name].copy_(shard.full_tensor() if is_sharded else shard)
+            yield model
+        finally:
+            model.cpu()
+
     @torch.no_grad()
     def prediction_step(
         self, model, inputs, prediction_loss_only, ignore_keys=None
@@ -443,8 +477,8 @@ class LanguageModelTrainer(Trainer):
         if self.plan is not None:
             self._refuse_diverged_weights()
         with self.clock.phase("evaluation"):
-            with self.clock.phase("scoring"):
-                scores = self.tasks.score(self.model, self.tokenizer, all_items)
+            with self.clock.phase("scoring"), self.whole_model() as model:
+                scores = self.tasks.score(model, self.tokenizer, all_items)
             self._scores = {f"eval_{name}": score for name, score in scores.items()}
             if self.eval_dataset is not None:
                 return super().evaluate()

@@ -31,6 +31,7 @@ from src.evaluation.scoring.network import (
 )
 from src.evaluation.scoring.prefix_tree import Query, wanted_of_sequences
 from src.foundation import UserError
+from src.processes import gathered, rank_and_number
 
 Backend = Literal["causal", "mlm", "mntp"]
 
@@ -139,22 +140,39 @@ class Scorer:
     def log_probabilities(self, queries: list[Query]) -> list[np.ndarray]:
         """Return the log-probabilities of each query's targets in nats, float64.
 
-        They are NaN for a query that exceeds the model's context.
+        They are NaN for a query that exceeds the model's context. If several processes train
+        the model, all of them call this method, and each computes a share of the batches.
 
         Raises:
             UserError: the model gives NaN for another query. The message contains its name.
+            torch.OutOfMemoryError: in all processes, if one of them raised it.
         """
         model, causal = self.model, self.backend == "causal"
         max_length = num_positions(model) or math.inf
         sequences = wanted_of_sequences(queries, causal, max_length)
         ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
         flat = np.full(ends[-1] if queries else 0, np.nan)
-        with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
-            network = Network(model)
-            batches = network.batches(sequences, causal, self.batch_tokens)
-            with autocast(model, self.dtype):
-                for batch in tqdm(batches, self.progress, disable=not self.progress):
-                    flat[batch.slots] = network.log_probabilities(batch)
+        rank, number = rank_and_number()
+        failure: Optional[torch.OutOfMemoryError] = None
+        try:
+            with evaluating(model), fast_layers(model, self.dtype), autocast(
+                model, None
+            ):
+                network = Network(model)
+                batches = network.batches(sequences, causal, self.batch_tokens)
+                batches = batches[rank::number]
+                with autocast(model, self.dtype):
+                    for batch in tqdm(
+                        batches, self.progress, disable=not self.progress
+                    ):
+                        flat[batch.slots] = network.log_probabilities(batch)
+        except torch.OutOfMemoryError as error:
+            failure = error  # the other processes wait for this one's answers
+        shares, failures = zip(*gathered((flat, failure)))
+        if any(failures):
+            raise next(filter(None, failures))
+        # Each slot is NaN in all shares but one.
+        flat = np.fmax.reduce(shares)
         answers = np.split(flat, ends)[:-1]
         for query, values in zip(queries, answers):
             if len(query.ids) <= max_length and np.isnan(values).any():

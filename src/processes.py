@@ -1,0 +1,62 @@
+"""The processes of a run, as torchrun starts them, and what they tell each other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Optional, TypeVar
+
+from torch import distributed
+
+from src.foundation import UserError
+
+T = TypeVar("T")
+
+
+def rank_and_number() -> tuple[int, int]:
+    """Return the rank of this process, and the number of processes."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def gathered(value: T) -> list[T]:
+    """Return the values of all processes, by rank. All processes call it."""
+    values = [value] * rank_and_number()[1]
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def by_main_process(decide: Callable[[], T]) -> T:
+    """Return what the main process decides. All processes call it.
+
+    Use it for short decisions only, since the other processes wait in a collective.
+
+    Raises:
+        UserError: in all processes, if the main process raised it.
+    """
+    decision: Optional[T] = None
+    error: Optional[UserError] = None
+    if rank_and_number()[0] == 0:
+        try:
+            decision = decide()
+        except UserError as caught:
+            error = caught
+    decision, error = gathered((decision, error))[0]
+    if error is not None:
+        raise error
+    return decision
+
+
+def check_shared(file: Path) -> None:
+    """Raise `UserError` in all processes if not all of them read the same file.
+
+    On several nodes, each process would otherwise continue from its own checkpoint, or wait
+    forever for one that continues.
+    """
+    contents = gathered(file.read_bytes() if file.is_file() else None)
+    if others := [i for i, content in enumerate(contents) if content != contents[0]]:
+        raise UserError(
+            f"process {others[0]} reads {'no' if contents[others[0]] is None else 'another'}"
+            f" {file} than process 0: all nodes must share the folder of the run; give one"
+            " on a shared disk with training.output_dir="
+        )
