@@ -61,7 +61,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[Screen(sys.stdout)]
     )
-    for library in ("httpx", "httpx2", "evaluate", "hydra", "submitit"):
+    for library in ("httpx", "httpx2", "evaluate", "hydra", "submitit", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("datasets", "huggingface_hub"):  # they also raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -36,7 +36,7 @@ from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
 from src.foundation import MANIFEST, UserError, shows_bars
 from src.hardware import peak_flops
-from src.processes import by_main_process, check_shared
+from src.processes import by_main_process, check_shared, gathered
 from src.training.callbacks import Console, ProgressBars, StopOnSignal
 from src.training.model import save_config
 from src.training.optimization.averaging import WeightAverage
@@ -337,8 +337,11 @@ class LanguageModelTrainer(Trainer):
         the update was finite.
         """
         self._refuse_diverged_loss()
-        finite = [p.detach().isfinite().all() for p in self.model.parameters()]
-        if not torch.stack(finite).all():
+        weights = [p.detach() for p in self.model.parameters()]
+        # Under FSDP, each process has a part of a weight, and all of them must agree.
+        weights = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
+        finite = torch.stack([w.isfinite().all() for w in weights]).all()
+        if not all(gathered(bool(finite))):
             self._refuse(f"weights are not finite after step {self.state.global_step}")
 
     def _refuse(self, fault: str) -> NoReturn:
