@@ -642,12 +642,6 @@ class TrainingArguments(Section, transformers.TrainingArguments):
 
     def _check_fsdp(self) -> None:
         """Raise `UserError` for devices and options that do not work with sharded weights."""
-        if self.world_size == 1 or self.device.type == "cpu":
-            raise UserError(
-                "training.fsdp=true needs several GPUs and a process for each, as torchrun"
-                f" --nproc_per_node=2 starts them; got {self.world_size} on a"
-                f" {self.device.type.upper()}"
-            )
         config, is_adamw = self.fsdp_config or {}, self.optim.startswith("adamw_torch")
         obstacles = {
             f"averaging={self.averaging}": self.averaging,
@@ -664,6 +658,12 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         }
         if names := [f"training.{name}" for name, given in obstacles.items() if given]:
             raise UserError(f"training.fsdp=true does not work with {', '.join(names)}")
+        if self.world_size == 1 or self.device.type == "cpu":
+            raise UserError(
+                "training.fsdp=true needs several GPUs and a process for each, as torchrun"
+                f" --nproc_per_node=2 starts them; got {self.world_size} on a"
+                f" {self.device.type.upper()}"
+            )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ def check_shared(file: Path) -> None:
     contents = gathered(file.read_bytes() if file.is_file() else None)
     if others := [i for i, content in enumerate(contents) if content != contents[0]]:
         raise UserError(
-            f"process {others[0]} reads {'no' if contents[others[0]] is None else 'another'}"
-            f" {file} than process 0: all nodes must share the folder of the run; give one"
-            " on a shared disk with training.output_dir="
+            f"process {others[0]} does not read the same {file} as process 0: all nodes must"
+            " share the folder of the run, for example training.output_dir= on a shared disk"
         )

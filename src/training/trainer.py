@@ -426,6 +426,13 @@ class LanguageModelTrainer(Trainer):
                 f"{self.run_dir} was moved or deleted while the run was training. If you"
                 " move it back, the same command continues from its newest checkpoint"
             )
+        if state_dict and self._copy is not None:
+            # The gathered weights are separate tensors, and tied ones would be saved twice.
+            named = *self._copy.named_parameters(), *self._copy.named_buffers()
+            state_dict = {
+                name: state_dict[name]
+                for name in dict(named).keys() & state_dict.keys()
+            }
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)

@@ -179,3 +179,30 @@ def test_run_eval_has_the_same_checks_and_keys_without_a_section():
         build(RunEvalArguments, {**values, "protocol": "2025", "tasks": 3})
     args = build_run_eval(OmegaConf.create({"protocol": "2025", "tasks": "fast"}))
     assert (args.protocol, args.tasks) == (2025, "fast")
+
+
+def test_sharding_weights_needs_a_process_for_each_gpu(composed):
+    for override in ("+parallel=fsdp", "training.fsdp=true"):
+        with pytest.raises(UserError, match="fsdp=true needs several GPUs .* on a CPU"):
+            run_configuration(composed(*SAMPLE, override, "training.use_cpu=true"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "averaging=ema",
+        "optimizer=muon",
+        "optim=adafactor",
+        "torch_compile=true",
+        "do_train=false",
+        "fsdp_config.state_dict_type=SHARDED_STATE_DICT",
+        "fsdp_config.version=1",
+    ],
+)
+def test_what_does_not_work_with_sharded_weights_is_refused(composed, option):
+    config = composed(*SAMPLE, "+parallel=fsdp", f"++training.{option}")
+    with pytest.raises(UserError) as refusal:
+        run_configuration(config)
+    assert f"training.fsdp=true does not work with training.{option}" == str(
+        refusal.value
+    )
