@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 from torch import distributed
 
@@ -47,15 +47,21 @@ def by_main_process(decide: Callable[[], T]) -> T:
     return decision
 
 
-def check_shared(file: Path) -> None:
-    """Raise `UserError` in all processes if not all of them read the same file.
+def check_same(name: str, value: Any) -> None:
+    """Raise `UserError` in all processes if one of them has another value than the first.
 
-    On several nodes, each process would otherwise continue from its own checkpoint, or wait
-    forever for one that continues.
+    On nodes without a shared disk, a process would continue from a checkpoint of its own, or
+    wait for ever for one that continues.
     """
-    contents = gathered(file.read_bytes() if file.is_file() else None)
-    if others := [i for i, content in enumerate(contents) if content != contents[0]]:
+    values = gathered(value)
+    if others := [rank for rank, other in enumerate(values) if other != values[0]]:
         raise UserError(
-            f"process {others[0]} does not read the same {file} as process 0: all nodes must"
-            " share the folder of the run, for example training.output_dir= on a shared disk"
+            f"process {others[0]} does not see the same {name} as process 0: all nodes must"
+            " have the same data and share the folder of the run, for example by"
+            " training.output_dir= on a shared disk"
         )
+
+
+def check_shared(file: Path) -> None:
+    """Raise `UserError` in all processes if not all of them read the same file."""
+    check_same(str(file), file.read_bytes() if file.is_file() else None)

@@ -18,7 +18,7 @@ from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
 from src.hardware import set_up_device
-from src.processes import check_shared
+from src.processes import check_same, check_shared
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
@@ -112,6 +112,7 @@ def open_record(
     with contextlib.ExitStack() as stack:
         with training.main_process_first():
             stack.enter_context(record.open())
+        check_same("text", corpora.checksums)
         check_shared(record.directory / "run.json")
         yield record
 

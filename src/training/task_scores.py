@@ -12,7 +12,7 @@ from src.evaluation.suite import Suite, scores
 from src.evaluation.tasks.aoa import MIN_POINTS
 from src.evaluation.tokenizer_checks import check_tokenizer
 from src.foundation import UserError, counted
-from src.processes import by_main_process
+from src.processes import by_main_process, check_same
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class TaskScores:
                 more checkpoints than the run keeps.
         """
         suite = Suite.load(args.evaluation)
+        checksums = {task.name: task.data_checksum for task in suite.tasks}
+        check_same("evaluation data", checksums)
         if suite.missing:
             missing = ", ".join(suite.missing)
             logger.info("%s has no data of: %s", args.evaluation.data, missing)

@@ -428,11 +428,8 @@ class LanguageModelTrainer(Trainer):
             )
         if state_dict and self._copy is not None:
             # The gathered weights are separate tensors, and tied ones would be saved twice.
-            named = *self._copy.named_parameters(), *self._copy.named_buffers()
-            state_dict = {
-                name: state_dict[name]
-                for name in dict(named).keys() & state_dict.keys()
-            }
+            names = dict([*self._copy.named_parameters(), *self._copy.named_buffers()])
+            state_dict = {n: w for n, w in state_dict.items() if n in names}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)

@@ -397,6 +397,6 @@ def test_nodes_without_a_shared_disk_are_refused_before_any_work(
     shown = [file.read_text() for file in (tmp_path / "logs").rglob("stderr.log")]
     assert len(shown) == 2
     for text in shown:
-        assert text.count("error: process 1 does not read the same exp/run-cust") == 1
+        assert text.count("error: process 1 does not see the same exp/run-custom") == 1
         assert "all nodes must share the folder of the run" in text
     assert not list(tmp_path.glob("node*/exp/*"))

@@ -29,7 +29,12 @@ from src.evaluation.scoring.network import (
     fast_layers,
     num_positions,
 )
-from src.evaluation.scoring.prefix_tree import Query, wanted_of_sequences
+from src.evaluation.scoring.prefix_tree import (
+    Query,
+    Sequence,
+    Wanted,
+    wanted_of_sequences,
+)
 from src.foundation import UserError
 from src.processes import gathered, rank_and_number
 
@@ -152,25 +157,14 @@ class Scorer:
         sequences = wanted_of_sequences(queries, causal, max_length)
         ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
         flat = np.full(ends[-1] if queries else 0, np.nan)
-        rank, number = rank_and_number()
         failure: Optional[torch.OutOfMemoryError] = None
         try:
-            with evaluating(model), fast_layers(model, self.dtype), autocast(
-                model, None
-            ):
-                network = Network(model)
-                batches = network.batches(sequences, causal, self.batch_tokens)
-                batches = batches[rank::number]
-                with autocast(model, self.dtype):
-                    for batch in tqdm(
-                        batches, self.progress, disable=not self.progress
-                    ):
-                        flat[batch.slots] = network.log_probabilities(batch)
+            self._compute_share(sequences, flat)
         except torch.OutOfMemoryError as error:
             failure = error  # the other processes wait for this one's answers
         shares, failures = zip(*gathered((flat, failure)))
-        if any(failures):
-            raise next(filter(None, failures))
+        if failure := next(filter(None, failures), None):
+            raise failure
         # Each slot is NaN in all shares but one.
         flat = np.fmax.reduce(shares)
         answers = np.split(flat, ends)[:-1]
@@ -178,6 +172,23 @@ class Scorer:
             if len(query.ids) <= max_length and np.isnan(values).any():
                 raise UserError(f"the model gives NaN for {query.name!r}")
         return answers
+
+    def _compute_share(
+        self, sequences: dict[Sequence, Wanted], flat: np.ndarray
+    ) -> None:
+        """Compute this process's share of the batches, and write the results to their slots."""
+        model, dtype = self.model, self.dtype
+        with evaluating(model), fast_layers(model, dtype), autocast(model, None):
+            network = Network(model)
+            causal = self.backend == "causal"
+            batches = network.batches(sequences, causal, self.batch_tokens)
+            rank, number = rank_and_number()
+            share = tqdm(
+                batches[rank::number], self.progress, disable=not self.progress
+            )
+            with autocast(model, dtype):
+                for batch in share:
+                    flat[batch.slots] = network.log_probabilities(batch)
 
     def score(self, queries: list[list[Query]]) -> Scored:
         """Return the scores of N items.
