@@ -494,10 +494,7 @@ FIXED_TRAINING_VALUES = {
 }
 # Keys of `training.fsdp_config`. Others save no model that loads (state_dict_type), or have not
 # been tried.
-FSDP_KEYS = {
-    *("auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params"),
-    "reshard_after_forward",
-}
+FSDP_KEYS = "transformer_layer_cls_to_wrap min_num_params reshard_after_forward".split()
 
 
 # Options of `training` that have no effect unless another one has one of these values.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from torch import distributed
 
@@ -34,14 +34,13 @@ def by_main_process(decide: Callable[[], T]) -> T:
     Raises:
         UserError: in all processes, if the main process raised it.
     """
-    decision: Optional[T] = None
-    error: Optional[UserError] = None
+    outcome: Any = None
     if rank_and_number()[0] == 0:
         try:
-            decision = decide()
-        except UserError as caught:
-            error = caught
-    decision, error = gathered((decision, error))[0]
+            outcome = decide(), None
+        except UserError as error:
+            outcome = None, error
+    decision, error = gathered(outcome)[0]
     if error is not None:
         raise error
     return decision

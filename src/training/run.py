@@ -18,7 +18,7 @@ from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import shows_bars
 from src.hardware import set_up_device
-from src.processes import check_same, check_shared
+from src.processes import by_main_process, check_same, check_shared
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
 from src.training.record.run_record import RunRecord
@@ -102,7 +102,7 @@ def prepare_data(args: Arguments) -> None:
 def open_record(
     configuration: RunConfiguration, corpora: Corpora
 ) -> Iterator[RunRecord]:
-    """Begin or continue the run, and yield its record. The main process goes first."""
+    """Begin or continue the run in the main process, and yield its record in all of them."""
     training = configuration.args.training
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:
@@ -110,8 +110,7 @@ def open_record(
         identity["devices"] = training.world_size
     record = RunRecord(configuration, identity)
     with contextlib.ExitStack() as stack:
-        with training.main_process_first():
-            stack.enter_context(record.open())
+        by_main_process(lambda: stack.enter_context(record.open()))
         check_same("text", corpora.checksums)
         check_shared(record.directory / "run.json")
         yield record

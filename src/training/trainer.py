@@ -14,8 +14,9 @@ from typing import Any, NoReturn, Optional
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import (
     EvalPrediction,
@@ -115,6 +116,10 @@ class LanguageModelTrainer(Trainer):
             compute_metrics=self._figures,
             callbacks=[*own, *callbacks],
         )
+        if self.is_fsdp_enabled and self.args.bf16:
+            # accelerate would also round the loss and the sums of gradients to bfloat16.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
         # Make the Trainer count all targets of a batch, including the first one of each block.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
@@ -141,7 +146,9 @@ class LanguageModelTrainer(Trainer):
         Raises:
             UserError: the loss diverges, or memory runs out.
         """
-        checkpoint = by_main_process(self._newest_checkpoint)
+        checkpoint = by_main_process(lambda: newest_whole(self.run_dir))
+        if self.args.should_save:
+            prune(self.run_dir)  # what a killed process did not finish
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
         # Suppress warnings about tied weights and about options that are shares of the run.
         transformers.utils.logging.set_verbosity_error()
@@ -163,12 +170,6 @@ class LanguageModelTrainer(Trainer):
             return {}
         return {"best_step": best, "best_words_seen": self.plan.words_seen(best)}
 
-    def _newest_checkpoint(self) -> Optional[Path]:
-        """Return the newest complete checkpoint, and delete unfinished ones."""
-        checkpoint = newest_whole(self.run_dir)
-        prune(self.run_dir)
-        return checkpoint
-
     def _load_finished(self, checkpoint: Path, state: TrainerState) -> None:
         """Load the final model of a run whose steps are all done.
 
@@ -178,8 +179,7 @@ class LanguageModelTrainer(Trainer):
         self._find_best_checkpoint()
         if self.is_fsdp_enabled:  # shard the model, as training does
             self.create_optimizer()
-            prepared = self.accelerator.prepare(self.model, self.optimizer)
-            self.model = self.model_wrapped = prepared[0]
+            self.model = self.accelerator.prepare(self.model, self.optimizer)[0]
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(best or str(checkpoint))
         self.log({"total_flos": state.total_flos})  # in place of the lost summary
@@ -363,7 +363,7 @@ class LanguageModelTrainer(Trainer):
         # logs the same losses as a run that did not stop, and detects divergence at the same step.
         # `stateful_callbacks` is the only part of the state that takes values of any name.
         self.state.stateful_callbacks["loss_window"] = {
-            "losses": gather_object([float(self._tr_loss)]),  # of all processes
+            "losses": gathered(float(self._tr_loss)),  # of all processes
             "last_logged_step": self._globalstep_last_logged,
             "first_mean": self.divergence.first_mean,
         }
@@ -448,15 +448,12 @@ class LanguageModelTrainer(Trainer):
         if self._copy is None:
             yield self.model
             return
-        model = self._copy.to(self.args.device)
+        whole = dcp.StateDictOptions(full_state_dict=True)
+        self._copy.load_state_dict(dcp.get_model_state_dict(self.model, options=whole))
         try:
-            weights = model.state_dict()
-            for name, shard in self.model.state_dict().items():
-                is_sharded = isinstance(shard, DTensor)
-                weights[name].copy_(shard.full_tensor() if is_sharded else shard)
-            yield model
+            yield self._copy.to(self.args.device)
         finally:
-            model.cpu()
+            self._copy.cpu()
 
     @torch.no_grad()
     def prediction_step(

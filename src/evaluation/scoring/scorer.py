@@ -29,12 +29,7 @@ from src.evaluation.scoring.network import (
     fast_layers,
     num_positions,
 )
-from src.evaluation.scoring.prefix_tree import (
-    Query,
-    Sequence,
-    Wanted,
-    wanted_of_sequences,
-)
+from src.evaluation.scoring.prefix_tree import Query, wanted_of_sequences
 from src.foundation import UserError
 from src.processes import gathered, rank_and_number
 
@@ -152,43 +147,42 @@ class Scorer:
             UserError: the model gives NaN for another query. The message contains its name.
             torch.OutOfMemoryError: in all processes, if one of them raised it.
         """
-        model, causal = self.model, self.backend == "causal"
-        max_length = num_positions(model) or math.inf
-        sequences = wanted_of_sequences(queries, causal, max_length)
-        ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
-        flat = np.full(ends[-1] if queries else 0, np.nan)
+        max_length = num_positions(self.model) or math.inf
+        share: Optional[np.ndarray] = None
         failure: Optional[torch.OutOfMemoryError] = None
         try:
-            self._compute_share(sequences, flat)
+            share = self._compute_share(queries, max_length)
         except torch.OutOfMemoryError as error:
-            failure = error  # the other processes wait for this one's answers
-        shares, failures = zip(*gathered((flat, failure)))
+            failure = error  # the other processes wait for this one's share
+        shares, failures = zip(*gathered((share, failure)))
         if failure := next(filter(None, failures), None):
             raise failure
-        # Each slot is NaN in all shares but one.
-        flat = np.fmax.reduce(shares)
+        flat = np.fmax.reduce(shares)  # each value is NaN in all shares but one
+        ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
         answers = np.split(flat, ends)[:-1]
         for query, values in zip(queries, answers):
             if len(query.ids) <= max_length and np.isnan(values).any():
                 raise UserError(f"the model gives NaN for {query.name!r}")
         return answers
 
-    def _compute_share(
-        self, sequences: dict[Sequence, Wanted], flat: np.ndarray
-    ) -> None:
-        """Compute this process's share of the batches, and write the results to their slots."""
-        model, dtype = self.model, self.dtype
-        with evaluating(model), fast_layers(model, dtype), autocast(model, None):
+    def _compute_share(self, queries: list[Query], max_length: float) -> np.ndarray:
+        """Return this process's share of the log-probabilities; all others are NaN.
+
+        They are float64, one for each target of all queries. The batches do not depend on the
+        number of processes, so neither do the values.
+        """
+        model, causal = self.model, self.backend == "causal"
+        sequences = wanted_of_sequences(queries, causal, max_length)
+        flat = np.full(sum(len(query.targets) for query in queries), np.nan)
+        with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
             network = Network(model)
-            causal = self.backend == "causal"
             batches = network.batches(sequences, causal, self.batch_tokens)
             rank, number = rank_and_number()
-            share = tqdm(
-                batches[rank::number], self.progress, disable=not self.progress
-            )
-            with autocast(model, dtype):
-                for batch in share:
+            share = batches[rank::number]
+            with autocast(model, self.dtype):
+                for batch in tqdm(share, self.progress, disable=not self.progress):
                     flat[batch.slots] = network.log_probabilities(batch)
+        return flat
 
     def score(self, queries: list[list[Query]]) -> Scored:
         """Return the scores of N items.
