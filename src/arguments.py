@@ -509,7 +509,11 @@ FIXED_TRAINING_VALUES = {
     "prediction_loss_only": "an evaluation reports more than the loss",
     "bf16_full_eval": "it would cast the final model; training.bf16 does not",
     "fp16_full_eval": "it would cast the final model; training.bf16 does not",
+    "save_on_each_node": "all nodes share the folder of the run",
 }
+# Keys of `training.fsdp_config`. Others save no model that loads (state_dict_type), or have not
+# been tried.
+FSDP_KEYS = "transformer_layer_cls_to_wrap min_num_params reshard_after_forward".split()
 
 
 # Options of `training` that have no effect unless another one has one of these values.
@@ -544,6 +548,11 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     use_cpu: bool | None = neutral(None, "Train on the CPU; null: if there is no GPU")
     torch_compile: bool | None = option(
         None, "Compile the training step; null: if the run is long enough to benefit"
+    )
+    # In Hugging Face's class, its type is `str`, for an older form.
+    fsdp: bool | None = option(
+        None,
+        "Shard weights, gradients and moments over the GPUs (FSDP2); +parallel=fsdp",
     )
     tokens_per_step: int | None = option(
         None,
@@ -675,10 +684,37 @@ class TrainingArguments(Section, transformers.TrainingArguments):
                 "training.optimizer=muon uses AdamW for the other weights and cannot be"
                 f" combined with training.optim={self.optim.value}: give one of them"
             )
+        if self.fsdp:
+            self._check_fsdp()
         if {"wandb", "all"} & set(self.report_to):
             raise UserError(
                 f"training.report_to={self.report_to}: wandb.log turns W&B on and off; name"
                 " only other loggers, as in training.report_to=[tensorboard]"
+            )
+
+    def _check_fsdp(self) -> None:
+        """Raise `UserError` for devices and options that do not work with sharded weights."""
+        config, is_adamw = self.fsdp_config or {}, self.optim.startswith("adamw_torch")
+        obstacles = {
+            f"averaging={self.averaging}": self.averaging,
+            "optimizer=muon": self.optimizer == "muon",
+            f"optim={self.optim.value}": not is_adamw or self.optim.endswith("bit"),
+            "torch_compile=true": self.torch_compile,
+            "fp16=true": self.fp16,
+            "do_train=false": not self.do_train,
+            **{
+                f"fsdp_config.{k}={v}": v
+                for k, v in config.items()
+                if k not in FSDP_KEYS
+            },
+        }
+        if names := [f"training.{name}" for name, given in obstacles.items() if given]:
+            raise UserError(f"training.fsdp=true does not work with {', '.join(names)}")
+        if self.world_size == 1 or self.device.type == "cpu":
+            raise UserError(
+                "training.fsdp=true needs several GPUs and a process for each, as torchrun"
+                f" --nproc_per_node=2 starts them; got {self.world_size} on a"
+                f" {self.device.type.upper()}"
             )
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, TypeVar
+from typing import Any, Mapping, Optional, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -130,16 +130,6 @@ def set_up_device(training: TrainingArguments) -> None:
         enable_full_determinism(training.seed)
     elif torch.are_deterministic_algorithms_enabled():  # set by another job of a sweep
         torch.use_deterministic_algorithms(False)
-
-
-def from_main_process(compute: Callable[[], T]) -> T:
-    """Return what `compute` returns in the main process, the only one that calls it."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return compute()
-    values = [compute() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(values)
-    return values[0]
 
 
 def best_device(use_cpu: bool = False) -> torch.device:

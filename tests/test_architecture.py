@@ -13,18 +13,19 @@ SOURCE = REPOSITORY / "src"
 MODULES = sorted(path for path in SOURCE.rglob("*.py"))
 # Of all modules together, without blank lines, comments and docstrings. It may only fall, or
 # grow with a capability: a theme that needs 400 lines looks for 100 that it can retire.
-MAX_CODE_LINES = 10_927
+MAX_CODE_LINES = 11_032
 
 FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
 NO_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENCODING, tokenize.ENDMARKER,
 }  # fmt: skip
-BASE = {"foundation", "arguments", "hardware"}
+BASE = {"foundation", "arguments", "hardware", "processes"}
 MAY_IMPORT = {
     "foundation": set(),
     "arguments": {"foundation"},
     "hardware": {"foundation"},
+    "processes": {"foundation"},
     "configuration": {*BASE, "configuration"},
     "data": {*BASE, "data"},
     "evaluation": {*BASE, "evaluation"},

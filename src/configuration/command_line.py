@@ -71,7 +71,15 @@ def set_up_logging() -> None:
         "hydra_plugins.hydra_joblib_launcher",
         "hydra_plugins.hydra_submitit_launcher",
     )
-    for library in ("httpx", "httpx2", "evaluate", "hydra", "submitit", *launchers):
+    for library in (
+        "httpx",
+        "httpx2",
+        "evaluate",
+        "hydra",
+        "submitit",
+        "accelerate",
+        *launchers,
+    ):
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("datasets", "huggingface_hub"):  # they also raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from src.arguments import DataTrainingArguments
 from src.data.blocks import NO_BLOCK, PART, Blocks
 from src.foundation import UserError
-from src.hardware import from_main_process
+from src.processes import by_main_process
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Plan(Sampler):
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
-        of_steps = from_main_process(lambda: self._words_of_steps(max_steps))
+        of_steps = by_main_process(lambda: self._words_of_steps(max_steps))
         self.words = np.concatenate([[0], np.cumsum(of_steps)])  # seen before each step
         if max_words is not None:
             if self.words[1] > max_words:

@@ -50,19 +50,22 @@ def show_texts(trainer: LanguageModelTrainer) -> None:
     """Log a few texts that the model generates from BOS."""
     args = trainer.arguments
     number = args.evaluation.num_generated_texts
-    if not number or not trainer.is_world_process_zero():
+    if not number:
         return
-    set_seed(args.training.seed)
-    model = trainer.model.eval()
-    start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
-    ids = model.generate(
-        start,
-        attention_mask=torch.ones_like(start),
-        do_sample=True,
-        top_p=0.9,
-        max_length=min(40, args.data.block_size),
-        pad_token_id=model.config.eos_token_id,
-    )
+    with trainer.whole_model() as model:
+        if not trainer.is_world_process_zero():
+            return
+        set_seed(args.training.seed)
+        model.eval()
+        start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
+        ids = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=True,
+            top_p=0.9,
+            max_length=min(40, args.data.block_size),
+            pad_token_id=model.config.eos_token_id,
+        )
     texts = trainer.tokenizer.batch_decode(ids, skip_special_tokens=True)
     lines = ["  " + " / ".join(text.strip().split("\n")) for text in texts]
     logger.info("\nWritten by the model:\n%s", "\n".join(lines))

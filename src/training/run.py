@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional
 
-from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
 from src.arguments import Arguments, RunConfiguration, ScoringArguments
@@ -20,10 +19,11 @@ from src.data.summary import describe
 from src.evaluation.suite import of_whole_tasks
 from src.foundation import UserError, shows_bars
 from src.hardware import set_up_device
+from src.processes import by_main_process, check_same, check_shared
 from src.training.callbacks import PREEMPTION
 from src.training.final_model import final_scores, save, show_texts, table
 from src.training.model import build_model, model_config
-from src.training.record.run_record import RunRecord, differences, sweep_run_id
+from src.training.record.run_record import RunRecord, sweep_run_id
 from src.training.record.throughput import Clock, summary
 from src.training.record.wandb_logging import send_results, wandb_callbacks
 from src.training.setup import decide, plan_run, refusing, report
@@ -53,7 +53,6 @@ def train(configuration: RunConfiguration) -> Optional[float]:
     tasks = TaskScores.load(args)
     sequences = sequences_per_step(args.training, args.data.block_size)
     corpora = find_corpora(args.data, args.model)
-    refuse_other_text(corpora)
     metric = metric_name(args, tasks, corpora.validation_names)
     returned = returned_name(args, tasks, corpora.validation_names)
     with open_record(configuration, corpora) as record:
@@ -105,21 +104,11 @@ def prepare_data(args: Arguments) -> None:
         logger.info("%s\n", describe(stream, of_stream, budget, compared))
 
 
-def refuse_other_text(corpora: Corpora) -> None:
-    """Raise `UserError` if another process, such as one of another machine, has other text."""
-    first, *others = gather_object([{"data": corpora.checksums}])
-    for process, other in enumerate(others, 1):
-        if changes := differences(first, other):
-            raise UserError(
-                f"process {process} reads other text than process 0: {'; '.join(changes)}"
-            )
-
-
 @contextlib.contextmanager
 def open_record(
     configuration: RunConfiguration, corpora: Corpora
 ) -> Iterator[RunRecord]:
-    """Begin or continue the run, and yield its record. The main process goes first."""
+    """Begin or continue the run in the main process, and yield its record in all of them."""
     training = configuration.args.training
     identity = {**configuration.identity, "data": corpora.checksums}
     if training.tokens_per_step is None:
@@ -127,8 +116,9 @@ def open_record(
         identity["devices"] = training.world_size
     record = RunRecord(configuration, identity)
     with contextlib.ExitStack() as stack:
-        with training.main_process_first():
-            stack.enter_context(record.open())
+        by_main_process(lambda: stack.enter_context(record.open()))
+        check_same("text", corpora.checksums)
+        check_shared(record.directory / "run.json")
         yield record
 
 

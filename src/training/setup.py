@@ -20,6 +20,7 @@ from src.data.prepare import Data
 from src.data.reshuffling import ReshuffledBlocks
 from src.evaluation.scoring.network import REFUSALS
 from src.foundation import UserError, counted, first_line
+from src.processes import by_main_process
 from src.training.decision import Decision
 from src.training.optimization.schedule import averaging_steps, choose_schedule
 from src.training.record.milestones import milestone_steps, parse_milestones
@@ -173,7 +174,8 @@ def decide(
         )
     sequences = plan.blocks_per_step // training.world_size
     tokens = sequences * args.data.block_size
-    if recorded := micro_batching.recorded(run_dir, sequences):
+    recorded = by_main_process(lambda: micro_batching.recorded(run_dir, sequences))
+    if recorded is not None:
         size, is_compiled = recorded
         name = "compiled" if is_compiled else "not compiled"
         compiled = Decision(is_compiled, name, "as when this run began")
@@ -237,11 +239,13 @@ def _train_on_one_batch(
 
     If sequences grow during the run, there is a pass for each length, so that the compiler
     sees all of them. Memory is reserved for everything else that training needs: AdamW's
-    moments, DDP's copy of the gradients, and the averaged weights. The random state is not
-    restored, since the Trainer's constructor sets the seed again.
+    moments, DDP's copy of the gradients, and the averaged weights. Under FSDP the step needs less
+    than these whole weights and gradients, and scoring needs a whole copy of the weights. The
+    random state is not restored, since the Trainer's constructor sets the seed again.
     """
     training, device, blocks = args.training, model.device, setup.plan.blocks
     copies = 2 + (training.world_size > 1) + (training.averaging is not None)
+    copies = 1 if training.fsdp else copies
     weights = list(model.parameters())
     reserved = [torch.empty_like(p) for p in weights for _ in range(copies)]
     batch = blocks.__getitems__([i % len(blocks) for i in range(sequences)])
@@ -313,6 +317,8 @@ def report(
             step.append(f"{option}={value}")
     if plan.blocks.restart_positions:
         step.append(setup.masks_documents)
+    if training.fsdp:
+        step.append("weights, gradients and moments sharded over the devices (FSDP2)")
     if training.gradient_checkpointing:
         step.append("gradient checkpointing")
     if steps := setup.averaging_steps:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.arguments import FIGURES, Arguments, TrainingArguments, is_text_figure
@@ -14,6 +12,7 @@ from src.evaluation.suite import Suite, scores
 from src.evaluation.tasks.aoa import MIN_POINTS
 from src.evaluation.tokenizer_checks import check_tokenizer
 from src.foundation import UserError, counted
+from src.processes import by_main_process, check_same
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +39,8 @@ class TaskScores:
                 more checkpoints than the run keeps.
         """
         suite = Suite.load(args.evaluation)
+        checksums = {task.name: task.data_checksum for task in suite.tasks}
+        check_same("evaluation data", checksums)
         if suite.missing:
             missing = ", ".join(suite.missing)
             logger.info("%s has no data of: %s", args.evaluation.data, missing)
@@ -72,30 +73,23 @@ class TaskScores:
     ) -> dict[str, float]:
         """Return shares and correlations by name, and `scoring_runtime` in seconds.
 
-        Without tasks the result is empty. The main process scores, and sends the scores to
-        the others.
+        Without tasks the result is empty. All processes call it, and each scores a share of
+        the items (see `Scorer.log_probabilities`).
 
         Raises:
-            UserError: in all processes, if the main process raised it.
+            UserError: in all processes, for example if the model gives NaN.
         """
         suite = self.suite if all_items else self.sample
         if not suite.immediate:
             return {}
         start = time.perf_counter()
-        by_name, error = {}, None
-        if PartialState().is_main_process:
-            try:
-                results = list(suite.score(model, tokenizer))
-                by_name = scores(results)
-                for result in results if all_items else ():
-                    if result.too_long:
-                        number = counted(len(result.too_long), "item")
-                        logger.warning("%s: %s too long", result.task, number)
-            except UserError as caught:
-                error = str(caught)
-        by_name, error = broadcast_object_list([by_name, error])
-        if error is not None:
-            raise UserError(error)
+        results = list(suite.score(model, tokenizer))
+        for result in results if all_items else ():
+            if result.too_long:
+                number = counted(len(result.too_long), "item")
+                logger.warning("%s: %s too long", result.task, number)
+        # Processors may round a correlation differently, and it may pick the best model.
+        by_name = by_main_process(lambda: scores(results))
         return {**by_name, "scoring_runtime": time.perf_counter() - start}
 
 

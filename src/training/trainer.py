@@ -5,16 +5,19 @@ about a run have been made in `setup.py`.
 """
 
 import contextlib
+import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -32,8 +35,9 @@ from src.data.order import Plan
 from src.data.packing.tokenizer import save as save_tokenizer
 from src.data.prepare import Data
 from src.evaluation.language_modeling import block_statistics, summarize
-from src.foundation import UserError, shows_bars
+from src.foundation import MANIFEST, UserError, shows_bars
 from src.hardware import peak_flops
+from src.processes import by_main_process, check_shared, gathered
 from src.training.callbacks import (
     Console,
     EvaluationStopped,
@@ -97,6 +101,8 @@ class LanguageModelTrainer(Trainer):
         self.divergence = DivergenceCheck(uniform_loss=math.log(vocab_size))
         self.weight_average: Optional[WeightAverage] = None
         own: list[TrainerCallback] = [self.stop, TrainerHooks(self)]
+        # Under FSDP, the model is sharded in place when training begins.
+        self._copy = copy.deepcopy(model).cpu() if training.fsdp else None
         if self.plan is not None:
             model.forward = setup.forward
             if steps := setup.averaging_steps:
@@ -119,6 +125,10 @@ class LanguageModelTrainer(Trainer):
             compute_metrics=self._figures,
             callbacks=[*own, *callbacks],
         )
+        if self.is_fsdp_enabled and self.args.bf16:
+            # accelerate would also round the loss and the sums of gradients to bfloat16.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
         # Make the Trainer count all targets of a batch, including the first one of each block.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
@@ -145,15 +155,15 @@ class LanguageModelTrainer(Trainer):
         Raises:
             UserError: the loss diverges, or memory runs out.
         """
-        with self.args.main_process_first():  # it renames damaged checkpoints
-            checkpoint = newest_whole(self.run_dir)
-            if self.args.should_save:
-                prune(self.run_dir)  # what a killed process did not finish
+        checkpoint = by_main_process(lambda: newest_whole(self.run_dir))
+        if self.args.should_save:
+            prune(self.run_dir)  # what a killed process did not finish
         transformers.utils.logging.disable_progress_bar()  # one for each saved file
         # Suppress warnings about tied weights and about options that are shares of the run.
         transformers.utils.logging.set_verbosity_error()
         average, state = self.weight_average, None
         if checkpoint is not None:
+            check_shared(checkpoint / MANIFEST)
             logger.info("Continuing from %s", checkpoint)
             state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
             if average is not None:
@@ -176,6 +186,9 @@ class LanguageModelTrainer(Trainer):
         """
         self.state = state
         self._find_best_checkpoint()
+        if self.is_fsdp_enabled:  # shard the model, as training does
+            self.create_optimizer()
+            self.model = self.accelerator.prepare(self.model, self.optimizer)[0]
         self._load_from_checkpoint(str(checkpoint))
         if self.make_up_evaluation() and self.args.should_save:
             state.save_to_json(str(checkpoint / "trainer_state.json"))  # for reports
@@ -340,8 +353,11 @@ class LanguageModelTrainer(Trainer):
         the update was finite.
         """
         self._refuse_diverged_loss()
-        finite = [p.detach().isfinite().all() for p in self.model.parameters()]
-        if not torch.stack(finite).all():
+        weights = [p.detach() for p in self.model.parameters()]
+        # Under FSDP, each process has a part of a weight, and all of them must agree.
+        weights = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
+        finite = torch.stack([w.isfinite().all() for w in weights]).all()
+        if not all(gathered(bool(finite))):
             self._refuse(f"weights are not finite after step {self.state.global_step}")
 
     def _refuse(self, fault: str) -> NoReturn:
@@ -363,7 +379,7 @@ class LanguageModelTrainer(Trainer):
         # logs the same losses as a run that did not stop, and detects divergence at the same step.
         # `stateful_callbacks` is the only part of the state that takes values of any name.
         self.state.stateful_callbacks["loss_window"] = {
-            "losses": gather_object([float(self._tr_loss)]),  # of all processes
+            "losses": gathered(float(self._tr_loss)),  # of all processes
             "last_logged_step": self._globalstep_last_logged,
             "first_mean": self.divergence.first_mean,
         }
@@ -444,6 +460,10 @@ class LanguageModelTrainer(Trainer):
                 f"{self.run_dir} was moved or deleted while the run was training. If you"
                 " move it back, the same command continues from its newest checkpoint"
             )
+        if state_dict and self._copy is not None:
+            # The gathered weights are separate tensors, and tied ones would be saved twice.
+            names = dict([*self._copy.named_parameters(), *self._copy.named_buffers()])
+            state_dict = {n: w for n, w in state_dict.items() if n in names}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
@@ -451,6 +471,23 @@ class LanguageModelTrainer(Trainer):
             save_tokenizer(self.tokenizer, directory)
 
     # Evaluation
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[PreTrainedModel]:
+        """Yield the model with all of its weights. All processes call it.
+
+        Under FSDP this is a copy that is on the device only within the block. So it gives the
+        same scores as any model, and no process waits for another one's forward pass.
+        """
+        if self._copy is None:
+            yield self.model
+            return
+        whole = dcp.StateDictOptions(full_state_dict=True)
+        self._copy.load_state_dict(dcp.get_model_state_dict(self.model, options=whole))
+        try:
+            yield self._copy.to(self.args.device)
+        finally:
+            self._copy.cpu()
 
     @torch.no_grad()
     def prediction_step(
@@ -481,8 +518,8 @@ class LanguageModelTrainer(Trainer):
         if self.plan is not None:
             self._refuse_diverged_weights()
         with self.clock.phase("evaluation"):
-            with self.clock.phase("scoring"):
-                scores = self._score_tasks(all_items)
+            with self.clock.phase("scoring"), self.whole_model() as model:
+                scores = self._score_tasks(model, all_items)
             self._scores = {f"eval_{name}": score for name, score in scores.items()}
             if self.eval_dataset is not None:
                 return super().evaluate()
@@ -490,15 +527,15 @@ class LanguageModelTrainer(Trainer):
                 self.log(self._scores)
             return self._scores
 
-    def _score_tasks(self, all_items: bool) -> dict[str, float]:
+    def _score_tasks(self, model: PreTrainedModel, all_items: bool) -> dict[str, float]:
         """Return the scores of the tasks; {} if a signal is in, which ends the evaluation."""
         if self.stop.received is not None:
             return {}
         # Every forward pass of a scorer calls the embeddings.
-        embeddings = self.model.get_input_embeddings()
+        embeddings = model.get_input_embeddings()
         hook = embeddings.register_forward_pre_hook(self.stop.end_forward)
         try:
-            return self.tasks.score(self.model, self.tokenizer, all_items)
+            return self.tasks.score(model, self.tokenizer, all_items)
         except UserError:
             if self.stop.check() is None:
                 raise

@@ -215,3 +215,30 @@ def test_deepspeed_is_refused_in_one_line(composed):
     )
     with pytest.raises(UserError, match="^training.deepspeed must be None, got d.json"):
         run_configuration(config)
+
+
+def test_sharding_weights_needs_a_process_for_each_gpu(composed):
+    for override in ("+parallel=fsdp", "training.fsdp=true"):
+        with pytest.raises(UserError, match="fsdp=true needs several GPUs .* on a CPU"):
+            run_configuration(composed(*SAMPLE, override, "training.use_cpu=true"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "averaging=ema",
+        "optimizer=muon",
+        "optim=adafactor",
+        "torch_compile=true",
+        "do_train=false",
+        "fsdp_config.state_dict_type=SHARDED_STATE_DICT",
+        "fsdp_config.version=1",
+    ],
+)
+def test_what_does_not_work_with_sharded_weights_is_refused(composed, option):
+    config = composed(*SAMPLE, "+parallel=fsdp", f"++training.{option}")
+    with pytest.raises(UserError) as refusal:
+        run_configuration(config)
+    assert f"training.fsdp=true does not work with training.{option}" == str(
+        refusal.value
+    )

@@ -301,38 +301,71 @@ def in_two_processes(processes, tmp_path):
     return call
 
 
-def score_twice(run: Path, pairs: Path, out: Path) -> None:
-    """One of two processes: scores a model, and once more as the first has NaN in it."""
+def score_in_two(run: Path, pairs: Path, out: Path) -> None:
+    """One of two processes: scores a model, then with NaN and without memory in the second."""
     rank = PartialState(cpu=True).process_index
-    model = AutoModelForCausalLM.from_pretrained(run)
-    scores = TaskScores(Suite.load(ScoringArguments(pairs=str(pairs))))
-    found = scores.score(model, load(str(run)), all_items=True)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), load(str(run))
+    scores = TaskScores(many_batches(pairs))
+    found = scores.score(model, tokenizer, all_items=True)
     del found["scoring_runtime"]
-    if rank == 0:
+    found["values"] = values_of(scores.suite, model, tokenizer)
+    if rank == 1:
         torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
-    try:
-        scores.score(model, load(str(run)), all_items=True)
-    except UserError as error:
-        found["error"] = str(error)
+    for fault in ("NaN", "memory"):
+        try:
+            scores.score(model, tokenizer, all_items=True)
+        except UserError as error:
+            found[fault] = str(error)
+        if rank == 1:
+            model.transformer.forward = out_of_memory
     (out / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_all_processes_have_the_scores_or_the_error_of_the_first(
+def many_batches(pairs: Path) -> Suite:
+    return Suite.load(ScoringArguments(pairs=str(pairs), batch_tokens=64))
+
+
+def values_of(suite: Suite, model, tokenizer) -> list[float]:
+    """The log-probability of each text, to the last digit."""
+    answer = suite.ask(suite.tasks[0], suite.scorer(model, tokenizer))
+    return answer.content.log_probability.tolist()
+
+
+def out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("on this process only")
+
+
+def test_two_processes_share_the_items_and_have_the_scores_and_errors_of_one(
     tiny, run_clm, pairs, tmp_path, in_two_processes
 ):
     assert run_clm(*tiny) == 0
-    in_two_processes(score_twice, only_run().absolute(), pairs, tmp_path)
+    in_two_processes(score_in_two, only_run().absolute(), pairs, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
-    assert set(found[0]) == {"pairs", "pairs/dogs", "pairs/cats", "error"}
-    assert "the model gives NaN" in found[0]["error"]
-    assert "(pairs/agreement)" in found[0]["error"]
+    model = AutoModelForCausalLM.from_pretrained(only_run())
+    suite, tokenizer = many_batches(pairs), load(str(only_run()))
+    assert found[0].pop("values") == values_of(suite, model, tokenizer)
+    # What only the second process meets.
+    assert "the model gives NaN" in found[0]["NaN"]
+    assert "(pairs/agreement)" in found[0].pop("NaN")
+    assert "out of memory: set a smaller evaluation.batch_tokens" in found[0].pop(
+        "memory"
+    )
+    alone = TaskScores(suite).score(model, tokenizer, all_items=True)
+    del alone["scoring_runtime"]
+    assert found[0] == alone and set(alone) == {"pairs", "pairs/dogs", "pairs/cats"}
 
 
-def python_m(module: str, arguments: list[str], folder: Path) -> None:
-    """This process as `python -m module …`."""
+def python_m(module: str, arguments: list[str], folder: Path, node: str = "") -> None:
+    """This process as `python -m module …`, in `folder` or on a node without a shared disk.
+
+    Args:
+        node: the beginning of the name of a node's folder, which ends with the rank.
+    """
+    folder = folder / f"{node}{os.environ['RANK']}" if node else folder
+    folder.mkdir(exist_ok=True)
     os.chdir(folder)
     sys.argv = [module, *arguments]
     try:
@@ -353,3 +386,17 @@ def test_a_run_that_cannot_be_scored_ends_in_all_processes(
     shown = [file.read_text() for file in (tmp_path / "logs").rglob("stderr.log")]
     assert len(shown) == 2
     assert all(text.count("error: the model gives NaN for") == 1 for text in shown)
+
+
+def test_nodes_without_a_shared_disk_are_refused_before_any_work(
+    tiny, tmp_path, in_two_processes
+):
+    """They would wait for each other when the run continues."""
+    with pytest.raises(ChildFailedError):
+        in_two_processes(python_m, "src.run_clm", tiny, tmp_path, "node")
+    shown = [file.read_text() for file in (tmp_path / "logs").rglob("stderr.log")]
+    assert len(shown) == 2
+    for text in shown:
+        assert text.count("error: process 1 does not see the same exp/run-custom") == 1
+        assert "all nodes must share the folder of the run" in text
+    assert not list(tmp_path.glob("node*/exp/*"))

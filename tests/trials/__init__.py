@@ -1,7 +1,8 @@
-"""Slow trials outside the default test run: kills and damage, hundreds of times.
+"""Slow trials outside the default test run: kills, damage, and FSDP without a GPU.
 
 python -m tests.trials.kills
 python -m tests.trials.damage
+python -m tests.trials.fsdp
 """
 
 import hashlib

@@ -192,6 +192,8 @@ class Network:
                 same = [in_tree[slot] for slot in batch.slots]
                 if not np.allclose(same, alone, **TOLERANCE, equal_nan=True):
                     raise ValueError("results differ")
+        except torch.OutOfMemoryError:
+            raise  # the processes of a run must have the same batches
         except REFUSALS as error:
             LOGGER.info("no prefix tree for this architecture: %s", error)
             return False

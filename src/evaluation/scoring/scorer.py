@@ -31,6 +31,7 @@ from src.evaluation.scoring.network import (
 )
 from src.evaluation.scoring.prefix_tree import Query, wanted_of_sequences
 from src.foundation import UserError
+from src.processes import gathered, rank_and_number
 
 Backend = Literal["causal", "mlm", "mntp"]
 
@@ -139,27 +140,50 @@ class Scorer:
     def log_probabilities(self, queries: list[Query]) -> list[np.ndarray]:
         """Return the log-probabilities of each query's targets in nats, float64.
 
-        They are NaN for a query that exceeds the model's context.
+        They are NaN for a query that exceeds the model's context. If several processes train
+        the model, all of them call this method, and each computes a share of the batches.
 
         Raises:
             UserError: the model gives NaN for another query. The message contains its name.
+            torch.OutOfMemoryError: in all processes, if one of them raised it. So is the error
+                by which a signal ends an evaluation.
         """
-        model, causal = self.model, self.backend == "causal"
-        max_length = num_positions(model) or math.inf
-        sequences = wanted_of_sequences(queries, causal, max_length)
+        max_length = num_positions(self.model) or math.inf
+        share: Optional[np.ndarray] = None
+        failure: Optional[Exception] = None
+        try:
+            share = self._compute_share(queries, max_length)
+        except (torch.OutOfMemoryError, UserError) as error:
+            failure = error  # the other processes wait for this one's share
+        shares, failures = zip(*gathered((share, failure)))
+        if failure := next(filter(None, failures), None):
+            raise failure
+        flat = np.fmax.reduce(shares)  # each value is NaN in all shares but one
         ends = np.cumsum([len(query.targets) for query in queries], dtype=int)
-        flat = np.full(ends[-1] if queries else 0, np.nan)
-        with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
-            network = Network(model)
-            batches = network.batches(sequences, causal, self.batch_tokens)
-            with autocast(model, self.dtype):
-                for batch in tqdm(batches, self.progress, disable=not self.progress):
-                    flat[batch.slots] = network.log_probabilities(batch)
         answers = np.split(flat, ends)[:-1]
         for query, values in zip(queries, answers):
             if len(query.ids) <= max_length and np.isnan(values).any():
                 raise UserError(f"the model gives NaN for {query.name!r}")
         return answers
+
+    def _compute_share(self, queries: list[Query], max_length: float) -> np.ndarray:
+        """Return this process's share of the log-probabilities; all others are NaN.
+
+        They are float64, one for each target of all queries. The batches do not depend on the
+        number of processes, so neither do the values.
+        """
+        model, causal = self.model, self.backend == "causal"
+        sequences = wanted_of_sequences(queries, causal, max_length)
+        flat = np.full(sum(len(query.targets) for query in queries), np.nan)
+        with evaluating(model), fast_layers(model, self.dtype), autocast(model, None):
+            network = Network(model)
+            batches = network.batches(sequences, causal, self.batch_tokens)
+            rank, number = rank_and_number()
+            share = batches[rank::number]
+            with autocast(model, self.dtype):
+                for batch in tqdm(share, self.progress, disable=not self.progress):
+                    flat[batch.slots] = network.log_probabilities(batch)
+        return flat
 
     def score(self, queries: list[list[Query]]) -> Scored:
         """Return the scores of N items.

@@ -103,6 +103,8 @@ class RunRecord:
     def open(self) -> Iterator[None]:
         """Begin or continue the run, and log to its directory within the block.
 
+        Only the main process calls it.
+
         With `training.overwrite_output_dir`, an existing run is moved to `../.old/`. If the
         first start of a run is refused, its files are removed, and the run that it moved is
         moved back.
@@ -111,9 +113,6 @@ class RunRecord:
             UserError: another process works on the run, or the directory holds files but no
                 run, or a run with other settings that has saved a checkpoint or results.
         """
-        if not self.main_process:
-            yield
-            return
         with locked(self.directory):
             self.directory.mkdir(exist_ok=True)
             has_run, moved_to = (self.directory / "run.json").exists(), None

@@ -114,6 +114,8 @@ def choose_compilation(
     if training.torch_compile is not None:
         value = training.torch_compile
         reason = f"training.torch_compile={str(value).lower()}"
+    elif training.fsdp:
+        value, reason = False, "training.fsdp=true"
     elif kind not in FLOPS:
         value, reason = False, f"torch.compile is a prototype on {kind}"
     else:
