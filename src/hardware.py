@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Mapping, Optional, TypeVar
+from typing import Any, Mapping, Optional
 
 import torch
 from transformers import TrainingArguments
@@ -14,8 +14,6 @@ from transformers.trainer_utils import enable_full_determinism
 from transformers.utils import is_torch_tf32_available
 
 from src.foundation import UserError
-
-T = TypeVar("T")
 
 # Dense peaks in 1e12 FLOP/s, from the manufacturers' data sheets, for 16-bit products (float16 on
 # GPUs before Ampere), TF32 products and float32 products.
