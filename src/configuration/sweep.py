@@ -50,9 +50,6 @@ class Sweep(Callback):
         set_up_logging()
         launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
         # Hydra only warns of other exceptions than `SystemExit` in callbacks.
-        if missing := OmegaConf.missing_keys(launcher):
-            keys = ", ".join(f"hydra.launcher.{key}=…" for key in sorted(missing))
-            sys.exit(f"error: the launcher needs {keys}")
         if sweeper.get("storage"):
             _refuse_storage()
         typed = OmegaConf.to_container(config.hydra.overrides.task)
