@@ -49,6 +49,7 @@ class Sweep(Callback):
         """Prepare the sweep, in the process of the command."""
         set_up_logging()
         launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+        # Hydra only warns of other exceptions than `SystemExit` in callbacks.
         if sweeper.get("storage"):
             _refuse_storage()
         typed = OmegaConf.to_container(config.hydra.overrides.task)
@@ -150,7 +151,6 @@ def _refuse_storage() -> None:
     needs = map(Requirement, STORAGE_NEEDS)
     if any(version(needed.name) not in needed.specifier for needed in needs):
         advice = shlex.join(["pip", "install", *STORAGE_NEEDS])
-        # Hydra only warns of other exceptions in callbacks.
         sys.exit(f"error: hydra.sweeper.storage needs older packages: {advice}")
 
 

@@ -24,7 +24,7 @@ def show_sweep(folder: Path, num_jobs: int) -> None:
     files = (folder / "jobs").glob("*.json")
     jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     jobs.sort(key=lambda job: job["job"])
-    text = "\n".join(sweep_lines(jobs))
+    text = "\n".join(sweep_lines(jobs)) if jobs else "No job has begun"
     if missing := num_jobs - len(jobs):
         text += f"\n{counted(missing, 'job')} not started: the same command runs what is missing"
     write_atomically(folder / "jobs.txt", f"{text}\n")
