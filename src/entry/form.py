@@ -8,7 +8,7 @@ team answers in `form.json`, and the next export keeps these answers and writes 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     )
     optimizer = training["optimizer"]
     weights = run.config["model"]["model_name_or_path"]
-    of_group = map(device_hours, run.directory.parent.glob("*"))
     form = {
         "model_name": name,
         "revision": "main",
@@ -72,9 +71,8 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "max_seq_length": run.config["data"]["block_size"],
         "num_parameters": _num_parameters(run.directory),
         "flops": int(run.results.get("total_flos", 0)),
-        # In hours of all devices; the second one is of all runs of the group.
-        "gpu_train": device_hours(run.directory),
-        "gpu_dev": round(sum(of_group), 3),
+        "gpu_train": gpu_hours([run.directory]),
+        "gpu_dev": gpu_hours(run.directory.parent.glob("*")),  # of the group's runs
         "training_data": run.config["data"]["train_file"]
         or run.config["data"]["dataset_name"],
         "num_words_data": run.results.get("corpus_words", FOR_THE_TEAM),
@@ -136,10 +134,15 @@ def write_card(
     write_atomically(file, str(card))
 
 
-def device_hours(run_dir: Path) -> float:
-    """Return the hours of training summed over all devices of a run, from its ledger."""
-    rows = read_ledger(run_dir / FILE)
-    return round(rows[-1]["device_seconds"] / 3600, 3) if rows else 0.0
+def gpu_hours(runs: Iterable[Path]) -> float | str:
+    """Return the hours of training summed over all GPUs of runs, from their ledgers.
+
+    Ledgers of earlier versions do not tell GPUs from CPUs, and leave the sum to the team.
+    """
+    rows = [row for run in runs for row in read_ledger(run / FILE)[-1:]]
+    if not all("gpu_seconds" in row for row in rows):
+        return FOR_THE_TEAM
+    return round(sum(row["gpu_seconds"] for row in rows) / 3600, 3)
 
 
 def _num_parameters(directory: Path) -> int:

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.entry.form import FOR_THE_TEAM, gpu_hours
 from src.export import main
 from tests.conftest import sentences
 
@@ -144,3 +145,16 @@ def test_logits_are_compared_with_another_environment(finished, export):
     assert "pass  transformers 4.51.3: the largest difference" in export(*given)
     given[-1] = "python_4_51=/nowhere/python"
     assert "python_4_51=/nowhere/python: No such file" in export(*given)
+
+
+def test_hours_of_cpus_are_no_gpu_hours(tmp_path):
+    def ledger(name: str, **row: float) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "words.jsonl").write_text(json.dumps({"step": 9, **row}))
+        return tmp_path / name
+
+    cpu = ledger("cpu", device_seconds=7200.0, gpu_seconds=0.0)
+    gpu = ledger("gpu", device_seconds=7200.0, gpu_seconds=3600.0)
+    assert [gpu_hours([cpu]), gpu_hours([gpu]), gpu_hours([cpu, gpu])] == [0, 1, 1]
+    assert gpu_hours([gpu, tmp_path]) == 1  # a folder without a ledger
+    assert gpu_hours([gpu, ledger("old", device_seconds=7200.0)]) == FOR_THE_TEAM

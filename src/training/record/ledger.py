@@ -1,17 +1,20 @@
-"""The ledger of a run: `words.jsonl`, with one row for each log of the loss.
+"""The ledger of a run: `words.jsonl`, with a row for each log of the loss and for the last step.
 
     {"step": 20, "words": 41213, "tokens": 65536, "epoch": 0.2,
-     "files": {"childes": 30101, "switchboard": 11112}, "loss": 5.31, "device_seconds": 9.1}
+     "files": {"childes": 30101, "switchboard": 11112}, "loss": 5.31,
+     "device_seconds": 9.1, "gpu_seconds": 9.1, "joules": 2730.0}
 
 All numbers except the loss count from the beginning of the run. Words are those of the targets, as
-everywhere. Seconds are summed over all devices. A run that continues removes the rows after its
-checkpoint and adds new ones.
+everywhere. Seconds are summed over all devices. Joules are those of `EnergyMeter`, where they can
+be read; those of several GPUs are estimated by the main process's. The loss of the last step is
+null if it was not logged. A run that continues removes the rows after its checkpoint, and one
+without a loss, and adds new ones.
 """
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from transformers import TrainerCallback
@@ -19,6 +22,7 @@ from transformers import TrainerCallback
 from src.data.blocks import NO_BLOCK
 from src.data.order import Plan
 from src.foundation import write_atomically
+from src.training.record.energy import EnergyMeter
 
 FILE = "words.jsonl"
 
@@ -42,24 +46,42 @@ class Ledger(TrainerCallback):
         kept = [
             row for row in read_ledger(self.file) if row["step"] <= state.global_step
         ]
-        self._seconds = kept[-1]["device_seconds"] if kept else 0.0
-        self._since = time.perf_counter()
-        write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        self._before = kept[-1] if kept else {"device_seconds": 0.0, "joules": 0.0}
+        self._since, self._energy = time.perf_counter(), EnergyMeter(args.device)
+        logged = [json.dumps(row) + "\n" for row in kept if row["loss"] is not None]
+        write_atomically(self.file, "".join(logged))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cpu":  # whose counters wrap around
+            self._energy.read()
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if "loss" not in logs:
-            return
+        if "loss" in logs:
+            self._add_row(args, state, logs["loss"])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._step < state.global_step:
+            self._add_row(args, state, None)
+
+    def _add_row(self, args: Any, state: Any, loss: Optional[float]) -> None:
         self._count(state.global_step)
-        seconds = time.perf_counter() - self._since
+        before, is_gpu = self._before, args.device.type != "cpu"
+        seconds = args.world_size * (time.perf_counter() - self._since)
         row = {
             "step": state.global_step,
             "words": int(self._of_files.sum()),
             "tokens": self.plan.blocks_seen(self._step) * self.plan.blocks.block_size,
             "epoch": round(state.epoch, 6),
             "files": dict(zip(self.names, self._of_files.tolist())),
-            "loss": logs["loss"],
-            "device_seconds": round(self._seconds + args.world_size * seconds, 1),
+            "loss": loss,
+            "device_seconds": round(before["device_seconds"] + seconds, 1),
+            "gpu_seconds": round(before.get("gpu_seconds", 0) + is_gpu * seconds, 1),
         }
+        joules = self._energy.read()
+        if joules is not None and "joules" in before:
+            # RAPL's counters are of the whole machine.
+            joules *= args.world_size if is_gpu else 1
+            row["joules"] = round(before["joules"] + joules, 1)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

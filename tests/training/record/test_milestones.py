@@ -8,6 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from src.foundation import UserError
+from src.training.final_model import final_scores
+from src.training.record import energy
 from src.training.record.checkpoints import seal
 from src.training.record.ledger import read_ledger
 from src.training.record.milestones import milestone_steps, parse_milestones
@@ -168,3 +170,41 @@ def test_another_number_of_processes_continues_the_mean_loss(run):
         for t in (whole, resumed)
     ]
     assert logged[1] == pytest.approx(logged[0], rel=1e-6)
+
+
+def test_the_last_row_of_the_ledger_is_the_last_step(run):
+    plain, directory = run("plain", logging_steps=4)
+    train(plain)
+    rows = read_ledger(directory / "words.jsonl")
+    assert [(row["step"], row["loss"] is None) for row in rows] == [
+        (4, False),
+        (6, True),
+    ]
+    assert rows[-1]["words"] == plain.plan.words_seen(6)
+    stopped, directory = run("stopped", logging_steps=4)
+    stopped.add_callback(StopAfter(3))
+    train(stopped)
+    (row,) = read_ledger(directory / "words.jsonl")
+    assert row["step"] == 3 and row["gpu_seconds"] == 0
+    row["device_seconds"] = 100.0
+    (directory / "words.jsonl").write_text(json.dumps(row) + "\n")
+    resumed, _ = run("stopped", logging_steps=4)
+    train(resumed)
+    rows = read_ledger(directory / "words.jsonl")
+    assert [row["step"] for row in rows] == [4, 6]
+    assert all(100 <= row["device_seconds"] < 200 for row in rows)
+
+
+def test_the_energy_is_summed_over_the_starts_of_a_run(run, monkeypatch):
+    used = iter(range(0, 10**6, 7))  # joules
+    monkeypatch.setattr(energy, "_counters", lambda device: [(next(used), 10**6)])
+    stopped, directory = run("run", logging_steps=4)
+    stopped.add_callback(StopAfter(3))
+    train(stopped)
+    (row,) = read_ledger(directory / "words.jsonl")
+    assert row["joules"] == 4 * 7  # after each step, and for the row
+    resumed, _ = run("run", logging_steps=4)
+    train(resumed)
+    rows = read_ledger(directory / "words.jsonl")
+    assert [row["joules"] for row in rows] == [28 + 2 * 7, 28 + 5 * 7]
+    assert final_scores(resumed, {})["joules"] == 63
