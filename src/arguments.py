@@ -442,9 +442,14 @@ class ReportArguments(Section):
     watch: bool = option(
         False, "With format=html, write the page again every half minute"
     )
+    texts: Any = option(
+        None,
+        "Beginning, or list of beginnings, that models of each run continue in the page:"
+        " \"['','One day']\", where '' is none. It loads models, and keeps their texts",
+    )
 
     def check(self) -> None:
-        self.check_names("runs", "compare", "pairs")
+        self.check_names("runs", "compare", "pairs", "texts")
         if self.compare and (isinstance(self.compare, str) or len(self.compare) != 2):
             raise UserError(f"compare must be two names or globs, got {self.compare}")
         if not (self.runs or self.compare):
@@ -453,6 +458,8 @@ class ReportArguments(Section):
             raise UserError(f"text={self.text} needs runs=<the run of one model>")
         if self.watch and self.format != "html":
             raise UserError(f"watch=true needs format=html, got {self.format}")
+        if self.texts is not None and self.format != "html":
+            raise UserError(f"texts needs format=html, got {self.format}")
 
 
 # Bounds of options that Hugging Face's TrainingArguments declares, some with a reason.

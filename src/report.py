@@ -80,6 +80,11 @@ def report(args: ReportArguments) -> None:
         from src.reporting.page import write_page
 
         tables = [table for x in comparisons for table in comparison_tables(x)]
+        if args.texts is not None:
+            from src.reporting.texts import texts_table
+
+            texts = [args.texts] if isinstance(args.texts, str) else args.texts
+            tables += [texts_table(run, texts, results) for run in every]
         refresh = WATCH_SECONDS if args.watch else None
         write_page(every, output := Path(args.output or "report.html"), tables, refresh)
     elif args.output:

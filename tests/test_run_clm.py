@@ -94,6 +94,8 @@ def test_a_run_leaves_a_model_that_loads_its_scores_and_its_record(
     ids = tokenizer("The dog")["input_ids"]
     assert ids[0] == model.config.bos_token_id and ids[-1] != model.config.eos_token_id
     results = json.loads((run / "results.json").read_text())
+    compared = [row["name"] for row in results["sanity"]]
+    assert compared == ["childes", "gutenberg", "all"]
     for file in ("", "files/childes/", "files/gutenberg/"):
         for figure in (
             "loss",

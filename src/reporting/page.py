@@ -21,6 +21,7 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
+from src.data.summary import LEGEND
 from src.evaluation.results import Entry
 from src.evaluation.table import BASELINES, PUBLISHED, SOURCES
 from src.foundation import write_atomically
@@ -99,6 +100,7 @@ def write_page(
     tables, rows = [], run_rows(runs)
     if len(runs) == 1:
         _draw_run(runs[0], pictures)
+        tables.append(sanity_table(runs[0]))
     else:
         notes = run_notes(runs, rows)
         of_runs = [{**row, "n": None} for row in rows if row["n"] == 1]
@@ -147,6 +149,17 @@ def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
     revision = scored_revision(run)
     entries = run.scores.get(revision, {})
     return (revision if entries else "", entries)
+
+
+def sanity_table(run: RunData) -> dict[str, Any]:
+    """Return a table of how the run's dev text compares with its training text."""
+    rows = run.results.get("sanity", [])
+    return {
+        "caption": "Dev text beside the training text",
+        "columns": ["file", "kl (bits)", "unseen (%)", "trigram perplexity"],
+        "rows": [[r["name"], r["kl"], 100 * r["unseen"], r["trigram"]] for r in rows],
+        "notes": [LEGEND.strip().replace("\n", " ")],
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -1,28 +1,33 @@
 """The end of a run: final scores, sample texts, the saved model and its card."""
 
 import logging
+import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from src.arguments import FIGURES
 from src.data.prepare import unigram_perplexity
+from src.data.sanity import sanity
+from src.evaluation.scoring.network import num_positions
 from src.evaluation.suite import is_score, is_share, of_whole_tasks
 from src.foundation import MANIFEST, counted
 from src.training.record import card
 from src.training.record.checkpoints import seal
+from src.training.record.ledger import FILE, read_ledger
 from src.training.trainer import LanguageModelTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def final_scores(
-    trainer: LanguageModelTrainer, kind: dict[str, int]
-) -> dict[str, float]:
+def final_scores(trainer: LanguageModelTrainer, kind: dict[str, int]) -> dict[str, Any]:
     """Return the reported numbers of the final model: {"eval_loss": 3.1, …}.
+
+    In the main process, `sanity` is how the dev text compares with the training text.
 
     Args:
         kind: what the final model is, as `trainer.fit` returns it.
@@ -35,14 +40,19 @@ def final_scores(
         logger.info(f"Evaluating on {on}{final_step(kind)} …")
     scores = {**kind, **trainer.evaluate(all_items=True)}
     if trainer.args.do_eval and data.train_stream is not None:
-        scores["eval_unigram_perplexity"] = unigram_perplexity(
-            data.train_stream, data.validation, len(trainer.tokenizer)
-        )
+        texts, tokenizer = (data.train_stream, data.validation), trainer.tokenizer
+        unigram = unigram_perplexity(*texts, len(tokenizer))
+        scores["eval_unigram_perplexity"] = unigram
+        if trainer.is_world_process_zero():
+            logger.info("Comparing the dev text with the training text …")
+            scores["sanity"] = sanity(*texts, tokenizer)
     if plan is not None:
         words = plan.words_seen(state.global_step)
         scores.update(steps=state.global_step, epochs=state.epoch, words_seen=words)
         scores["corpus_words"] = plan.blocks.stream.info["words"]
         scores["total_flos"] = state.total_flos
+        last = read_ledger(trainer.run_dir / FILE)[-1:]
+        scores.update({"joules": row["joules"] for row in last if "joules" in row})
     return scores
 
 
@@ -55,20 +65,41 @@ def show_texts(trainer: LanguageModelTrainer) -> None:
     with trainer.whole_model() as model:
         if not trainer.is_world_process_zero():
             return
-        set_seed(args.training.seed)
-        model.eval()
-        start = torch.full((number, 1), model.config.bos_token_id, device=model.device)
-        ids = model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            do_sample=True,
-            top_p=0.9,
-            max_length=min(40, args.data.block_size),
-            pad_token_id=model.config.eos_token_id,
-        )
-    texts = trainer.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    lines = ["  " + " / ".join(text.strip().split("\n")) for text in texts]
-    logger.info("\nWritten by the model:\n%s", "\n".join(lines))
+        beginnings, seed = [""] * number, args.training.seed
+        texts = write_texts(model.eval(), trainer.tokenizer, beginnings, seed)
+    logger.info("\nWritten by the model:\n%s", "\n".join(f"  {x}" for x in texts))
+
+
+def write_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    beginnings: Sequence[str],
+    seed: int,
+) -> list[str]:
+    """Return a text of one line for each beginning, which a causal model continues by sampling.
+
+    A BOS is before each beginning, which may be empty. At most 39 tokens follow the longest.
+
+    Args:
+        model: in evaluation mode.
+    """
+    bos, eos = model.config.bos_token_id, model.config.eos_token_id
+    encoded = [tokenizer.encode(x, add_special_tokens=False) for x in beginnings]
+    width = max(map(len, encoded))
+    padding = [width - len(ids) for ids in encoded]
+    start = [[eos] * n + [bos] + ids for n, ids in zip(padding, encoded)]
+    mask = [[0] * n + [1] * (1 + width - n) for n in padding]
+    set_seed(seed)
+    ids = model.generate(
+        torch.tensor(start, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        do_sample=True,
+        top_p=0.9,
+        max_length=min(width + 40, num_positions(model) or math.inf),
+        pad_token_id=eos,
+    )
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [" / ".join(text.strip().split("\n")) for text in texts]
 
 
 def save(trainer: LanguageModelTrainer, scores: dict[str, float], command: str) -> None:
@@ -99,6 +130,7 @@ def save(trainer: LanguageModelTrainer, scores: dict[str, float], command: str) 
         "files": ", ".join(file["name"] for file in data.train_stream.files),
         "text": data.train_stream.info,
         "final_step": final_step(scores),
+        "energy": f", {scores.get('joules', 0) / 3.6e6:.3g} kWh" * ("joules" in scores),
         "vocab_size": len(trainer.tokenizer),
         "tokenizer": tokenizer or "trained on the same text",
         "eval_files": ", ".join(data.validation_names),

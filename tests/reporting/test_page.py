@@ -34,6 +34,12 @@ def entry(score: float | None, **changes) -> dict:
     return values | changes
 
 
+SANITY = [
+    {"name": name, "kl": 0.25, "unseen": 0.015, "trigram": 95.5}
+    for name in ("wiki", "all")
+]
+
+
 def fake_run(name: str = "run-gpt2/seed-1", seed: int = 1, **changes) -> RunData:
     """A run of 40 logged steps and 4 scored models."""
     lr = changes.pop("lr", 0.001)
@@ -75,9 +81,9 @@ def fake_run(name: str = "run-gpt2/seed-1", seed: int = 1, **changes) -> RunData
             "machine": {"python": "3.11.7"},
             "identity": identity,
         },
-        "results": results | {"total_flos": 1.5e12},
+        "results": results | {"total_flos": 1.5e12, "sanity": SANITY},
         "logs": logs,
-        "ledger": [last | {"loss": 3.1, "device_seconds": 754.2}],
+        "ledger": [last | {"loss": 3.1, "device_seconds": 754.2, "joules": 9e6}],
         "scores": scores,
         "words": words,
         "folders": {},
@@ -176,8 +182,15 @@ def test_one_run_has_its_figures_scores_words_and_cost(page, tmp_path):
         "65.2",
     ]
     assert parsed.tables["Words seen by file"][1] == ["childes", "30,000", "75"]
+    assert parsed.tables["Dev text beside the training text"][2] == [
+        "all",
+        "0.25",
+        "1.5",
+        "95.5",
+    ]
     for text in (
         "754.2 s",
+        "2.5 kWh",
         "1.5e+12",
         "python -m src.run_clm training.seed=1",
         "3.11.7",

@@ -112,6 +112,7 @@ def test_bad_input_is_named_in_one_line(report):
     assert "no run: name some with runs=" in report()
     assert "text=a.txt needs runs=" in report("compare=[a,b]", "text=a.txt")
     assert "watch=true needs format=html" in report("runs=exp", "watch=true")
+    assert "texts needs format=html" in report("runs=exp", "texts=The")
     assert "compare must be two names or globs" in report("compare=[a]")
     assert "runs: exp/x is no run" in report("runs=exp/x")
     write_run("run-a", "seed-1", finished=False)

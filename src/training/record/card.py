@@ -22,6 +22,7 @@ Trained {origin} with the command
 * Training text: {files} ({text[words]:,} whitespace words, {text[tokens]:,} tokens);
   {words_seen:,} words were seen in {epochs:.4g} epochs ({steps:,} steps){final_step}.
 * Tokenizer: {vocab_size:,} entries, {tokenizer}.
+* Cost: {total_flos:.3g} FLOPs{energy}.
 
 | measured on {eval_files} | |
 |---|---|
