@@ -16,7 +16,7 @@ from src.data.packing.stream import Stream
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in a metric
 NO_BLOCK = -1  # the index of a block without targets, which fills the last batch
-PART = 1 << 20  # blocks whose words are counted at a time
+PART = 1 << 16  # blocks that are counted or listed at a time
 
 
 class Blocks(Dataset):
