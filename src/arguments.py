@@ -20,6 +20,7 @@ from src.foundation import UserError
 # Bounds that several options share.
 SEED = {"minimum": 0, "maximum": 2**32 - 1}
 SEQUENCES = {"above": 0, "maximum": 1_000_000}
+SHARE = {"minimum": 0, "below": 1}
 # The figures that an evaluation reports, for each dev file and over all of them.
 FIGURES = ("loss", "perplexity", "accuracy", "bits_per_byte", "word_perplexity")
 # The kinds of parameters that can have their own learning rate and weight decay.
@@ -212,6 +213,10 @@ class DataTrainingArguments(Section):
     mix: Any = option(
         None, "Passes over files per epoch: {childes: 2, switchboard: 0.5}; others: 1"
     )
+    reshuffle_documents: bool = option(
+        False,
+        "Before each epoch, shuffle each file's documents and cut them into blocks anew",
+    )
     word_budget: int | None = neutral(
         None,
         "Most words that the training text may have; the run may see ten times as many",
@@ -241,6 +246,11 @@ class DataTrainingArguments(Section):
     def check(self) -> None:
         self.check_names("train_file", "validation_file", "file_order")
         self.check_needed("dataset_name", "dataset_config_name", "dataset_revision")
+        if self.reshuffle_documents and self.max_train_samples:
+            raise UserError(
+                "data.reshuffle_documents=true cannot be combined with"
+                " data.max_train_samples: no block stays the same"
+            )
         self._check_schedule()
         self._check_files()
         if not self.document_boundary:
@@ -590,6 +600,17 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         "Steps that the tail averages, or the span N of the ema, whose decay is"
         " 1 - 2 / (N + 1); below 1: a share of the run",
         above=0,
+    )
+    z_loss: float = option(
+        0.0, "Weight of z-loss: the squared log-sum-exp of a token's logits", minimum=0
+    )
+    stochastic_depth: float = option(
+        0.0,
+        "Probability that a sequence skips the last layer; it grows linearly with depth",
+        **SHARE,
+    )
+    input_masking: float = option(
+        0.0, "Share of the input tokens that training replaces by random ones", **SHARE
     )
     logit_chunk: int | None = option(
         None, "Tokens with logits in memory at once; null: by device, 0: all", minimum=0

@@ -43,7 +43,7 @@ def test_the_example_group_can_be_pasted(composed, own_group):
     own_group("model/mini.yaml", text)
     config = composed("+model=mini", "+dataset=sample")
     assert config.model.model_type == "llama"
-    assert config.training.learning_rate == 2e-3
+    assert config.model.config_overrides.hidden_size == 128
 
 
 def test_the_tree_names_every_module():

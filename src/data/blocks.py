@@ -41,7 +41,7 @@ class Blocks(Dataset):
         max_samples: Optional[int] = None,
         restart_positions: bool = False,
     ):
-        self.stream, self.block_size = stream, block_size
+        self.stream, self.spans, self.block_size = stream, spans, block_size
         self.restart_positions = restart_positions
         starts = [np.arange(start, end - 1, block_size) for start, end in spans]
         ends = np.array([end - 1 for _, end in spans], np.int64)
@@ -71,18 +71,12 @@ class Blocks(Dataset):
         `DataLoader` calls this method, which is faster than a call for each block.
         """
         is_filler = np.equal(indices, NO_BLOCK)
-        chosen = np.where(is_filler, 0, indices)
-        starts, ends = self.starts[chosen], self.ends[chosen]
+        tokens, lengths, rows, begins = self._read(np.where(is_filler, 0, indices))
         offsets = np.arange(self.block_size + 1)
-        tokens = self.stream.tokens[
-            np.minimum(starts[:, None] + offsets, ends[:, None])
-        ]
-        tokens = tokens.astype(np.int64)
-        is_padding = offsets[1:] > (ends - starts)[:, None]
+        is_padding = offsets[1:] > lengths[:, None]
         inputs = np.where(is_padding, tokens[:, :1], tokens[:, :-1])
         is_padding |= is_filler[:, None]
         labels = np.where(is_padding, IGNORE_INDEX, tokens[:, 1:])
-        rows, begins = self._document_starts(starts, ends)
         labels[rows, begins - 1] = IGNORE_INDEX
         batch = {"input_ids": inputs, "labels": labels}
         if self.restart_positions:
@@ -92,10 +86,17 @@ class Blocks(Dataset):
             batch["position_ids"] = positions[:, :-1]
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _document_starts(
-        self, starts: np.ndarray, ends: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row in the batch, and the offset from 1 to T, of each BOS of a batch."""
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Read the blocks of a batch.
+
+        Returns:
+            The tokens [B, T + 1], the number of targets of each block [B], and for each BOS
+            that is a target, its row in the batch and its offset from 1 to T.
+        """
+        starts, ends = self.starts[indices], self.ends[indices]
+        offsets = np.arange(self.block_size + 1)
+        places = np.minimum(starts[:, None] + offsets, ends[:, None])
+        tokens = self.stream.tokens[places].astype(np.int64)
         documents = self.stream.documents
         # `edges` has the dtype of `documents`. Otherwise NumPy would convert all documents
         # and read them from disk.
@@ -103,7 +104,14 @@ class Blocks(Dataset):
         first, last = np.searchsorted(documents, edges)
         rows = np.repeat(np.arange(len(starts)), last - first)
         found = [documents[i:j] for i, j in zip(first, last)]
-        return rows, np.concatenate(found).astype(np.int64) - starts[rows]
+        begins = np.concatenate(found).astype(np.int64) - starts[rows]
+        return tokens, ends - starts, rows, begins
+
+    def words_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return the words that begin in the targets of blocks [n]; 0 for `NO_BLOCK`."""
+        starts, ends = self.starts[indices], self.ends[indices]
+        words = self.stream.num_words(starts + 1, ends + 1)
+        return np.where(indices == NO_BLOCK, 0, words)
 
     @property
     def owners(self) -> np.ndarray:

@@ -34,6 +34,7 @@ class Order:
         owners: The file in which each block begins [num_blocks], ascending.
         times: The number of passes over each file in an epoch [num_files].
         files: The order of the files for `by_file`.
+        stride: Added to the indices with each pass; 0 if all passes have the same blocks.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Order:
     owners: np.ndarray
     times: list[float]
     files: list[int]
+    stride: int = 0
 
     def __len__(self) -> int:
         """Return the number of blocks in an epoch."""
@@ -66,7 +68,8 @@ class Order:
             rng = np.random.default_rng([self.seed, number, file + 1])
             first = number * length
             part = rng.permutation(blocks)[max(0, start - first) : end - first]
-            yield np.sort(part) if self.kind == "sequential" else part
+            part = np.sort(part) if self.kind == "sequential" else part
+            yield part + number * self.stride
 
 
 class Plan(Sampler):
@@ -107,9 +110,10 @@ class Plan(Sampler):
         self.steps_per_epoch = -(-len(order) // blocks_per_step)
         if max_steps is None:
             max_steps = math.ceil(epochs * self.steps_per_epoch)
-        words = np.append(blocks.words, 0)  # NO_BLOCK, the index -1, has no words
         epochs = -(-max_steps // self.steps_per_epoch)
-        drawn = np.concatenate([words[self._filled(epoch)] for epoch in range(epochs)])
+        drawn = np.concatenate(
+            [blocks.words_of(self._filled(epoch)) for epoch in range(epochs)]
+        )
         of_steps = drawn.reshape(-1, blocks_per_step).sum(axis=1)[:max_steps]
         self.words = np.concatenate([[0], np.cumsum(of_steps)])  # seen before each step
         if max_words is not None:
@@ -199,7 +203,8 @@ def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
     names = [file["name"] for file in blocks.stream.files]
     times = [float((data.mix or {}).get(name, 1)) for name in names]
     files = [names.index(name) for name in data.file_order or names]
-    return Order(data.order, seed, blocks.owners, times, files)
+    stride = len(blocks) if data.reshuffle_documents else 0
+    return Order(data.order, seed, blocks.owners, times, files, stride)
 
 
 def check_budget(data: DataTrainingArguments, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from src.arguments import Arguments, TrainingArguments
 from src.data.blocks import Blocks
 from src.data.order import Plan, check_budget, order_of
 from src.data.prepare import Data
+from src.data.reshuffling import ReshuffledBlocks
 from src.evaluation.scoring.network import REFUSALS
 from src.foundation import UserError, counted, first_line
 from src.training.decision import Decision
@@ -24,10 +25,16 @@ from src.training.record.milestones import milestone_steps, parse_milestones
 from src.training.step import forward, micro_batching
 from src.training.step.document_masking import add_mask, choose_document_masking
 from src.training.step.micro_batching import MicroBatching, shortened
+from src.training.step.regularization import add_stochastic_depth
 
 # Limits of what can be planned, far above every real run: a plan has a number for each
 # sequence, in memory.
 MAX_STEPS, MAX_SEQUENCES = 10_000_000, 1_000_000_000
+# Options that the line `Step:` shows if they are on.
+SHOWN_OPTIONS = (
+    "lr_scales weight_decay_scales weight_decay_schedule z_loss stochastic_depth"
+    " input_masking"
+).split()
 logger = logging.getLogger(__name__)
 
 
@@ -99,7 +106,10 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
     if not training.do_train:
         return None
     seed = training.seed if training.data_seed is None else training.data_seed
-    order = order_of(args.data, data.train, seed)
+    blocks = data.train
+    if args.data.reshuffle_documents:
+        blocks = ReshuffledBlocks(blocks, seed)
+    order = order_of(args.data, blocks, seed)
     epochs, max_steps = training.num_train_epochs, None
     steps = epochs * max(1, len(order) / sequences)
     if training.max_steps > 0:
@@ -113,7 +123,7 @@ def plan_run(args: Arguments, data: Data, sequences: int) -> Optional[Plan]:
             " training.max_steps, training.num_train_epochs, data.mix and the batch size"
         )
     length = (epochs, max_steps, training.max_words)
-    plan = Plan(data.train, order, sequences, *length, args.data.block_size_schedule)
+    plan = Plan(blocks, order, sequences, *length, args.data.block_size_schedule)
     check_budget(args.data, plan)
     return plan
 
@@ -179,6 +189,8 @@ def decide(
         schedule=choose_schedule(training, plan.num_steps),
         averaging_steps=averaging_steps(training, plan.num_steps),
     )
+    if training.stochastic_depth:
+        add_stochastic_depth(model, training.stochastic_depth)
     # Otherwise the backward pass is compiled at its first use, and raises other errors.
     at_once = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
     try:
@@ -202,13 +214,12 @@ def _with_forward(setup: Setup, args: Arguments, model: PreTrainedModel) -> Setu
     logger.info("Trying a step%s …", ", compiled: this can take minutes" * compiled)
     masks = setup.masks_documents.value
     attention = forward.choose_attention(args, model, compiled, masks)
-    smoothing = args.training.label_smoothing_factor
+    t = args.training
+    losses = t.label_smoothing_factor, t.z_loss, t.input_masking
     setup = replace(
         setup,
         attention=attention,
-        forward=forward.build_forward(
-            model, attention.value, chunk, compiled, smoothing
-        ),
+        forward=forward.build_forward(model, attention.value, chunk, compiled, *losses),
     )
     size = micro_batching.fit(
         setup.micro_batching,
@@ -290,8 +301,8 @@ def report(
         *(setup.precision, setup.compiled, setup.attention, setup.logit_chunk),
         setup.schedule,
     ]
-    for option in ("lr_scales", "weight_decay_scales", "weight_decay_schedule"):
-        if (value := getattr(training, option)) not in (None, "constant"):
+    for option in SHOWN_OPTIONS:
+        if (value := getattr(training, option)) not in (None, "constant", 0):
             step.append(f"{option}={value}")
     if plan.blocks.restart_positions:
         step.append(setup.masks_documents)

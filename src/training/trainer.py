@@ -311,7 +311,8 @@ class LanguageModelTrainer(Trainer):
         if (bad := self.divergence.first_not_finite()) is not None:
             step, loss = bad
             blocks, files = self.plan.blocks_of(step), self.plan.blocks.stream.files
-            names = sorted({files[i]["name"] for i in self.plan.blocks.owners[blocks]})
+            owners = self.plan.blocks.owners
+            names = sorted({files[owners[i % len(owners)]]["name"] for i in blocks})
             self._refuse(
                 f"the loss is {loss:.3g} at step {step + 1}, on blocks {blocks[:8]}… from"
                 f" {', '.join(names)}"

@@ -36,7 +36,7 @@ class Ledger(TrainerCallback):
     def __init__(self, run_dir: Path, plan: Plan):
         self.file, self.plan = run_dir / FILE, plan
         self.names = [file["name"] for file in plan.blocks.stream.files]
-        self._owners, self._words = plan.blocks.owners, plan.blocks.words
+        self._owners = plan.blocks.owners
         self._step = 0
         self._of_files = np.zeros(len(self.names), np.int64)
 
@@ -82,9 +82,9 @@ class Ledger(TrainerCallback):
         """Count the words of each file in the steps until `step`."""
         for blocks in self.plan.drawn(self._step, step):
             blocks = blocks[blocks != NO_BLOCK]
-            self._of_files += np.bincount(
-                self._owners[blocks], self._words[blocks], len(self.names)
-            ).astype(np.int64)
+            owners = self._owners[blocks % len(self._owners)]
+            words = self.plan.blocks.words_of(blocks)
+            self._of_files += np.bincount(owners, words, len(self.names)).astype(int)
         self._step = step
 
 

@@ -31,6 +31,7 @@ from src.hardware import peak_flops
 from src.training.decision import Decision
 from src.training.step.document_masking import has_windows
 from src.training.step.loss import NUM_LOGITS, fused_loss, loss_of_chunk
+from src.training.step.regularization import with_random_tokens
 
 # Names of attention functions for which transformers has no mask function. For others, it builds
 # a mask if the step is compiled, which rules out the fused kernels. If the step is not compiled,
@@ -225,6 +226,8 @@ def build_forward(
     logit_chunk: Optional[int] = None,
     compiled: bool = False,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    input_masking: float = 0.0,
 ) -> Callable[..., Any]:
     """Build the `forward` of a model in training.
 
@@ -236,10 +239,13 @@ def build_forward(
         attention: the value of `choose_attention`.
         logit_chunk: the value of `choose_logit_chunk`.
         label_smoothing: share of the target distribution that is uniform; 0 with a chunk.
+        z_loss: weight of the z-loss, which is added to the loss.
+        input_masking: share of the inputs that are replaced by random tokens.
     """
     original, head = model.forward, model.get_output_embeddings()
     run = original if logit_chunk is None else model.base_model
-    of_chunk, coefficient = loss_of_chunk, balancing_coefficient(model)
+    coefficient = balancing_coefficient(model)
+    of_chunk = functools.partial(loss_of_chunk, z_loss=z_loss)
     if compiled:
         run, of_chunk = (torch.compile(f, dynamic=False) for f in (run, of_chunk))
 
@@ -247,6 +253,9 @@ def build_forward(
     def forward(*args: Any, labels: Any = None, **inputs: Any) -> Any:
         if labels is None or not model.training:
             return original(*args, **inputs)
+        if input_masking:
+            ids = with_random_tokens(inputs["input_ids"], input_masking)
+            inputs["input_ids"] = ids
         with attention_of(model, attention):
             output = run(*args, **inputs)
         if logit_chunk is None:
@@ -257,6 +266,9 @@ def build_forward(
                 reduction="sum",
                 label_smoothing=label_smoothing,
             )
+            if z_loss:
+                log_sums = output.logits.float().logsumexp(-1)[labels != IGNORE_INDEX]
+                loss = loss + z_loss * (log_sums**2).sum()
             if coefficient and output.aux_loss is not None:
                 num_labels = (labels != IGNORE_INDEX).sum()
                 loss = loss + coefficient * output.aux_loss * num_labels

@@ -22,7 +22,11 @@ NUM_LOGITS = {"cpu": 2**23, "other": 2**27}
 
 
 def loss_of_chunk(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, vocab_size: int
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    z_loss: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss of a chunk of C tokens and its gradient.
 
@@ -31,6 +35,8 @@ def loss_of_chunk(
         weight: weight of the vocabulary layer, perhaps with rows of padding [V', H].
         labels: the next tokens [C].
         vocab_size: number of rows that are not padding, V.
+        z_loss: weight of the squared logarithm of the softmax's normalizer, which keeps the
+            logits small (Chowdhery et al. 2022).
 
     Returns:
         The summed loss in nats [], and its gradient with respect to the logits [C, V'].
@@ -42,9 +48,14 @@ def loss_of_chunk(
     counts = labels != IGNORE_INDEX
     labels = labels.where(counts, 0)
     label_logits = logits.gather(-1, labels[:, None])[:, 0]
-    loss = torch.where(counts, log_sum - label_logits, 0.0).sum()
+    losses, factor = log_sum - label_logits, 1.0
+    if z_loss:
+        losses = losses + z_loss * log_sum**2
+        factor = 1 + 2 * z_loss * log_sum[:, None]
+    loss = torch.where(counts, losses, 0.0).sum()
     entries = torch.arange(logits.shape[-1], device=logits.device)
-    gradient = (logits - log_sum[:, None]).exp() - (entries == labels[:, None]).float()
+    probabilities = (logits - log_sum[:, None]).exp()
+    gradient = probabilities * factor - (entries == labels[:, None]).float()
     return loss, torch.where(counts[:, None], gradient, 0.0).to(hidden.dtype)
 
 
@@ -90,7 +101,7 @@ def fused_loss(
         weight: weight of the vocabulary layer, which has no bias [V, H].
         labels: the next tokens [N].
         num_tokens: number of tokens in a chunk.
-        of_chunk: `loss_of_chunk`, or its compiled form.
+        of_chunk: `loss_of_chunk`, perhaps compiled or with a `z_loss`.
     """
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(kind):

@@ -1,5 +1,6 @@
 """The fast step gives the numbers of the plain one."""
 
+import functools
 import json
 import logging
 
@@ -19,7 +20,7 @@ from src.training.step.forward import (
     choose_logit_chunk,
     written_out,
 )
-from src.training.step.loss import fused_loss
+from src.training.step.loss import fused_loss, loss_of_chunk
 from tests.training.test_trainer import losses, stream_of, trainer_of  # noqa: F401
 
 LLAMA = dict(
@@ -100,6 +101,26 @@ def test_the_fused_loss_is_the_cross_entropy_and_so_are_its_gradients(num_tokens
     theirs = torch.autograd.grad(expected, (hidden, weight))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("num_tokens", [5, 100])
+def test_the_z_loss_is_the_squared_normalizer_of_every_target(num_tokens):
+    """Against autograd on whole logits; large ones, so that the z-loss is no trifle."""
+    torch.manual_seed(0)
+    hidden = torch.randn(14, 8, requires_grad=True)
+    weight = torch.randn(20, 8, requires_grad=True)
+    labels = torch.randint(0, 20, (14,))
+    labels[[0, 7, 13]] = IGNORE_INDEX
+    of_chunk = functools.partial(loss_of_chunk, z_loss=0.1)
+    loss = fused_loss(hidden, weight, labels, num_tokens, of_chunk) / 11
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    logits = (hidden @ weight.T)[labels != IGNORE_INDEX]
+    plain = F.cross_entropy(logits, labels[labels != IGNORE_INDEX])
+    expected = plain + 0.1 * logits.logsumexp(-1).square().mean()
+    theirs = torch.autograd.grad(expected, (hidden, weight))
+    assert expected > plain + 1
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs))
 
 
 @pytest.mark.parametrize("vocab_size", [20, 24])
@@ -184,6 +205,20 @@ def test_what_does_not_fit_is_left_out():
     assert chosen(model_of("gpt2"), True, 7) == (WRITTEN_OUT, 7)
     # The attention does not depend on the loss.
     assert chosen(model_of("gpt2"), False, 0) == (CAUSAL, None)
+
+
+@pytest.mark.parametrize("chunk", [7, 0])
+def test_the_z_loss_is_the_same_with_all_logits_at_once(chunk):
+    model = model_of("gpt2")
+    ids, labels = batch()
+    log_sums = model(input_ids=ids).logits.logsumexp(-1)[labels != IGNORE_INDEX]
+    expected = plain_loss(model, ids, labels) + 0.5 * log_sums.square().sum()
+    theirs = gradients(expected, model)
+    model.forward = build_forward(model, *chosen(model, chunk=chunk), z_loss=0.5)
+    loss = model(input_ids=ids, labels=labels).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours = gradients(loss, model)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(ours, theirs))
 
 
 def test_without_labels_and_in_evaluation_the_model_is_what_it_was():
