@@ -3,14 +3,20 @@
     python -m tests.benchmarks.recipes                       the table of the rows there are
     python -m tests.benchmarks.recipes floor gpt2 --seeds 42,1,2
 
-A named row is trained for each seed over ten epochs, and scored on the fast subsets of BLiMP
-and its supplement. Finished runs are not trained again, and stopped ones continue. Then the
+A named row is trained for each seed over ten epochs, and scored on the dev text and the fast subsets
+of BLiMP and its supplement. Finished runs are not trained again, and stopped ones continue. Then the
 row replaces its own row in `tests/benchmarks/recipe_results/results.json`, the table is printed
-as Markdown, and `curves.svg` beside it shows the floor and the best recipe over the words seen. Seconds are those of the whole command, including start-up and scoring.
+as Markdown, and `curves.svg` beside it shows the floor and the best recipe over the words seen.
+Seconds are those of the whole command, including start-up and scoring.
+
+Recipes are chosen by the dev loss, in bits per byte. A row is compared with its `base`; a difference
+within two standard errors over seeds is called noise. The standard deviations are those of both rows,
+but at least the field's (`../shared/BABYLM.md`, section 3), since two or three seeds may agree by chance.
 """
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -33,15 +39,21 @@ COMMON = [
     "training.logging_steps=100",
     "wandb.log=false",
 ]
-# Row -> its overrides.
+# The field's standard deviation of the dev loss over seeds, as a share of the loss: 0.0015 nats of
+# about 3 nats a token.
+FIELD_SD = 0.0015 / 3
+# Row -> its overrides. In rows of `+model=`, the schedule is config.yaml's.
 SHORT = ["training.tokens_per_step=4096", "data.block_size=128"]
 MUON = ["training.optimizer=muon", "training.learning_rate=5e-3"]
 ADAMW = ["training.learning_rate=3e-3"]
 REGULARISED = ["training.weight_decay=0.5"]
 ROWS = {
     "floor": ["+recipe=mini_gpt2_2025"],
-    "gpt2_adamw": ["+model=gpt2-tiny", "training.tokens_per_step=4096", *ADAMW],
-    "gpt2_muon": ["+model=gpt2-tiny", *SHORT, *MUON],
+    "gpt2_adamw": [
+        "+model=gpt2-tiny", "training.tokens_per_step=4096", *ADAMW,
+        "training.warmup_steps=0.1",
+    ],
+    "gpt2_muon": ["+model=gpt2-tiny", *SHORT, *MUON, "training.warmup_steps=0.1"],
     "gpt2": ["+recipe=mini_gpt2"],
     "adamw": ["+model=babylm-mini", *SHORT, *ADAMW, *REGULARISED],
     "cosine": ["+model=babylm-mini", *SHORT, *MUON, *REGULARISED],
@@ -55,6 +67,18 @@ ROWS = {
     ],
     "gpt2_weight_decay_05": ["+recipe=mini_gpt2", *REGULARISED],
     "babylm": ["+recipe=mini_babylm"],
+    "reshuffled": ["+recipe=mini_babylm", "data.reshuffle_documents=true"],
+    "z_loss": ["+recipe=mini_babylm", "training.z_loss=1e-4"],
+    "stochastic_depth": ["+recipe=mini_babylm", "training.stochastic_depth=0.1"],
+    "input_masking": ["+recipe=mini_babylm", "training.input_masking=0.1"],
+}  # fmt: skip
+# Row -> the row that it is compared with: the floor, unless it changes one value of another.
+BASES = {
+    "weight_decay_05": "babylm", "batch_2048": "weight_decay_05", "documents": "cosine",
+    "gpt2_weight_decay_05": "gpt2", "cosine": "adamw",
+    **dict.fromkeys(
+        ("reshuffled", "z_loss", "stochastic_depth", "input_masking"), "babylm"
+    ),
 }  # fmt: skip
 CURVES = {"floor": "mini_gpt2_2025, the floor", "babylm": "mini_babylm"}
 
@@ -86,20 +110,24 @@ def summary(row: str) -> dict[str, Any]:
     results = [json.loads((run / "results.json").read_text()) for run in runs]
     records = [json.loads((run / "run.json").read_text()) for run in runs]
 
-    def mean(key: str, digits: int, factor: float = 1.0) -> float:
-        return round(factor * statistics.fmean(r[key] for r in results), digits)
+    def by_seed(key: str, digits: int, factor: float = 1.0) -> list[float]:
+        return [round(factor * r[key], digits) for r in results]
 
-    blimp = [100 * r["eval_blimp_fast"] for r in results]
+    blimp = by_seed("eval_blimp_fast", 1, 100)
+    supplement = by_seed("eval_supplement_fast", 1, 100)
+    perplexity = statistics.fmean(by_seed("eval_word_perplexity", 0))
     return {
         "name": row,
         "recipe": " ".join(ROWS[row]),
         "data": DATASET,
         "words": results[0]["words_seen"],
         "seeds": [int(re.match(r"seed-(\d+)", run.name).group(1)) for run in runs],
+        "bits_per_byte_by_seed": by_seed("eval_bits_per_byte", 5),
         "blimp": round(statistics.fmean(blimp), 1),
-        "blimp_by_seed": [round(score, 1) for score in blimp],
-        "supplement": mean("eval_supplement_fast", 1, 100),
-        "perplexity_per_word": mean("eval_word_perplexity", 0),
+        "blimp_by_seed": blimp,
+        "supplement": round(statistics.fmean(supplement), 1),
+        "supplement_by_seed": supplement,
+        "perplexity_per_word": round(perplexity),
         "seconds": round(statistics.median(map(seconds, runs))),
         "hardware": hardware(),
         "commit": ", ".join(sorted({str(record["code"])[:8] for record in records})),
@@ -128,17 +156,47 @@ def hardware() -> str:
     return f"{number} CPU thread" + "s" * (number > 1)
 
 
+def spread(values: list[float], digits: int) -> str:
+    """Return the mean, and the standard deviation over seeds if there are several."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    more = len(values) > 1
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if more else mean
+
+
+def verdict(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Return the gain in bits per byte over another row, and whether it is more than noise."""
+    groups = [x.get("bits_per_byte_by_seed") for x in (base, row)]
+    if not all(groups):
+        return "–"  # measured before bits per byte were kept
+    means = [statistics.fmean(values) for values in groups]
+    own = [statistics.variance(values) for values in groups if len(values) > 1]
+    # One deviation for both rows: that of a row with one seed is not known.
+    deviation = max(math.sqrt(statistics.fmean(own or [0])), FIELD_SD * means[0])
+    error = deviation * math.sqrt(sum(1 / len(values) for values in groups))
+    gain = means[0] - means[1]
+    word = "noise" if abs(gain) <= 2 * error else "better" if gain > 0 else "worse"
+    return f"{gain:+.4f} than {base['name']}: {word} (2 se {2 * error:.4f})"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as Markdown."""
-    head = "| | recipe | seeds | BLiMP | supplement | perplexity per word | minutes |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    """Return the rows as Markdown: dev loss first, then BLiMP and supplement."""
+    head = "| | recipe | seeds | bits per byte | gain | BLiMP | supplement | perplexity per word | minutes |"
+    lines = [head, "|" + "---|" * 9]
+    by_name = {row["name"]: row for row in rows}
     for row in rows:
-        scores = ", ".join(map(str, row["blimp_by_seed"]))
-        lines.append(
-            f"| {row['name']} | `{row['recipe']}` | {len(row['seeds'])} | {row['blimp']}"
-            f" ({scores}) | {row['supplement']} | {row['perplexity_per_word']:,.0f}"
-            f" | {row['seconds'] / 60:.0f} |"
-        )
+        name = row["name"]
+        bits = row.get("bits_per_byte_by_seed")
+        base = by_name.get(BASES.get(name, "floor"), row)
+        cells = [
+            *(name, f"`{row['recipe']}`", len(row["seeds"])),
+            spread(bits, 4) if bits else "–",
+            verdict(row, base) if base is not row else "–",
+            spread(row["blimp_by_seed"], 1),
+            spread(row.get("supplement_by_seed", [row["supplement"]]), 1),
+            f"{row['perplexity_per_word']:,.0f}",
+            f"{row['seconds'] / 60:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
