@@ -421,7 +421,7 @@ class ReportArguments(Section):
     )
     pairs: Any = option(None, "Folder, or list of folders, of your own minimal pairs")
     format: Literal["table", "csv", "json", "latex", "html"] = option(
-        "table", "Form of the output; latex needs the package booktabs"
+        "table", "Form of the output; latex needs the packages booktabs and graphicx"
     )
     output: str | None = option(None, "File to write; null: the screen, or report.html")
     items: str | None = option(None, "CSV file to write, with a row per model and item")

@@ -23,6 +23,7 @@ MAX_POINTS = (
     300  # of a curve: more cannot be told apart on a screen, and slow the page down
 )
 MAX_LABEL = 56  # characters
+NARROW = 12  # columns of a heat map that is no wider than other figures
 INK, PAPER = "#1b1f24", "#fefefe"  # of the style
 # Okabe and Ito's colours for all kinds of sight, those that show on light and dark paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
@@ -155,7 +156,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray) ->
     """Return a figure of percentages [rows, columns] as colours; NaN is left empty."""
     columns = list(map(_clean, columns))
     height = 0.5 + 0.22 * len(rows) + 0.07 * max(map(len, columns))
-    figure, axes = _figure(height, width=10.4)
+    figure, axes = _figure(height, 5.2 if len(columns) <= NARROW else 10.4)
     axes.grid(False)
     # The colours diverge at chance: orange is worse than guessing, purple is better.
     axes.pcolormesh(values, cmap="PuOr", vmin=0, vmax=100, edgecolor="face")

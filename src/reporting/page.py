@@ -9,12 +9,14 @@ is in the template, page.html.
 """
 
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import yaml
@@ -33,7 +35,15 @@ from src.reporting.statistics import (
     scores,
     settings,
 )
-from src.reporting.tables import Row, group_rows, page_table, run_notes, run_rows
+from src.reporting.tables import (
+    Row,
+    group_rows,
+    is_setting,
+    run_cells,
+    run_notes,
+    run_rows,
+    run_table,
+)
 
 # People agree with BLiMP's labels in 88.6 % of the pairs (Warstadt et al. 2020).
 LINES = {"chance": 50, "human": 88.6, **dict(zip(BASELINES, PUBLISHED["blimp"]))}
@@ -47,13 +57,25 @@ class Pictures:
     """The figures of the page. Each is also written to `folder` as SVG and PNG."""
 
     folder: Path
-    drawn: list[dict[str, str]] = field(default_factory=list)
+    drawn: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, name: str, title: str, note: str, draw: Callable, *args, **options):
         """Draw a figure, unless there is nothing to draw: the first of `args` is empty."""
         if args[0]:
             svg = figures.save(draw, self.folder / name, *args, **options)
-            self.drawn.append({"name": name, "title": title, "note": note, "svg": svg})
+            is_wide = draw is figures.heat_map and len(args[1]) > figures.NARROW
+            picture = {"name": name, "title": title, "note": note, "is_wide": is_wide}
+            self.drawn.append(picture | {"svg": svg})
+
+    def remove_former(self, page: Path, link: str) -> None:
+        """Remove the files that a former `page` links to, unless they were drawn again."""
+        html = page.read_text("utf-8", "replace") if page.is_file() else ""
+        drawn = {picture["name"] for picture in self.drawn}
+        for name, suffix in re.findall(
+            rf'"{re.escape(link)}/(\w+)(\.svg|\.png)"', html
+        ):
+            if name not in drawn:
+                (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def write_page(
@@ -79,10 +101,12 @@ def write_page(
         _draw_run(runs[0], pictures)
     else:
         notes = run_notes(runs, rows)
-        of_runs = [row for row in rows if row["n"] == 1]
-        tables.append(page_table(SETTINGS, group_rows(runs, rows), notes))
-        tables.append(page_table("Runs", of_runs, notes))
+        of_runs = [{**row, "n": None} for row in rows if row["n"] == 1]
+        tables.append(run_table(SETTINGS, group_rows(runs, rows), []))
+        tables.append(run_table("Runs", of_runs, notes))
         _draw_groups(grouped(runs, rows), pictures)
+    link = quote(os.fsencode(pictures.folder.name))
+    pictures.remove_former(path, link)
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     html = template.render(
@@ -90,9 +114,9 @@ def write_page(
         refresh=refresh,
         tables=[*tables, *comparisons],
         pictures=pictures.drawn,
-        folder=pictures.folder.name,
+        folder=link,
         final=final_scores(runs[0]),
-        metrics=page_table("", rows, []),
+        metrics=run_cells(rows[0]),
         published={"names": BASELINES, "scores": PUBLISHED, "sources": SOURCES},
         config=yaml.safe_dump(runs[0].config, sort_keys=False),
     )
@@ -111,7 +135,7 @@ def grouped(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, list[RunD
     """
     found = {}
     for row, group in zip(group_rows(runs, rows), groups(runs)):
-        values = {k: v for k, v in row.items() if "." in k and k != SEED}
+        values = {k: v for k, v in row.items() if is_setting(k) and k != SEED}
         label = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in values.items())
         is_clear = 0 < len(label) <= figures.MAX_LABEL and label not in found
         found[label if settings(group[0]) and is_clear else group[0].name] = group
@@ -181,8 +205,9 @@ def _draw_run(run: RunData, pictures: Pictures) -> None:
     found = [(curve, figures.plateau(curve.y)) for curve in scores]
     stars = [(curve.x[i], curve.y[i]) for curve, i in found if i is not None]
     note = "A star: 95 % of the rise is reached, and the score hardly rises any more."
+    note = note if stars else ""
     add("scores", "Scores of checkpoints", note, draw, scores, "score", stars=stars)
-    _draw_terms({run.name: [run]}, pictures)
+    _draw_terms({"this run": [run]}, pictures)
     task, found = _terms([run.scores.get(name, {}) for name in run.words])
     terms = {name: of_name for name, of_name in zip(run.words, found) if of_name}
     rows = list(dict.fromkeys(row for of_name in terms.values() for row in of_name))

@@ -124,7 +124,7 @@ def read_run(directory: Path, results: Path) -> RunData:
     scores = {name: entries for name, entries in scores.items() if entries}
     run = RunData(
         directory,
-        name="/".join(directory.resolve().parts[-2:]),
+        name="/".join(directory.resolve().parts[-2:]).encode(errors="replace").decode(),
         config=_read(directory / "config.yaml", faults, YAML),
         record=_read(directory / "run.json", faults),
         results=final,

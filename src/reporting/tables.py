@@ -34,7 +34,12 @@ from src.reporting.statistics import (
 
 MARK = "†"  # of what must not be compared, or only with care
 NOT_COMPARABLE = "not comparable"
-LATEX = {"±": r"$\pm$", MARK: r"$^\dagger$"}
+LATEX = {"±": r"$\pm$", MARK: r"$^\dagger$", " -": " $-$", "|": r"\textbar{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
+# A box that shrinks to the width of a line if it is wider.
+SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+# What pdfTeX cannot print without further packages.
+UNPRINTABLE = r"[^\n -~\xa1-\xff†–—‘’“”]|[«»ÐÞðþ]"
 ITEM_FIELDS = [
     *("run", "seed", "words", "revision", "task", "phenomenon", "item", "right"),
     "log_probability",
@@ -49,7 +54,7 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
     A row has `run`, `n` (number of runs), the settings that differ, the scores by the names of
     tasks, `<task> sd` (standard deviation over seeds), and `not comparable`: for each task with a
     value by other rules or on other data than most runs', what is different. A group has no mean
-    of such values.
+    of such values: it is None.
     """
     values = {run.directory: scores(run) for run in runs}
     names = {task: 0 for known in values.values() for task in known}
@@ -78,10 +83,12 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
                 if faults := other_rules(x, usual[task]):
                     row[NOT_COMPARABLE][task] = faults
                 numbers = [score.value for score in x]
-                if len(x) < len(members) or members in several and faults:
-                    continue
-                row[task] = fmean(numbers)
-                row |= {f"{task} sd": stdev(numbers)} if members in several else {}
+                is_known = len(x) == len(members) and not (
+                    members in several and faults
+                )
+                row[task] = fmean(numbers) if is_known else None
+                if is_known and members in several:
+                    row[f"{task} sd"] = stdev(numbers)
             rows.append(row)
     return rows
 
@@ -108,39 +115,14 @@ def group_rows(runs: Sequence[RunData], rows: Sequence[Row]) -> list[Row]:
     return [{**row, "run": row["run"].split("/")[0]} for row in found]
 
 
-def page_table(caption: str, rows: Sequence[Row], notes: Sequence[str]) -> Row:
-    """Return a table of runs for the page, whose numbers stay numbers, so that it can sort them.
-
-    A score is a dictionary: mean, sd (None for one run), digits, and mark (a bool).
-    """
-    names = [n for row in rows for n in (*row, *row[NOT_COMPARABLE])]
-    names = [n for n in names if n != NOT_COMPARABLE and not n.endswith(" sd")]
-    is_known = {n: any(x.get(n, MARK) is not None for x in rows) for n in names}
-    columns = [name for name in is_known if is_known[name]]
-
-    def cell(row: Row, name: str) -> Any:
-        value, mark = row.get(name), name in row[NOT_COMPARABLE]
-        if isinstance(value, float) and "." not in name:
-            digits = 4 if name == DEV_LOSS else 2
-            sd = row.get(f"{name} sd")
-            return {"mean": value, "sd": sd, "digits": digits, "mark": mark}
-        if isinstance(value, (bool, dict, list)):
-            return json.dumps(value)
-        return MARK if mark else value
-
-    cells = [[cell(row, name) for name in columns] for row in rows]
-    columns = [name.removeprefix("training.") for name in columns]
-    return {"caption": caption, "columns": columns, "rows": cells, "notes": notes}
-
-
 def render(
     runs: Sequence[RunData], comparisons: Sequence[Comparison], form: str
 ) -> str:
     """Return the table of runs, if there are any, and those of comparisons.
 
     Args:
-        form: `table`, `csv`, `json` or `latex`. A LaTeX table needs the package booktabs; a group
-            of seeds is one row of it.
+        form: `table`, `csv`, `json` or `latex`. A LaTeX table needs the packages booktabs and
+            graphicx; a group of seeds is one row of it.
     """
     rows = run_rows(runs)
     notes = [*(fault for run in runs for fault in run.faults), *run_notes(runs, rows)]
@@ -157,7 +139,7 @@ def render(
         return pd.DataFrame(found or rows).to_csv(index=False).rstrip("\n")
     if form == "latex":
         rows = group_rows(runs, rows)
-    tables = [_table("Runs", map(_run_cells, rows), notes)] if runs else []
+    tables = [run_table("Runs", rows, notes)] if runs else []
     for comparison in comparisons:
         found = comparison_tables(comparison)
         tables += found[:1] if form == "latex" else found
@@ -188,26 +170,38 @@ def comparison_tables(comparison: Comparison) -> list[dict[str, Any]]:
     )
 
 
+def run_table(caption: str, rows: Sequence[Row], notes: Sequence[str]) -> Row:
+    """Return a table of runs, with the fields of `comparison_tables`."""
+    return _table(caption, map(run_cells, rows), notes)
+
+
 def _table(caption: str, cells: Iterable[Row], notes: Sequence[str]) -> dict[str, Any]:
-    frame = pd.DataFrame([*cells]).fillna("")
-    table = {"caption": caption, "columns": [*frame], "rows": frame.values.tolist()}
-    return table | {"notes": notes}
+    known = [*cells]
+    names = dict.fromkeys(name for row in known for name in row)
+    columns = [name for name in names if any(row.get(name) for row in known)]
+    rows = [[row.get(name, "") for name in columns] for row in known]
+    return {"caption": caption, "columns": columns, "rows": rows, "notes": notes}
 
 
-def _run_cells(row: Row) -> dict[str, str]:
+def run_cells(row: Row) -> dict[str, str]:
     """Return the texts of a row of the table of runs, by column."""
     cells = {}
     for name, value in row.items():
         if f"{name} sd" in row:
             value = f"{_number(value, name)} ± {_number(row[f'{name} sd'], name)}"
-        elif "." not in name:
+        elif not is_setting(name):
             value = _number(value, name)
         if name != NOT_COMPARABLE and not name.endswith(" sd"):
             mark = MARK if name in row[NOT_COMPARABLE] else ""
             value = "" if value is None else value
             text = value if isinstance(value, str) else json.dumps(value)
             cells[name.removeprefix("training.")] = text + mark
-    return cells | {n: MARK for n in row[NOT_COMPARABLE] if n not in row}
+    return cells
+
+
+def is_setting(name: str) -> bool:
+    """Return whether a field of a row is a setting, such as `training.seed`, and not a task."""
+    return re.match(r"\w+\.", name) is not None
 
 
 def _number(value: Any, name: str) -> Any:
@@ -232,25 +226,23 @@ def _text(table: dict[str, Any]) -> str:
 
 
 def _latex(table: dict[str, Any]) -> str:
-    """Return a LaTeX table with the notes as comments, small enough for a page.
+    """Return a LaTeX table with the notes as comments. It is at most as wide as a line.
 
     The name and the number of runs become comments, too, if all rows have the same.
     """
     frame = pd.DataFrame(table["rows"], columns=table["columns"])
-    frame = frame.loc[:, (frame != "").any()]  # the seed of groups
     notes = [*table["notes"]]
     for name in ("run", "n"):
         if name in frame and len(frame) > 1 and frame[name].nunique() == 1:
             notes.append(f"in all rows, {name} is {frame.pop(name)[0]}")
     form = "@{}l" + "r" * (len(frame.columns) - 1) + "@{}"
     text = frame.to_latex(index=False, escape=True, column_format=form).rstrip()
-    # pdfTeX knows no other letters without further packages.
-    text = re.sub(r"[^\x00-\xff†–—‘’“”]", "?", text)
     for character, command in LATEX.items():
         text = text.replace(character, command)
-    comments = [f"% {line}" for note in notes for line in note.split("\n")]
-    head = ["% needs \\usepackage{booktabs}", *comments, "{\\small"]
-    return "\n".join([*head, "\\setlength{\\tabcolsep}{4pt}", text, "}"])
+    comments = [f"% {line}" for note in notes for line in note.splitlines()]
+    head = [r"% needs \usepackage{booktabs,graphicx}", *comments, r"{\small"]
+    head += [r"\setlength{\tabcolsep}{4pt}", SHRUNK]
+    return re.sub(UNPRINTABLE, "?", "\n".join([*head, text + "}}"]))
 
 
 def write_items(

@@ -221,7 +221,7 @@ def test_scores_by_other_rules_are_marked(page):
 def test_runs_that_were_killed_have_a_page_and_their_dev_loss_is_marked(page):
     nothing = {"results": {}, "scores": {}, "words": {}}
     parsed = page([fake_run("a/1"), fake_run("b/2", 2, **nothing), fake_run("c/3", 3)])
-    assert parsed.tables["Runs"][2][-3:] == ["3.4800 †", "–", "–"]
+    assert parsed.tables["Runs"][2][-3:] == ["3.4800†", "–", "–"]
     empty = nothing | {"logs": [], "ledger": [], "record": {}, "config": {}}
     parsed = page([fake_run("a/1", **empty)])
     assert "not finished" in parsed.text and not parsed.all("svg")
@@ -316,6 +316,17 @@ def test_comparisons_are_tables_of_the_page(page):
     assert notes[0] in parsed.text
 
 
+def test_figures_of_a_former_page_are_removed_and_other_files_stay(page, tmp_path):
+    page([fake_run()])
+    folder = tmp_path / "report_figures"
+    for name in ("mine.png", "loss.txt"):
+        (folder / name).write_text("not of the report")
+    page(six_runs())
+    kept = {path.name for path in folder.iterdir()}
+    assert {"mine.png", "loss.txt", "loss.svg", "scores_blimp.png"} <= kept
+    assert not kept & {"scores.svg", "scores.png", "heat_map.svg", "heat_map.png"}
+
+
 def test_the_same_runs_give_the_same_bytes(page, tmp_path):
     page(six_runs())
     files = [tmp_path / "report.html", *(tmp_path / "report_figures").iterdir()]
@@ -385,15 +396,21 @@ head.firstElementChild.click();
 const down = [head.getAttribute("aria-sort"), ...names()];
 input.value = "SEED-2  0.003"; input.dispatchEvent(new Event("input"));
 const found = names(), said = document.querySelector("output").textContent;
+const last = [...document.querySelectorAll("table")].at(-1);
+last.querySelectorAll("button")[1].click();
+const numbers = [...last.tBodies[0].rows].map(r => r.cells[1].innerText);
+const loaded = performance.getEntriesByType("resource").length;
 const wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
-document.title = JSON.stringify({up, down, found, said, wide});
+document.title = JSON.stringify({up, down, found, said, wide, numbers, loaded});
 </script>
 """
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_sorts_and_filters_without_an_error(page, tmp_path):
-    page(six_runs())
+    rows = [["a", "1,000.50"], ["b", ""], ["c", "-2.00†"], ["d", "3.10 ± 0.20"]]
+    table = {"caption": "t", "columns": ["task", "x"], "rows": rows, "notes": []}
+    page(six_runs(), [table])
     file = tmp_path / "report.html"
     file.write_text(file.read_text("utf-8") + CLICKS, "utf-8")
     flags = (
@@ -414,4 +431,5 @@ def test_a_browser_sorts_and_filters_without_an_error(page, tmp_path):
     assert seen["up"] == ["ascending", *best]
     assert seen["down"] == ["descending", *best[::-1]]
     assert seen["found"] == ["run-gpt2/seed-2_lr-0.003"]
-    assert seen["said"] == "1 of 6 rows" and seen["wide"]
+    assert seen["said"] == "1 of 6 rows" and seen["wide"] and not seen["loaded"]
+    assert seen["numbers"] == ["-2.00†", "3.10 ± 0.20", "1,000.50", "–"]

@@ -105,7 +105,7 @@ def test_values_that_are_not_comparable_are_marked_and_not_averaged(report, four
     text = report("runs=exp/run-a")
     assert "75.00†" in text and "blimp is not comparable: other protocol" in text
     group = json.loads(report("runs=exp/run-a", "format=json"))["runs"][2]
-    assert "blimp" not in group and group["not comparable"] == {"blimp": "protocol"}
+    assert group["blimp"] is None and group["not comparable"] == {"blimp": "protocol"}
 
 
 def test_bad_input_is_named_in_one_line(report):
@@ -132,11 +132,11 @@ def test_a_name_with_odd_characters_breaks_no_table(report, place):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles_and_fits_the_page(report, place):
     for seed in (1, 2):
-        write_run(r"50%_&#${}\~^üß—中†", f"seed-{seed}", seed)
-    write_run("other", "seed-1", 1, lr=0.2)
+        write_run("50%_&#${}\\~^üß—中†«Þ<>|\r\1", f"seed-{seed}", seed)
+    write_run("a-name-that-fills-more-than-half-of-a-line", "seed-1", 1, lr=0.2)
     report("runs=exp/*", "format=latex", "output=table.tex")
     Path("paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\noindent"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\noindent"
         r"\input{table.tex}\end{document}"
     )
     command = ["pdflatex", "-halt-on-error", "paper.tex"]
