@@ -160,11 +160,8 @@ def _scores(text: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for backend, tasks in json.loads(text)["scores"].items():
         for task, entry in tasks.items():
-            _ = (
-                entry["score"],
-                entry["protocol"],
-                entry["subscores"],
-            )  # or it is damaged
+            for field in ("score", "protocol", "subscores"):
+                entry[field]  # or it is damaged
             entries[f"{task} ({backend})" if task in entries else task] = entry
     return entries
 
@@ -205,13 +202,9 @@ def _words(run: RunData) -> dict[str, int]:
     words = {"main": run.results.get("words_seen")}
     for name in {*run.scores, *(path.name for path in run.directory.glob("ch*"))}:
         if match := re.fullmatch(r"checkpoint-(\d+)", name):
-            near = (
-                [min(rows, key=lambda x: abs(x["step"] - int(match[1])))]
-                if rows
-                else []
-            )
-            seen = [round(x["words"] * int(match[1]) / x["step"]) for x in near]
-            words[name] = seen[0] if seen else None
+            step = int(match[1])
+            for row in sorted(rows, key=lambda row: abs(row["step"] - step))[:1]:
+                words[name] = round(row["words"] * step / row["step"])
         elif name.startswith("chck_"):
             words[name] = Checkpoint(run.directory, run.name, name, "").words_seen
     return {name: number for name, number in words.items() if number is not None}

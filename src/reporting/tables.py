@@ -76,18 +76,16 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
             if "data" in row:  # the checksums of the text
                 row["data"] = f"{crc32(json.dumps(row['data']).encode()):08x}"
             row[NOT_COMPARABLE] = {}
+            known = [values[run.directory] for run in members]
             for task in tasks:
-                x = [
-                    s[task] for s in (values[m.directory] for m in members) if task in s
-                ]
+                x = [s[task] for s in known if task in s]
                 if faults := other_rules(x, usual[task]):
                     row[NOT_COMPARABLE][task] = faults
                 numbers = [score.value for score in x]
-                is_known = len(x) == len(members) and not (
-                    members in several and faults
-                )
-                row[task] = fmean(numbers) if is_known else None
-                if is_known and members in several:
+                is_mixed = len(members) > 1 and faults
+                has_mean = len(x) == len(members) and not is_mixed
+                row[task] = fmean(numbers) if has_mean else None
+                if has_mean and len(members) > 1:
                     row[f"{task} sd"] = stdev(numbers)
             rows.append(row)
     return rows
@@ -175,7 +173,7 @@ def run_table(caption: str, rows: Sequence[Row], notes: Sequence[str]) -> Row:
     return _table(caption, map(run_cells, rows), notes)
 
 
-def _table(caption: str, cells: Iterable[Row], notes: Sequence[str]) -> dict[str, Any]:
+def _table(caption: str, cells: Iterable[Row], notes: Sequence[str]) -> Row:
     known = [*cells]
     names = dict.fromkeys(name for row in known for name in row)
     columns = [name for name in names if any(row.get(name) for row in known)]
