@@ -58,10 +58,14 @@ def test_without_validation_text_the_end_of_every_file_is_held_out(
     data = prepare(tmp_path, train_file=f"{corpus}/*.train", block_size=16)
     assert data.validation_names == ["childes", "gutenberg"]
     assert data.validation.stream is data.train_stream
-    seen = {i for a, b in zip(data.train.starts, data.train.ends) for i in range(a, b)}
+    seen = {
+        i
+        for a, b in zip(*data.train.bounds(range(len(data.train))))
+        for i in range(a, b)
+    }
     held_out = {
         i
-        for a, b in zip(data.validation.starts, data.validation.ends)
+        for a, b in zip(*data.validation.bounds(range(len(data.validation))))
         for i in range(a, b)
     }
     assert not seen & held_out
@@ -69,7 +73,10 @@ def test_without_validation_text_the_end_of_every_file_is_held_out(
     # gutenberg's 20 documents are alike: 5 % is the last one, of 40 words.
     words = data.validation.words[data.validation.owners == 1].sum()
     assert words == 40
-    assert data.validation.starts[-1] > data.train_stream.documents[-1]
+    assert (
+        data.validation.bounds([len(data.validation) - 1])[0][0]
+        > data.train_stream.documents[-1]
+    )
     assert len(held_out) / len(data.train_stream) == pytest.approx(0.05, abs=0.005)
     words = data.validation.words.sum()
     assert (
