@@ -7,8 +7,6 @@ from typing import Optional
 import torch
 
 POWERCAP = Path("/sys/class/powercap")
-# Zones of RAPL that do not contain each other: the cores are part of their package.
-ZONES = ("package", "dram")
 
 
 class EnergyMeter:
@@ -46,7 +44,10 @@ def _counters(device: torch.device) -> list[tuple[float, float]]:
             used = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # in millijoules
             return [(used / 1e3, math.inf)]
         names = sorted(POWERCAP.glob("intel-rapl:*/name"))  # of AMD's CPUs, too
-        zones = [name.parent for name in names if name.read_text().startswith(ZONES)]
+        # Other zones are parts of a package, such as its cores.
+        zones = [
+            x.parent for x in names if x.read_text().startswith(("package", "dram"))
+        ]
         files = ("energy_uj", "max_energy_range_uj")
         return [tuple(int((z / f).read_text()) / 1e6 for f in files) for z in zones]
     except Exception:  # of the driver's many kinds; a run does not depend on it
