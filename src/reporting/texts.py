@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,9 +14,7 @@ from src.reporting.runs import RunData
 MAX_MODELS = 5
 
 
-def texts_table(
-    run: RunData, beginnings: Sequence[str], results_dir: Path
-) -> dict[str, Any]:
+def texts_table(run: RunData, beginnings: Sequence[str], results: Path) -> dict:
     """Return a table of texts of the models on disk, as `write_page` takes it.
 
     Of more than `MAX_MODELS` models, about that many are chosen, spread over words seen on a
@@ -27,7 +24,7 @@ def texts_table(
     written: dict[tuple[str, int], list[str]] = {}
     for words, folder in _spread(run).items():
         model = local_checkpoint(folder)
-        cache = results_dir / model_folder(model.model) / model.revision / "texts.json"
+        cache = results / model_folder(model.model) / model.revision / "texts.json"
         try:
             written[model.revision, words] = _texts(model, list(beginnings), cache)
         except UserError as error:

@@ -41,8 +41,7 @@ def final_scores(trainer: LanguageModelTrainer, kind: dict[str, int]) -> dict[st
     scores = {**kind, **trainer.evaluate(all_items=True)}
     if trainer.args.do_eval and data.train_stream is not None:
         texts, tokenizer = (data.train_stream, data.validation), trainer.tokenizer
-        unigram = unigram_perplexity(*texts, len(tokenizer))
-        scores["eval_unigram_perplexity"] = unigram
+        scores["eval_unigram_perplexity"] = unigram_perplexity(*texts, len(tokenizer))
         if trainer.is_world_process_zero():
             logger.info("Comparing the dev text with the training text …")
             scores["sanity"] = sanity(*texts, tokenizer)
