@@ -95,10 +95,10 @@ training.lr_scheduler_type=inverse_sqrt training.lr_scheduler_kwargs={timescale:
 training.lr_scheduler_type=cosine_with_min_lr | One of min_lr or min_lr_rate should be set
 training.report_to=[nope] | training.report_to=['nope']: nope is not supported
 training.use_liger_kernel=true | training.use_liger_kernel=True: the package liger-kernel is not
-training.deepspeed=gone.json | training.deepspeed=gone.json: No package metadata was found
+training.deepspeed=gone.json | training.deepspeed must be None, got gone.json
 training.fsdp=full_shard | training.fsdp: Value 'full_shard' is not a valid bool
 training.accelerator_config=gone.json | training.accelerator_config=gone.json: [Errno 2]
-training.parallelism_config=foo | training.parallelism_config=foo: 'str' object
+training.parallelism_config=foo | training.parallelism_config must be None, got foo
 training.gradient_checkpointing_kwargs={foo: 1} | Unexpected keyword arguments: foo
 training.debug=5 | training.debug=5: 'int' object is not iterable
 training.log_level=nope | training.log_level=nope: KeyError 'nope'

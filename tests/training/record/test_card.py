@@ -23,6 +23,8 @@ FACTS = {
     "steps": 4321,
     "final_step": "; the model is that of step 4,000, after 92,000,000 words",
     "vocab_size": 16384,
+    "total_flos": 1.25e15,
+    "energy": ", 0.5 kWh",
     "tokenizer": "trained on the same text",
     "eval_files": "childes",
 }
@@ -52,6 +54,7 @@ def test_the_card_says_what_the_model_is_and_how_good(card):
         "```\npython -m src.run_clm 'model.config_overrides={n_layer:1}'\n```" in text
     )
     assert "gpt2, 1,234,567 parameters, sequences of 512 tokens" in text
+    assert "* Cost: 1.25e+15 FLOPs, 0.5 kWh.\n" in text
     assert "childes, gutenberg (10,000,000 whitespace words, 13,000,000 tokens)" in text
     assert (
         "99,999,999 words were seen in 9.988 epochs (4,321 steps); the model is that of step"

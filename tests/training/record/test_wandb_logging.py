@@ -9,7 +9,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-import wandb
 from transformers import TrainerControl, TrainerState
 
 from src.arguments import (
@@ -198,6 +197,8 @@ def test_all_folders_of_a_run_are_named_in_one_command(tmp_path, caplog):
 def test_a_sweeps_trial_that_repeats_a_finished_run_reports_its_scores(
     tmp_path, monkeypatch
 ):
+    import wandb  # the users' processes must not have it
+
     wandb.teardown()  # it reads the environment once
     monkeypatch.setenv("WANDB_RUN_ID", "ofagent1")
     assert sweep_run_id() is None
