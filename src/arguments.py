@@ -10,7 +10,7 @@ identity (`src/configuration/identity.py`). A `neutral` option changes neither.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Mapping
 
 import transformers
@@ -779,6 +779,15 @@ class Arguments:
             )
 
 
+def defaults() -> dict[str, Any]:
+    """Return the default of each option by key. Runs older than an option have its default."""
+    sections = [section.default_factory for section in fields(Arguments)]
+    options = {
+        s.key(option.name): option.default for s in sections for option in fields(s)
+    }
+    return {key: value for key, value in options.items() if value is not MISSING}
+
+
 @dataclass(frozen=True)
 class RunConfiguration:
     """The arguments of a run, and the values that its record keeps.
@@ -789,7 +798,6 @@ class RunConfiguration:
             {"training.bf16": "the CPU is fast at it"}.
         recorded: the values of all sections, nested and plain, without secrets.
         identity: the settings that change the run's result, as plain values by key.
-        defaults: the dataclasses' own values, by key.
         overrides: the overrides of the command line, without secrets.
     """
 
@@ -797,5 +805,4 @@ class RunConfiguration:
     reasons: Mapping[str, str]
     recorded: Mapping[str, Any]
     identity: Mapping[str, Any]
-    defaults: Mapping[str, Any]
     overrides: list[str]

@@ -7,7 +7,6 @@ Therefore the identity is written to `run.json` when a run begins, and compared 
 one when it continues.
 """
 
-import dataclasses
 import hashlib
 import re
 from typing import Any, Mapping
@@ -68,15 +67,6 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
         if _changes_result(key, values["training"]):
             settings[key] = values[section][name]
     return settings
-
-
-def defaults() -> dict[str, Any]:
-    """Return the default of each option. Runs that are older than an option have its default."""
-    return {
-        key: field.default
-        for key, field in options().items()
-        if field.default is not dataclasses.MISSING
-    }
 
 
 def run_name(*, _root_: DictConfig) -> str:

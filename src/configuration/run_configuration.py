@@ -23,7 +23,7 @@ from src.arguments import (
     RunEvalArguments,
     is_text_figure,
 )
-from src.configuration.identity import defaults, identity, typed_overrides
+from src.configuration.identity import identity, typed_overrides
 from src.configuration.schema import build, group_choices, schema, sections
 from src.foundation import UserError
 from src.hardware import resolve_hardware
@@ -62,7 +62,6 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
         reasons=reasons,
         recorded=recorded,
         identity=identity(recorded),
-        defaults=defaults(),
         overrides=[*map(hide_secrets, typed_overrides())],
     )
 

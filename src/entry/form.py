@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from src.arguments import defaults
 from src.entry.checks import Run
 from src.entry.rules import Track
 from src.evaluation.models import model_folder
@@ -25,6 +26,19 @@ from src.training.record.ledger import FILE, read_ledger
 logger = logging.getLogger(__name__)
 
 FOR_THE_TEAM = "(for the team to fill in)"
+# The options that have a field of their own. The batch and the number of layers belong to them.
+SHOWN = [
+    *("model.model_type", "model.config_overrides", "model.model_name_or_path"),
+    *("tokenizer.name_or_path", "tokenizer.vocab_size", "data.block_size"),
+    *("data.train_file", "data.validation_file", "data.dataset_name", "training.seed"),
+    *("training.optim", "training.optimizer", "training.num_train_epochs"),
+    *(
+        "training.learning_rate",
+        "training.lr_scheduler_type",
+        "training.tokens_per_step",
+    ),
+    *("training.per_device_train_batch_size", "training.gradient_accumulation_steps"),
+]
 # The server divides these counts by a million or more.
 COUNTS = ("num_parameters", "num_words_data", "flops")
 # The official collate script gives the file of predictions this name.
@@ -84,10 +98,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "data_human_annotation": FOR_THE_TEAM,
         "data_syn_aug": FOR_THE_TEAM,
         "model_description": FOR_THE_TEAM,
-        "other_hyp": ", ".join(
-            f"{key}={training[key]}"
-            for key in ("weight_decay", "warmup_steps", "adam_beta2", "averaging")
-        ),
+        "other_hyp": _other_settings(run.record["identity"]),
         "teacher_models": "none" if not weights else FOR_THE_TEAM,
     }
     earlier = _read(before) if before.exists() else {}
@@ -158,6 +169,19 @@ def _num_parameters(directory: Path) -> int:
             for name in weights.keys():
                 total += math.prod(weights.get_slice(name).get_shape())
     return total
+
+
+def _other_settings(identity: Mapping[str, Any]) -> str:
+    """Return the settings of a run that differ from the defaults: "weight_decay=0.1, …".
+
+    Those of the loading of models, and those that have a field of their own, are left out.
+    """
+    known = defaults()
+    return ", ".join(
+        f"{key.partition('.')[2]}={value}"
+        for key, value in identity.items()
+        if key not in SHOWN and value != known.get(key, value)
+    )
 
 
 def _first(config: Mapping[str, Any], *names: str) -> Any:

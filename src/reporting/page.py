@@ -63,6 +63,8 @@ class Pictures:
     def add(self, name: str, title: str, note: str, draw: Callable, *args, **options):
         """Draw a figure, unless there is nothing to draw: the first of `args` is empty."""
         if args[0]:
+            while name in (picture["name"] for picture in self.drawn):
+                name += "_2"  # a task whose name has other punctuation
             svg = figures.save(draw, self.folder / name, *args, **options)
             is_wide = draw is figures.heat_map and len(args[1]) > figures.NARROW
             picture = {"name": name, "title": title, "note": note, "is_wide": is_wide}

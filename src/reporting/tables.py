@@ -35,6 +35,7 @@ from src.reporting.statistics import (
 MARK = "†"  # of what must not be compared, or only with care
 NOT_COMPARABLE = "not comparable"
 LATEX = {"±": r"$\pm$", MARK: r"$^\dagger$", " -": " $-$", "|": r"\textbar{}"}
+FOOTNOTE = r"\par\footnotesize $^\dagger$ Not comparable, or only with care."
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 # A box that shrinks to the width of a line if it is wider.
 SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
@@ -226,6 +227,7 @@ def _text(table: dict[str, Any]) -> str:
 def _latex(table: dict[str, Any]) -> str:
     """Return a LaTeX table with the notes as comments. It is at most as wide as a line.
 
+    A line below it explains the mark, if there is one.
     The name and the number of runs become comments, too, if all rows have the same.
     """
     frame = pd.DataFrame(table["rows"], columns=table["columns"])
@@ -238,9 +240,10 @@ def _latex(table: dict[str, Any]) -> str:
     for character, command in LATEX.items():
         text = text.replace(character, command)
     comments = [f"% {line}" for note in notes for line in note.splitlines()]
+    foot = FOOTNOTE if any(note.startswith(MARK) for note in notes) else ""
     head = [r"% needs \usepackage{booktabs,graphicx}", *comments, r"{\small"]
     head += [r"\setlength{\tabcolsep}{4pt}", SHRUNK]
-    return re.sub(UNPRINTABLE, "?", "\n".join([*head, text + "}}"]))
+    return re.sub(UNPRINTABLE, "?", "\n".join([*head, text + "}" + foot + "}"]))
 
 
 def write_items(

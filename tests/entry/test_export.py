@@ -72,6 +72,8 @@ def test_an_entry_has_models_predictions_form_and_card(finished, export):
     assert card.data.license == "mit" and len(card.text) > 200
     form = json.loads((entry / "form.json").read_text())
     assert form["num_parameters"] == model.num_parameters()
+    assert "max_grad_norm" not in form["other_hyp"]  # it has the default
+    assert "warmup_steps=" in form["other_hyp"]
     assert form["track"] == "strict-small" and form["hf_repo"] == NAME
     assert (
         form["num_words_data"]

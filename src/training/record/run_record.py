@@ -29,7 +29,7 @@ from typing import Any, Optional
 import yaml
 from filelock import Timeout
 
-from src.arguments import RunConfiguration
+from src.arguments import RunConfiguration, defaults
 from src.foundation import (
     MANIFEST,
     UserError,
@@ -163,8 +163,7 @@ class RunRecord:
             file = self.directory / "run.json"
             raise UserError(f"{file} is damaged: it lacks its command or its identity")
         # If a record was written before an option existed, the option had its default.
-        defaults = self.configuration.defaults
-        known = {key: defaults[key] for key in self.identity if key in defaults}
+        known = {k: v for k, v in defaults().items() if k in self.identity}
         changes = differences({**known, **recorded["identity"]}, self.identity)
         if changes and self._has_progress:
             raise UserError(

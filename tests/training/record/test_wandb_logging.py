@@ -42,7 +42,7 @@ def record(run_dir: Path, **wandb) -> RunRecord:
         (run_dir / "run.json").write_text(json.dumps({"wandb_id": wandb_id}))
     training = TrainingArguments(output_dir=str(run_dir), use_cpu=True, do_train=True)
     args = Arguments(wandb=WandbArguments(**wandb), training=training)
-    configuration = RunConfiguration(args, {}, CONFIGURATION, {}, {}, [])
+    configuration = RunConfiguration(args, {}, CONFIGURATION, {}, [])
     return RunRecord(configuration, {})
 
 
