@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from src.arguments import ExportArguments
 from src.configuration.command_line import command_line, set_up_logging
-from src.configuration.run_configuration import build_export
+from src.configuration.run_configuration import command_arguments
 from src.configuration.schema import CONF_DIR
 from src.foundation import UserError
 
@@ -27,7 +27,7 @@ def run(config: DictConfig) -> None:
     """Write the entry, and exit with an error if it is not ready."""
     set_up_logging()
     try:
-        args = build_export(config)
+        args = command_arguments(ExportArguments, config)
         from src.entry.export import export  # takes seconds
 
         export(args)

@@ -183,6 +183,18 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, or an empty dictionary if there is no such file.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:  # invalid JSON or invalid UTF-8
+        raise UserError(f"{file} is not JSON: {error}") from error
+
+
 def acquired(path: Path, timeout: float = -1) -> AcquireReturnProxy:
     """Acquire the lock `path`, and return a context that releases it.
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from src.arguments import ReportArguments
 from src.configuration.command_line import command_line, job
-from src.configuration.run_configuration import build_report
+from src.configuration.run_configuration import command_arguments
 from src.configuration.schema import CONF_DIR
 
 WATCH_SECONDS = 30
@@ -30,7 +30,7 @@ WATCH_SECONDS = 30
 def run(config: DictConfig) -> None:
     """Write the report, and end with an error if there is no run."""
     with job(config, "output"):
-        args = build_report(config)
+        args = command_arguments(ReportArguments, config)
         report(args)
         while args.watch:
             time.sleep(WATCH_SECONDS)

@@ -6,8 +6,7 @@
 
 `--help` lists the tasks and every key. Existing scores by the same rules on the same data are
 shown, not computed again. Scores by other rules (`protocol`, `bf16`, the `seed` of fine-tuning)
-get separate folders in `results_dir`. With `bf16`, the command reports how many choices differ
-from those in float32, if there are scores in float32.
+get separate folders in `results_dir`.
 """
 
 import logging
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.arguments import RunEvalArguments
 from src.configuration.command_line import command_line, job
-from src.configuration.run_configuration import build_run_eval
+from src.configuration.run_configuration import command_arguments
 from src.configuration.schema import CONF_DIR
 from src.foundation import UserError, naming, shows_bars
 from src.hardware import keep_freed_memory
@@ -34,7 +33,7 @@ logger = logging.getLogger("src.run_eval")
 def run(config: DictConfig) -> None:
     """Score the models that `checkpoint` names, and end with an error if some failed."""
     with job(config, "results_dir"):
-        evaluate(build_run_eval(config))
+        evaluate(command_arguments(RunEvalArguments, config))
 
 
 def evaluate(args: RunEvalArguments) -> None:

@@ -22,6 +22,7 @@ from src.configuration.errors import explain, readable
 from src.configuration.run_configuration import hide_secrets
 from src.foundation import UserError, write_fault
 
+QUIET = "httpx httpx2 hydra hydra_plugins submitit accelerate".split()
 UNBROKEN = dict(break_long_words=False, break_on_hyphens=False)
 
 
@@ -67,19 +68,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[Screen(sys.stdout)]
     )
-    launchers = (
-        "hydra_plugins.hydra_joblib_launcher",
-        "hydra_plugins.hydra_submitit_launcher",
-    )
-    for library in (
-        "httpx",
-        "httpx2",
-        "evaluate",
-        "hydra",
-        "submitit",
-        "accelerate",
-        *launchers,
-    ):
+    for library in QUIET:
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("datasets", "huggingface_hub"):  # they also raise what they log
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -16,11 +16,8 @@ from src.arguments import (
     EFFECTIVE_WITH,
     FIGURES,
     Arguments,
-    ExportArguments,
-    HubArguments,
-    ReportArguments,
     RunConfiguration,
-    RunEvalArguments,
+    Section,
     is_text_figure,
 )
 from src.configuration.identity import identity, typed_overrides
@@ -66,33 +63,18 @@ def run_configuration(config: DictConfig) -> RunConfiguration:
     )
 
 
-def build_run_eval(config: DictConfig) -> RunEvalArguments:
-    """Return the checked arguments of `run_eval`.
+def command_arguments(root: type[Section], config: DictConfig) -> Any:
+    """Return the checked arguments of another command than training.
+
+    Args:
+        root: the dataclass of the command's keys.
 
     Raises:
         UserError: if a key is unknown or a value is refused.
     """
-    return build(RunEvalArguments, _plain(config, RunEvalArguments))
-
-
-def build_export(config: DictConfig) -> ExportArguments:
-    """Return the checked arguments of `export`.
-
-    Raises:
-        UserError: if a key is unknown or a value is refused.
-    """
-    values = _plain(config, ExportArguments)
-    hub = build(HubArguments, values.pop("hub"))
-    return build(ExportArguments, {**values, "hub": hub})
-
-
-def build_report(config: DictConfig) -> ReportArguments:
-    """Return the checked arguments of `report`.
-
-    Raises:
-        UserError: if a key is unknown or a value is refused.
-    """
-    return build(ReportArguments, _plain(config, ReportArguments))
+    values = _plain(config, root)
+    inner = {name: build(s, values[name]) for name, s in sections(root).items() if name}
+    return build(root, {**values, **inner})
 
 
 def _refuse_missing_choice(config: DictConfig) -> None:

@@ -4,7 +4,6 @@ The server's rules were published with the leaderboard of 2026. The server refus
 counts others as 0 without a message. The checks name each of them.
 """
 
-import contextlib
 import json
 import subprocess
 import tempfile
@@ -36,6 +35,7 @@ from src.foundation import (
     did_you_mean,
     fault_by_manifest,
     first_line,
+    parse_words,
     sha256,
 )
 from src.training.record.milestones import TOLERANCE, WORDS_FILE, parse_milestones
@@ -93,13 +93,10 @@ class Run:
     @property
     def milestones(self) -> list[Path]:
         """The folders of the milestones, sorted by words."""
-        words: dict[Path, int] = {}
-        for folder in self.directory.glob("chck_*"):
-            # Folders with other names are left out; `check_milestones` names them.
-            with contextlib.suppress(UserError, KeyError):
-                known = parse_milestones([folder.name.removeprefix("chck_")])
-                words[folder] = known[folder.name]
-        return sorted(words, key=words.get)
+        folders = self.directory.glob("chck_*")
+        words = {path: parse_words(path.name.removeprefix("chck_")) for path in folders}
+        # Folders with other names are left out; `check_milestones` names them.
+        return sorted(filter(words.get, words), key=words.get)
 
     @property
     def checkpoint(self) -> Checkpoint:

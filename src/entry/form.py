@@ -5,7 +5,6 @@ server shows as millions and in units of 1e15. Fields that only the team can ans
 team answers in `form.json`, and the next export keeps these answers and writes `form.md` from them.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from src.entry.checks import Run
 from src.entry.rules import Track
 from src.evaluation.models import model_folder
 from src.evaluation.table import table
-from src.foundation import UserError, write_atomically
+from src.foundation import UserError, read_json, write_atomically
 from src.training.record.ledger import FILE, read_ledger
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
     Raises:
         UserError: `before` is damaged, or the team changed a count to another unit.
     """
-    training, model = run.config["training"], _read(run.directory / "config.json")
+    training, model = run.config["training"], read_json(run.directory / "config.json")
     tokenizer = run.config["tokenizer"]["name_or_path"]
     batch = training["tokens_per_step"] or (
         f"{training['per_device_train_batch_size']} sequences x"
@@ -101,7 +100,7 @@ def build_form(run: Run, track: Track, name: str, before: Path) -> dict[str, Any
         "other_hyp": _other_settings(run.record["identity"]),
         "teacher_models": "none" if not weights else FOR_THE_TEAM,
     }
-    earlier = _read(before) if before.exists() else {}
+    earlier = read_json(before)
     for field, value in earlier.items():
         computed = form.get(field)
         if value == computed or value == FOR_THE_TEAM:
@@ -187,10 +186,3 @@ def _other_settings(identity: Mapping[str, Any]) -> str:
 def _first(config: Mapping[str, Any], *names: str) -> Any:
     """Return the value of the first of these names that a configuration has, or None."""
     return next((config[name] for name in names if name in config), None)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error

@@ -6,7 +6,6 @@ revision: `main`, or the name of a checkpoint (`checkpoint-500`, `chck_1M`).
 
 import contextlib
 import glob
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from src.foundation import (
     fault_in_loading,
     first_line,
     parse_words,
+    read_json,
 )
 from src.hardware import best_device
 
@@ -81,7 +81,7 @@ class Checkpoint:
             UserError: the backend does not suit the architecture. For example, a masked model
                 that is scored as a causal one would see the tokens that it has to predict.
         """
-        config = _read_json(self.directory / "config.json")
+        config = read_json(self.directory / "config.json")
         architecture = (config.get("architectures") or [""])[0]
         if requested == "auto":
             return backend_of(architecture)
@@ -105,7 +105,7 @@ class Checkpoint:
     def seed(self) -> Optional[int]:
         """The seed of its training, if it is one of our runs."""
         folders = (self.directory, self.directory.parent)
-        own, of_run = (_read_json(folder / "run.json") for folder in folders)
+        own, of_run = (read_json(folder / "run.json") for folder in folders)
         return (own or of_run).get("identity", {}).get("training.seed")
 
     @property
@@ -113,7 +113,7 @@ class Checkpoint:
         """The number of words it was trained on, by its name (chck_10M) or the Trainer's log."""
         if words := parse_words(self.revision.partition("chck_")[2]):
             return words
-        state = _read_json(self.directory / "trainer_state.json")
+        state = read_json(self.directory / "trainer_state.json")
         logs = [log for log in state.get("log_history", []) if "words" in log]
         if not logs or not logs[-1]["step"]:
             return None
@@ -135,16 +135,6 @@ def model_folder(model: str) -> str:
     the same name. Therefore the folder's name has no dots.
     """
     return Path(model).name.replace(".", "_")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file, or an empty dictionary if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # invalid JSON or invalid UTF-8
-        raise UserError(f"{file} is not JSON: {error}") from error
 
 
 def find_checkpoints(

@@ -25,9 +25,7 @@ from src.foundation import UserError, naming, write_atomically
 WINDOW = 2048  # tokens, for a model whose context has no limit
 
 
-def write_surprisals(
-    checkpoint: Checkpoint, text_file: Path, csv_file: Path, **options: bool
-) -> None:
+def write_surprisals(checkpoint: Checkpoint, text_file: Path, csv_file: Path) -> None:
     """Write the rows of `word_surprisals` for a text file to a CSV file with a header.
 
     A surprisal of NaN is an empty cell, which R and pandas read as missing.
@@ -35,7 +33,6 @@ def write_surprisals(
     Args:
         text_file: Text in UTF-8.
         csv_file: In a folder that exists.
-        options: `trust_remote_code` and `use_cpu` of `src.evaluation.models.load`.
 
     Raises:
         UserError: The text cannot be read or has no words, or the model cannot be used.
@@ -46,7 +43,7 @@ def write_surprisals(
         raise UserError(f"{text_file} cannot be read: {error}") from error
     with naming(checkpoint.origin):
         backend = checkpoint.backend()
-        scorer = Scorer(*load(checkpoint, backend, **options), backend)
+        scorer = Scorer(*load(checkpoint, backend), backend)
     with naming(str(text_file)):
         rows = word_surprisals(scorer, text)
     write_atomically(csv_file, rows.to_csv(index=False))

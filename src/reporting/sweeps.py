@@ -1,6 +1,5 @@
 """The table of a sweep: its jobs, and their mean and deviation over seeds."""
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from src.evaluation.suite import of_whole_tasks
 from src.evaluation.table import align
-from src.foundation import counted, write_atomically
+from src.foundation import counted, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +21,7 @@ def show_sweep(folder: Path, num_jobs: int) -> None:
         num_jobs: number of jobs of the whole sweep.
     """
     files = (folder / "jobs").glob("*.json")
-    jobs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    jobs.sort(key=lambda job: job["job"])
+    jobs = sorted(map(read_json, files), key=lambda job: job["job"])
     text = "\n".join(sweep_lines(jobs)) if jobs else "No job has begun"
     if missing := num_jobs - len(jobs):
         text += f"\n{counted(missing, 'job')} not started: the same command runs what is missing"
@@ -70,8 +68,7 @@ def sweep_lines(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _figures(job: Mapping[str, Any]) -> dict[str, float]:
     """Return the loss, the scores of tasks and the sweep's metric of a finished job."""
-    file = Path(job["directory"], "results.json")
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    results = read_json(Path(job["directory"], "results.json"))
     figures = {k.removeprefix("eval_"): x for k, x in results.items()}
     tasks = {name: 100 * figures[name] for name in of_whole_tasks(figures)}
     others = {n: figures[n] for n in ("loss", job["metric"]) if n in figures}

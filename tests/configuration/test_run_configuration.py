@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.arguments import HUGGING_FACE_BOUNDS, RunEvalArguments, TrainingArguments
-from src.configuration.run_configuration import build_run_eval, run_configuration
+from src.configuration.run_configuration import command_arguments, run_configuration
 from src.configuration.schema import build, group_choices, options, sections
 from src.foundation import UserError
 
@@ -177,7 +177,9 @@ def test_run_eval_has_the_same_checks_and_keys_without_a_section():
         build(RunEvalArguments, {**values, "protocol": "2025", "batch_tokens": 0})
     with pytest.raises(UserError, match="^tasks must be names, got 3$"):
         build(RunEvalArguments, {**values, "protocol": "2025", "tasks": 3})
-    args = build_run_eval(OmegaConf.create({"protocol": "2025", "tasks": "fast"}))
+    args = command_arguments(
+        RunEvalArguments, OmegaConf.create({"protocol": "2025", "tasks": "fast"})
+    )
     assert (args.protocol, args.tasks) == (2025, "fast")
 
 

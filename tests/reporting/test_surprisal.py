@@ -123,7 +123,7 @@ def test_the_table_of_a_file_is_that_of_its_text(checkpoint, tmp_path):
     (tmp_path / "my.txt").write_bytes(
         b"\xef\xbb\xbf" + TEXT.encode()
     )  # a BOM is dropped
-    write_surprisals(checkpoint, tmp_path / "my.txt", tmp_path / "my.csv", use_cpu=True)
+    write_surprisals(checkpoint, tmp_path / "my.txt", tmp_path / "my.csv")
     rows = word_surprisals(Scorer(build("gpt2"), TOKENIZER), TEXT)
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "my.csv"), rows)
 
