@@ -215,7 +215,8 @@ class DataTrainingArguments(Section):
     )
     reshuffle_documents: bool = option(
         False,
-        "Before each epoch, shuffle each file's documents and cut them into blocks anew",
+        "Shuffle the documents of each file before each epoch and cut new blocks, so that"
+        " no epoch repeats a block; false: the blocks stay, and data.order orders them",
     )
     word_budget: int | None = neutral(
         None,
@@ -440,12 +441,12 @@ class ReportArguments(Section):
         "Text file: write the surprisal of each word, by the model of runs, as CSV",
     )
     watch: bool = option(
-        False, "With format=html, write the page again every half minute"
+        False, "With format=html, write the page again every 30 seconds"
     )
     texts: Any = option(
         None,
-        "Beginning, or list of beginnings, that models of each run continue in the page:"
-        " \"['','One day']\", where '' is none. It loads models, and keeps their texts",
+        "With format=html, the beginning of a text, or a list of beginnings, that each run's"
+        " models continue: \"['','One day']\"; '' lets them begin. Loads the models once",
     )
 
     def check(self) -> None:
@@ -559,7 +560,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     # In Hugging Face's class, its type is `str`, for an older form.
     fsdp: bool | None = option(
         None,
-        "Shard weights, gradients and moments over the GPUs (FSDP2); +parallel=fsdp",
+        "Shard weights, gradients and the optimizer's moments over several GPUs (FSDP2),"
+        " for models that do not fit on one; +parallel=fsdp sets it",
     )
     tokens_per_step: int | None = option(
         None,
@@ -582,24 +584,28 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         " learning rate and weight decay; adamw: AdamW, or training.optim, for all",
     )
     normuon: bool = option(
-        False, "NorMuon: give all outputs of a matrix equally large updates by Muon"
+        False,
+        "NorMuon, for optimizer=muon: scale updates so that those of all rows (outputs) of"
+        " a matrix are equally large",
     )
     cautious_weight_decay: bool = option(
-        False, "Decay Muon's weights only where the update has the weight's direction"
+        False,
+        "For optimizer=muon: decay a weight only in steps whose update also shrinks it",
     )
     lr_scales: Any = option(
         None,
-        "Multiples of learning_rate for kinds of parameters, 1 for others: matrices,"
-        " embedding, head (if not tied), vectors; as in {embedding: 0.3, vectors: 0.5}",
+        "Factors of learning_rate by kind of parameter, as in {embedding: 0.3, vectors: 0.5};"
+        " kinds: matrices, embedding, head (if not tied), vectors; others: 1",
     )
     weight_decay_scales: Any = option(
         None,
-        "Multiples of weight_decay for the same kinds; otherwise, norms and biases have 0",
+        "Factors of weight_decay by the same kinds, as in {embedding: 0}; others: 1, but 0"
+        " for norms and biases",
     )
     weight_decay_schedule: Literal["constant", "linear", "dip"] = option(
         "constant",
-        "Weight decay over the run; linear: falls to 0; dip: stays for 1/8 of the run,"
-        " falls to 1/8 until its middle, and rises to 1.16 times its value",
+        "Weight decay over the run; linear: falls to 0; dip: is constant for 1/8 of the"
+        " run, falls to 1/8 of its value until the middle, and rises to 1.16 times its value",
     )
     cooldown_steps: float = option(
         0.2,
@@ -620,15 +626,22 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         above=0,
     )
     z_loss: float = option(
-        0.0, "Weight of z-loss: the squared log-sum-exp of a token's logits", minimum=0
+        0.0,
+        "Weight of the z-loss, the mean squared log-sum-exp of the logits, which keeps"
+        " logits small; 1e-4 is usual",
+        minimum=0,
     )
     stochastic_depth: float = option(
         0.0,
-        "Probability that a sequence skips the last layer; it grows linearly with depth",
+        "Probability that a sequence skips the last layer in training, against overfitting;"
+        " it grows linearly with depth",
         **SHARE,
     )
     input_masking: float = option(
-        0.0, "Share of the input tokens that training replaces by random ones", **SHARE
+        0.0,
+        "Share of the input tokens that training replaces by random ones, against"
+        " overfitting; the targets stay",
+        **SHARE,
     )
     logit_chunk: int | None = option(
         None, "Tokens with logits in memory at once; null: by device, 0: all", minimum=0
@@ -752,8 +765,8 @@ class SweepArguments(Section):
 
     metric: str = neutral(
         "loss",
-        "What a job returns to the sweeper: a figure of the dev text (loss, accuracy, …),"
-        " or the score of a task in evaluation.tasks on all items (blimp, …)",
+        "Result of a job that a search optimizes: a figure of the dev text (loss, accuracy,"
+        " …), or the score of a task in evaluation.tasks on all items (blimp, …)",
     )
 
 

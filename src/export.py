@@ -16,23 +16,19 @@ import hydra
 from omegaconf import DictConfig
 
 from src.arguments import ExportArguments
-from src.configuration.command_line import command_line, set_up_logging
+from src.configuration.command_line import command_line, job
 from src.configuration.run_configuration import command_arguments
 from src.configuration.schema import CONF_DIR
-from src.foundation import UserError
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
 def run(config: DictConfig) -> None:
     """Write the entry, and exit with an error if it is not ready."""
-    set_up_logging()
-    try:
+    with job(config, "results_dir"):
         args = command_arguments(ExportArguments, config)
         from src.entry.export import export  # takes seconds
 
         export(args)
-    except UserError as error:  # Hydra would add its own advice
-        sys.exit(f"error: {error}")
 
 
 def main() -> None:

@@ -175,9 +175,19 @@ def write_atomically(file: Path, content: Any, indent: int | None = 1) -> None:
     """
     if not isinstance(content, str):
         content = json.dumps(content, indent=indent, ensure_ascii=False)
+    with replacing(file) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Name a temporary file for the block to write, which then replaces `file`.
+
+    If the block fails, `file` stays as it is.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8")
+        yield temporary
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -170,7 +170,7 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
     defaults = {}
     for field in dataclasses.fields(section):
         key, value = section.key(field.name), typed.get(field.name)
-        bounds = field.metadata.get("bounds") or HUGGING_FACE_BOUNDS.get(key)
+        bounds = _bounds(key, field)
         if bounds and value is not None and value != bounds.get("unset"):
             _check_bounds(key, value, bounds)
         if field.init:
@@ -183,12 +183,29 @@ def build(section: type[Section], values: Mapping[str, Any]) -> Any:
 def _check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
     """Raise `UserError` for a number out of its bounds, and for NaN and infinity."""
     is_finite = math.isfinite(value)
-    limits = {name: bounds[name] for name in BOUNDS if name in bounds}
-    if not is_finite or not all(BOUNDS[n][1](value, limits[n]) for n in limits):
-        rule = " and ".join(f"{BOUNDS[n][0]} {limits[n]:,}" for n in limits)
+    holds = [
+        test(value, bounds[name])
+        for name, (_, test) in BOUNDS.items()
+        if name in bounds
+    ]
+    if not (is_finite and all(holds)):
+        rule = _rule(bounds)
         finite = "" if is_finite else "a finite number "
         reason = f": {bounds['reason']}" if "reason" in bounds else ""
         raise UserError(f"{key} must be {finite}{rule}, got {value}{reason}")
+
+
+def _bounds(key: str, field: dataclasses.Field) -> Mapping[str, Any]:
+    """Return the bounds of an option; {} if there are none."""
+    return field.metadata.get("bounds") or HUGGING_FACE_BOUNDS.get(key, {})
+
+
+def _rule(bounds: Mapping[str, Any]) -> str:
+    """Return the range of a number in words: "at least 0 and below 1"."""
+    words = [
+        f"{w} {bounds[name]:,}" for name, (w, _) in BOUNDS.items() if name in bounds
+    ]
+    return " and ".join(words)
 
 
 def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
@@ -209,8 +226,10 @@ def describe_options(root: str = "base_config", *, _root_: DictConfig) -> str:
             key = section.key(field.name)
             if key in known and field.name not in FIXED_TRAINING_VALUES:
                 value = as_text(OmegaConf.select(_root_, key)).replace('"', "")
-                meaning = _wrapped(_meaning(field, hints[field.name]), indent=6)
-                texts += [f"  {key}={value}", meaning]
+                meaning = _meaning(field, hints[field.name])
+                if rule := _rule(_bounds(key, field)):
+                    meaning += f" ({rule})"
+                texts += [f"  {key}={value}", _wrapped(meaning, indent=6)]
         texts.append("")
     # Hydra substitutes `$NAME` in the help text.
     return "\n".join(texts).replace("$", "$$")

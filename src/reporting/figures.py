@@ -19,9 +19,8 @@ import numpy as np
 
 from src.foundation import write_atomically
 
-MAX_POINTS = (
-    300  # of a curve: more cannot be told apart on a screen, and slow the page down
-)
+# Points of a curve. More cannot be told apart on a screen, and slow the page down.
+MAX_POINTS = 300
 MAX_LABEL = 56  # characters
 NARROW = 12  # columns of a heat map that is no wider than other figures
 INK, PAPER = "#1b1f24", "#fefefe"  # of the style
@@ -183,9 +182,8 @@ def save(draw: Callable[..., Any], file: Path, *args: Any, **options: Any) -> st
     svg = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing"
-        )  # PNG: boxes in their place
+        # A PNG has boxes in the place of characters that the font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = draw(*args, **options)
         figure.savefig(svg, format="svg", metadata=nothing)
         figure.savefig(file.with_suffix(".png"), format="png")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ import pandas as pd
 from src.arguments import ReportArguments
 from src.evaluation.suite import is_share
 from src.evaluation.table import align
-from src.foundation import UserError
+from src.foundation import UserError, replacing
 from src.reporting.runs import RunData
 from src.reporting.statistics import (
     DEV_LOSS,
@@ -259,14 +258,12 @@ def write_items(
         The reasons why rows or their `right` are missing.
     """
     notes: list[str] = []
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(file) as temporary:
         pd.DataFrame(columns=ITEM_FIELDS).to_csv(temporary, index=False)
         for run in runs:
             seed = settings(run).get(SEED)
-            for revision, task in [
-                (r, t) for r, tasks in run.scores.items() for t in tasks
-            ]:
+            every = [(r, task) for r, tasks in run.scores.items() for task in tasks]
+            for revision, task in every:
                 if task == "aoa":
                     continue  # the words are those of several models
                 table = _items(run, revision, task, args, notes).assign(
@@ -278,9 +275,6 @@ def write_items(
                 )
                 table = table.reindex(columns=ITEM_FIELDS)
                 table.to_csv(temporary, mode="a", header=False, index=False)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return [*dict.fromkeys(notes)]
 
 
