@@ -84,7 +84,7 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 
 def energy_counters() -> dict[str, tuple[float, float]]:
-    """Return the energy that counters of this machine have counted, in joules.
+    """Return the readings of this machine's energy counters, in joules.
 
     The counters of a processor (RAPL, of Linux) count for all its programs, and many systems let
     only root read them. The counter of this process's NVIDIA GPU needs `nvidia-ml-py`.
@@ -100,7 +100,7 @@ def energy_counters() -> dict[str, tuple[float, float]]:
             files = (zone / "energy_uj", zone / "max_energy_range_uj")
             joules, largest = (int(file.read_text()) / 1e6 for file in files)
             counters[zone.name] = joules, largest
-    with contextlib.suppress(Exception):  # there are no package, GPU or counter
+    with contextlib.suppress(Exception):  # no package, no GPU or no counter
         import pynvml
 
         pynvml.nvmlInit()

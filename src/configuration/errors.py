@@ -45,6 +45,7 @@ REMOVED = {
 }
 
 # Hydra's plugins that are not in requirements.txt, by the names of their launchers and sweepers.
+# The last two packages are what the storage of Optuna 2 can use, which the sweeper needs.
 EXTRAS = {
     "joblib": "hydra-joblib-launcher",
     "submitit_slurm": "hydra-submitit-launcher",

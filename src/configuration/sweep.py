@@ -29,12 +29,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from packaging.requirements import Requirement
 
 from src.configuration.command_line import Screen, set_up_logging
+from src.configuration.errors import EXTRAS
 from src.configuration.identity import short_hash
 from src.configuration.run_configuration import lower_is_better
 from src.foundation import write_atomically
 
-# What Optuna 2, which hydra-optuna-sweeper needs, can use for its storage.
-STORAGE_NEEDS = ("sqlalchemy<2", "alembic<1.14")
 logger = logging.getLogger(__name__)
 _begun: list["Sweep"] = []
 
@@ -134,7 +133,7 @@ def visible_gpus() -> list[str]:
 
 @functools.cache
 def claimed_gpu(folder: Path, gpus: Sequence[str]) -> tuple[str, FileLock]:
-    """Return a GPU for this process, and the lock by which other processes know.
+    """Return a GPU for this process, and the lock that keeps it from other processes.
 
     A GPU gets a second process only if each has one. A process keeps its GPU for all of its
     jobs, since CUDA reads CUDA_VISIBLE_DEVICES only once; the lock ends with the process.
@@ -148,9 +147,10 @@ def claimed_gpu(folder: Path, gpus: Sequence[str]) -> tuple[str, FileLock]:
 
 def _refuse_storage() -> None:
     """Exit with advice if Optuna's storage does not work with the installed packages."""
-    needs = map(Requirement, STORAGE_NEEDS)
+    packages = EXTRAS["optuna"]
+    needs = map(Requirement, shlex.split(packages))
     if any(version(needed.name) not in needed.specifier for needed in needs):
-        advice = shlex.join(["pip", "install", *STORAGE_NEEDS])
+        advice = f"pip install {packages}"
         sys.exit(f"error: hydra.sweeper.storage needs older packages: {advice}")
 
 

@@ -25,9 +25,10 @@ from src.training.record.ledger import FILE, read_ledger
 logger = logging.getLogger(__name__)
 
 FOR_THE_TEAM = "(for the team to fill in)"
-# The options that have a field of their own. The batch and the number of layers belong to them.
+# The options that have a field of their own, and those that say nothing about the model.
 SHOWN = [
-    *("model.model_type", "model.config_overrides", "model.model_name_or_path"),
+    *("training.do_train", "training.do_eval", "training.greater_is_better"),
+    *("model.model_type", "model.model_name_or_path"),
     *("tokenizer.name_or_path", "tokenizer.vocab_size", "data.block_size"),
     *("data.train_file", "data.validation_file", "data.dataset_name", "training.seed"),
     *("training.optim", "training.optimizer", "training.num_train_epochs"),
@@ -173,7 +174,7 @@ def _num_parameters(directory: Path) -> int:
 def _other_settings(identity: Mapping[str, Any]) -> str:
     """Return the settings of a run that differ from the defaults: "weight_decay=0.1, …".
 
-    Those of the loading of models, and those that have a field of their own, are left out.
+    Those that have a field of their own are left out.
     """
     known = defaults()
     return ", ".join(

@@ -131,8 +131,8 @@ def write_page(
 def grouped(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, list[RunData]]:
     """Return the groups of runs whose settings differ in the seed only, by their labels.
 
-    A label names the settings that differ between groups. Settings that would be cut off in a
-    figure tell no groups apart; then the label is the name of the first run.
+    A label names the settings that differ between groups. If it is too long for a figure, the
+    name of the group's first run takes its place.
 
     Args:
         rows: those of `run_rows`.
@@ -147,7 +147,7 @@ def grouped(runs: Sequence[RunData], rows: Sequence[Row]) -> dict[str, list[RunD
 
 
 def final_scores(run: RunData) -> tuple[str, dict[str, Entry]]:
-    """Return the revision whose scores stand for the run, `main` or else the last, and them."""
+    """Return the last scored revision, or `main` if it is scored, and its scores by task."""
     revision = scored_revision(run)
     entries = run.scores.get(revision, {})
     return (revision if entries else "", entries)

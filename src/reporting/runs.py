@@ -15,7 +15,6 @@ import numpy as np
 import yaml
 
 from src.evaluation.models import (
-    Checkpoint,
     list_below,
     local_checkpoint,
     matching,
@@ -23,7 +22,7 @@ from src.evaluation.models import (
     natural_order,
 )
 from src.evaluation.results import Entry
-from src.foundation import UserError, fault_by_manifest, first_line
+from src.foundation import UserError, fault_by_manifest, first_line, parse_words
 from src.training.record.checkpoints import checkpoints
 from src.training.record.ledger import FILE as LEDGER
 
@@ -206,5 +205,5 @@ def _words(run: RunData) -> dict[str, int]:
             for row in sorted(rows, key=lambda row: abs(row["step"] - step))[:1]:
                 words[name] = round(row["words"] * step / row["step"])
         elif name.startswith("chck_"):
-            words[name] = Checkpoint(run.directory, run.name, name, "").words_seen
+            words[name] = parse_words(name.removeprefix("chck_"))
     return {name: number for name, number in words.items() if number is not None}

@@ -92,7 +92,7 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
 
 
 def run_notes(runs: Sequence[RunData], rows: Sequence[Row]) -> list[str]:
-    """Return what the table of runs has to say about unscored and incomparable runs."""
+    """Return notes on unscored and unfinished runs, and on values that are not comparable."""
     notes = [f"{run.name} has no scores of tasks" for run in runs if not run.scores]
     notes += [f"{x.name} is not finished" for x in runs if not x.results]
     for row in rows:
