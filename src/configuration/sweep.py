@@ -148,7 +148,7 @@ def claimed_gpu(folder: Path, gpus: Sequence[str]) -> tuple[str, FileLock]:
 def _refuse_storage() -> None:
     """Exit with advice if Optuna's storage does not work with the installed packages."""
     packages = EXTRAS["optuna"]
-    needs = map(Requirement, shlex.split(packages))
+    needs = map(Requirement, shlex.split(packages)[1:])
     if any(version(needed.name) not in needed.specifier for needed in needs):
         advice = f"pip install {packages}"
         sys.exit(f"error: hydra.sweeper.storage needs older packages: {advice}")

@@ -340,6 +340,15 @@ def test_figures_of_a_former_page_are_removed_and_other_files_stay(page, tmp_pat
     assert not kept & {"scores.svg", "scores.png", "heat_map.svg", "heat_map.png"}
 
 
+def test_tasks_whose_names_differ_in_punctuation_have_a_figure_each(page, tmp_path):
+    runs = six_runs()
+    for entries in (entries for run in runs for entries in run.scores.values()):
+        entries |= {"pairs/a-b": entry(60.0), "pairs/a_b": entry(70.0)}
+    page(runs)
+    files = {path.name for path in tmp_path.glob("report_figures/scores_pairs*.svg")}
+    assert files == {"scores_pairs_a_b.svg", "scores_pairs_a_b_2.svg"}
+
+
 def test_the_same_runs_give_the_same_bytes(page, tmp_path):
     page(six_runs())
     files = [tmp_path / "report.html", *(tmp_path / "report_figures").iterdir()]
