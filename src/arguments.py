@@ -594,13 +594,13 @@ class TrainingArguments(Section, transformers.TrainingArguments):
     )
     lr_scales: Any = option(
         None,
-        "Factors of learning_rate by kind of parameter, as in {embedding: 0.3, vectors: 0.5};"
-        " kinds: matrices, embedding, head (if not tied), vectors; others: 1",
+        "Multiples of learning_rate by kind of parameter, as in {embedding: 0.3}; others:"
+        " 1; the kinds are matrices, embedding, head (if not tied) and vectors",
     )
     weight_decay_scales: Any = option(
         None,
-        "Factors of weight_decay by the same kinds, as in {embedding: 0}; others: 1, but 0"
-        " for norms and biases",
+        "Multiples of weight_decay by the same kinds, as in {embedding: 0}; others: 1, but"
+        " 0 for norms and biases",
     )
     weight_decay_schedule: Literal["constant", "linear", "dip"] = option(
         "constant",

@@ -34,7 +34,7 @@ from src.reporting.statistics import (
 MARK = "†"  # of what must not be compared, or only with care
 NOT_COMPARABLE = "not comparable"
 LATEX = {"±": r"$\pm$", MARK: r"$^\dagger$", " -": " $-$", "|": r"\textbar{}"}
-FOOTNOTE = r"\par\footnotesize $^\dagger$ Not comparable, or only with care."
+FOOTNOTE = r"\par\footnotesize $^\dagger$ Not comparable, or only with care.\par"
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 # A box that shrinks to the width of a line if it is wider.
 SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"

@@ -103,7 +103,7 @@ def test_values_that_are_not_comparable_are_marked_and_not_averaged(report, four
     Path("results/run-a_seed-2_lr-0_1").rename("old")
     write_scores(Path("exp/run-a/seed-2_lr-0.1"), A, protocol=2025)
     latex = report("runs=exp/run-a", "format=latex")
-    assert latex.endswith(r"$^\dagger$ Not comparable, or only with care.}")
+    assert latex.endswith("Not comparable, or only with care.\\par}\n")
     text = report("runs=exp/run-a")
     assert "75.00†" in text and "blimp is not comparable: other protocol" in text
     group = json.loads(report("runs=exp/run-a", "format=json"))["runs"][2]
