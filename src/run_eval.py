@@ -6,7 +6,8 @@
 
 `--help` lists the tasks and every key. Existing scores by the same rules on the same data are
 shown, not computed again. Scores by other rules (`protocol`, `bf16`, the `seed` of fine-tuning)
-get separate folders in `results_dir`.
+get separate folders in `results_dir`. With `bf16`, the command reports how many choices differ
+from those in float32, if there are scores in float32.
 """
 
 import logging

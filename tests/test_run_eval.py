@@ -160,12 +160,15 @@ def test_what_is_scored_is_not_scored_again(work, run_eval, caplog, monkeypatch)
     for change in ("protocol=2025", "overwrite=true", "bf16=true"):
         assert run_eval(*command, change) == 0
     assert len(loads) == 4
+    assert "blimp_fast: 0 of 3 choices differ from those in float32" in caplog.text
     Path("data/fast_eval/blimp_fast/order.jsonl").write_text(
         json.dumps({"sentence_good": BAD, "sentence_bad": GOOD})
     )
     assert run_eval(*command, "bf16=true") == 0
     assert len(loads) == 5 and "model: blimp_fast" in caplog.text
     assert "model: supplement_fast" not in caplog.text
+    assert "blimp_fast: 0 of" not in caplog.text  # of other data
+    assert "supplement_fast: 0 of 1 choices differ" in caplog.text  # as stored
 
 
 def test_other_rules_leave_the_challenges_results_as_they_are(work, run_eval, caplog):
@@ -189,6 +192,7 @@ def test_other_rules_leave_the_challenges_results_as_they_are(work, run_eval, ca
         dtype = "bfloat16" if "bf16" in place else "float32"
         assert f"Protocol {year}, {dtype}." in caplog.text
         assert f"Results: {place}/model" in caplog.messages
+        assert ("0 of 3 choices differ" in caplog.text) == (dtype == "bfloat16")
         entry = read_scores("model", results=place)[1]["blimp_fast"]
         assert (entry["protocol"], entry["dtype"]) == (year, dtype)
     assert all(file.read_bytes() == before for file, before in written.items())

@@ -22,7 +22,7 @@ from src.configuration.errors import explain, readable
 from src.configuration.run_configuration import hide_secrets
 from src.foundation import UserError, write_fault
 
-QUIET = "httpx httpx2 hydra hydra_plugins submitit accelerate".split()
+QUIET = "httpx httpx2 evaluate hydra hydra_plugins submitit accelerate".split()
 UNBROKEN = dict(break_long_words=False, break_on_hyphens=False)
 
 

@@ -7,6 +7,7 @@ whitespace words.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ def summarize(
         files: index into `names` of each block's file [N].
         names: names of the files. For a single file, the metrics have no prefix.
     """
+    accuracy = next_token_accuracy()
     metrics = {}
     groups = {"": np.ones(len(files), bool)}
     if len(names) > 1:
@@ -78,7 +80,7 @@ def summarize(
         figures = {
             "loss": loss / targets,
             "perplexity": _exp(loss / targets),
-            "accuracy": hits / targets,
+            **accuracy.compute(predictions=[int(hits)], references=[int(targets)]),
             "bits_per_byte": loss / math.log(2) / max(1, num_bytes[chosen].sum()),
             "word_perplexity": _exp(loss / max(1, words[chosen].sum())),
         }
@@ -88,3 +90,28 @@ def summarize(
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+def next_token_accuracy() -> Any:
+    """Return next-token accuracy as an `evaluate.Metric` that needs no network.
+
+    `evaluate.load("accuracy")` downloads a script. This metric takes counts (hits as
+    predictions, targets as references), so its memory does not grow with the text.
+    """
+    import datasets
+    import evaluate
+
+    counts = datasets.Value("int64")
+
+    class NextTokenAccuracy(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description="Share of tokens that the model ranked first.",
+                citation="",
+                features=datasets.Features(predictions=counts, references=counts),
+            )
+
+        def _compute(self, predictions: list, references: list) -> dict[str, float]:
+            return {"accuracy": sum(predictions) / max(1, sum(references))}
+
+    return NextTokenAccuracy(keep_in_memory=True)

@@ -19,7 +19,7 @@ import json
 import logging
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,7 @@ class ResultsFolder:
             "data_checksum": result.data_checksum,
             "subscores": result.subscores,
             "files": [str(folder / name) for name in result.files],
+            "choices_changed": self._num_choices_changed(key, result),
         }
         _write(file, record)
         for name, content in result.files.items():
@@ -225,6 +226,26 @@ class ResultsFolder:
         entries[result.task] = {**entry, "checksum": entry_checksum(entry, file.parent)}
         _write(file, record)
         return entries[result.task]
+
+    def _num_choices_changed(self, key: ResultKey, result: Result) -> int | None:
+        """Return the number of choices in bfloat16 that differ from those in float32.
+
+        It is None if the results are not choices in bfloat16, or if there are no intact results
+        in float32 of the same model on the same data.
+        """
+        new = _choices(result.files.get("predictions.json", {})) if self.is_bf16 else {}
+        if not new:
+            return None
+        exact, exact_key = replace(self, is_bf16=False), replace(key, dtype="float32")
+        folder = exact.of_model(exact_key) / _official_folder(key, result)
+        try:
+            if not exact.find(exact_key, result.task, result.data_checksum):
+                return None
+            file = folder / "predictions.json"
+            old = _choices(json.loads(file.read_text(encoding="utf-8")))
+        except (UserError, OSError, ValueError):
+            return None
+        return sum(old.get(item) != choice for item, choice in new.items())
 
 
 def _official_folder(key: ResultKey, result: Result) -> Path:
@@ -245,6 +266,19 @@ def entry_checksum(entry: Entry, folder: Path) -> str:
     of_files = checksum_of_files(file for file in files if file.is_file())
     content = json.dumps([values, of_files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _choices(predictions: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return a dictionary, (part of the task, id) -> chosen text, from predictions.json.
+
+    Surprisals and the labels of fine-tuning are left out.
+    """
+    return {
+        (part, item["id"]): item["pred"]
+        for part, content in predictions.items()
+        for item in content["predictions"]
+        if isinstance(item["pred"], str)
+    }
 
 
 def _without_nan(content: Any) -> Any:

@@ -142,7 +142,7 @@ def _rules(entries: Mapping[str, Entry]) -> str:
 
 
 def _notes(entry: Entry) -> Iterator[str]:
-    """Yield notes on ties, long texts and undefined scores."""
+    """Yield notes on ties, long texts, undefined scores and the effect of bfloat16."""
     has_choices = "UID" in entry["subscores"]  # a correlation has no right and wrong
     if entry["ties"] and has_choices:
         rules = PROTOCOLS[entry["protocol"]]
@@ -164,3 +164,5 @@ def _notes(entry: Entry) -> Iterator[str]:
             found = f"the correlation of {r:.2f} over {counted(number, 'word')}"
             reason = f"{found} may be chance (p = {correlation['p']:.2g})"
         yield f"0 means no score: {reason}"
+    if (changed := entry.get("choices_changed")) is not None:
+        yield f"{changed:,} of {entry['items']:,} choices differ from those in float32"

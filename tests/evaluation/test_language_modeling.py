@@ -1,13 +1,19 @@
 """Figures of a text from sums over its blocks, and the sums themselves."""
 
 import math
+import socket
 
+import evaluate
 import numpy as np
 import pytest
 import torch
 
 from src.evaluation import language_modeling
-from src.evaluation.language_modeling import block_statistics, summarize
+from src.evaluation.language_modeling import (
+    block_statistics,
+    next_token_accuracy,
+    summarize,
+)
 
 # Three blocks: nats, hits, targets. Two of the file `a`, one of `b`.
 STATISTICS = np.array([[4.0, 1, 4], [2.0, 1, 2], [3.0, 2, 2]], np.float32)
@@ -61,6 +67,23 @@ def test_a_hopeless_model_has_infinite_perplexity():
     one = np.ones(1, int)
     found = summarize(rows, one, one, one * 0, ["a"])
     assert found["loss"] == 800 and found["perplexity"] == math.inf
+
+
+def test_the_accuracy_is_an_evaluate_metric_that_needs_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network is used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    metric = next_token_accuracy()
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.compute(predictions=[3], references=[4]) == {"accuracy": 0.75}
+
+
+def test_the_accuracy_of_several_counts_is_that_of_their_sums():
+    metric = next_token_accuracy()
+    found = metric.compute(predictions=[3, 0], references=[4, 6])
+    assert found == {"accuracy": pytest.approx(0.3)}
 
 
 def test_a_block_gives_its_nats_hits_and_targets():

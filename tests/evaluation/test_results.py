@@ -66,7 +66,7 @@ def test_the_record_says_whose_scores_and_how_they_were_made(tmp_path):
     assert entry == {
         "score": 75.0, "protocol": 2026, "items": 3, "ties": 1, "too_long": ["x_0"],
         "seconds": 1.5, "seed": None, "dtype": "float32", "positions": None,
-        "data_checksum": "d", "subscores": {"UID": {"x": 75.0}},
+        "data_checksum": "d", "subscores": {"UID": {"x": 75.0}}, "choices_changed": None,
     }  # fmt: skip
 
 
@@ -118,6 +118,29 @@ def test_fine_tuning_with_another_seed_is_another_score(tmp_path):
     assert ResultsFolder(tmp_path).find(KEY, "blimp", "d") is None
     first.write(KEY, result(seed=1))
     assert first.find(KEY, "blimp", "d") is None
+
+
+def test_choices_that_the_precision_changes_are_counted(tmp_path):
+    def predicted(*answers, **more):
+        chosen = [{"id": f"x_{n}", "pred": pred} for n, pred in enumerate(answers)]
+        files = {"predictions.json": {"x": {"predictions": chosen}}}
+        return dataclasses.replace(result(**more), files=files)
+
+    def changed(new):
+        folder = ResultsFolder(tmp_path, is_bf16=True)
+        return folder.write(HALF, new)["choices_changed"]
+
+    assert changed(predicted("a", "b", "c")) is None  # nothing is there
+    ResultsFolder(tmp_path).write(KEY, predicted("a", "c", "b"))
+    assert changed(predicted("a", "b", "c")) == 2
+    assert changed(predicted("a", "c", "c")) == 1
+    assert changed(predicted("b", "b", "b", data_checksum="other")) is None
+    assert changed(predicted(1.5, 2.5, 3.5)) is None  # no choices
+    foreign = ResultKey(Model(checksum="another"), "causal")
+    (tmp_path / RECORD).unlink()
+    (tmp_path / RECORD).parent.joinpath("zero_shot").rename(tmp_path / "moved")
+    ResultsFolder(tmp_path).write(foreign, predicted("a", "b", "c"))
+    assert changed(predicted("a", "b", "c")) is None
 
 
 @pytest.mark.parametrize(
@@ -220,6 +243,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, make, reason):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_the_precision_changed_is_said():
+    half = entry(50.0, dtype="bfloat16", choices_changed=7)
+    told = "blimp: 7 of 1,000 choices differ from those in float32"
+    assert told in table({"blimp": half})
+    assert "differ" not in table({"blimp": entry(50.0)})
+
+
 def test_a_folder_of_another_model_is_refused_and_stays_as_it_is(tmp_path):
     ResultsFolder(tmp_path).write(KEY, result())
     file = tmp_path / RECORD
@@ -256,6 +286,7 @@ def entry(score, **more):
         "too_long": [],
         "subscores": {},
         "dtype": "float32",
+        "choices_changed": None,
     }
     return {"score": score, "protocol": 2026, **default, **more}
 

@@ -39,7 +39,7 @@ from src.foundation import (
 )
 
 LIBRARIES = (
-    "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb"
+    "torch transformers tokenizers datasets accelerate hydra-core omegaconf wandb evaluate"
     " numpy safetensors huggingface_hub"
 ).split()
 # Files that do not make a directory another person's: what a start writes before it trains, and
