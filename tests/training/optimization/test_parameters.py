@@ -128,8 +128,8 @@ def test_without_multiples_the_groups_stay_as_they_are(none):
 @pytest.mark.parametrize(
     "value, told",
     [
-        ({"vectors": -1}, "vectors: -1 must be a finite number of at least 0"),
-        ({"vectors": "x"}, "vectors: 'x' must be a finite number"),
+        ({"vectors": -1}, "vectors must be a finite number of at least 0, got -1"),
+        ({"vectors": "x"}, "vectors must be a finite number of at least 0, got 'x'"),
         (0.3, "=0.3 must be {kind: multiple, …}"),
     ],
 )
