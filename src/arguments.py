@@ -80,7 +80,9 @@ class Section:
             names = value if isinstance(value, list) else [value]
             are_names = names and all(isinstance(name, str) for name in names)
             if value is not None and not are_names:
-                raise UserError(f"{self.key(option)} must be names, got {value!r}")
+                raise UserError(
+                    f"{self.key(option)} must be a text or a list of texts, got {value!r}"
+                )
 
     def check_numbers(self, option: str, key: str, meaning: str) -> None:
         """Raise `UserError` for an option that is neither null nor {key: finite number}."""
@@ -90,7 +92,7 @@ class Section:
         for key, number in (value or {}).items():
             if not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
                 raise UserError(
-                    f"{name}: {key}: {number!r} must be a finite number of at least 0"
+                    f"{name}: {key} must be a finite number of at least 0, got {number!r}"
                 )
 
     def check_needed(self, needed: str, *options: str) -> None:
@@ -538,6 +540,12 @@ EFFECTIVE_WITH = {
     "liger_kernel_config": ("use_liger_kernel", (True,)),
     "hub_model_id": ("push_to_hub", (True,)),
 }
+# Options of `training` that have no effect without a weight decay.
+OF_WEIGHT_DECAY = (
+    "weight_decay_scales",
+    "weight_decay_schedule",
+    "cautious_weight_decay",
+)
 
 
 # Not frozen: the constructor of Hugging Face's class writes into its fields.
@@ -733,8 +741,8 @@ class TrainingArguments(Section, transformers.TrainingArguments):
         if self.world_size == 1 or self.device.type == "cpu":
             raise UserError(
                 "training.fsdp=true needs several GPUs and a process for each, as torchrun"
-                f" --nproc_per_node=2 starts them; got {self.world_size} on a"
-                f" {self.device.type.upper()}"
+                f" --nproc_per_node=2 starts them; got {self.world_size}"
+                f" process{'es' * (self.world_size > 1)} on a {self.device.type.upper()}"
             )
 
 

@@ -412,7 +412,7 @@ def nothing():
                 "Tasks with data: blimp_fast, supplement_fast, aoa",
             ],
         ),
-        (nothing, ["tasks=3"], ["tasks must be names, got 3"]),
+        (nothing, ["tasks=3"], ["tasks must be a text or a list of texts, got 3"]),
         (nothing, ["tasks=glue"], ["glue_filtered"]),
         (few_rows, ["tasks=glue"], ["data: no boolq.train.jsonl in"]),
         (

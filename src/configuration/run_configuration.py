@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from src.arguments import (
     EFFECTIVE_WITH,
     FIGURES,
+    OF_WEIGHT_DECAY,
     Arguments,
     RunConfiguration,
     Section,
@@ -163,6 +164,13 @@ def _refuse_without_effect(given: Mapping[str, Any], used: Mapping[str, Any]) ->
             raise UserError(
                 f"training.{name}={given[name]} has no effect: it needs"
                 f" training.{other}={needed}, got {used[other]}"
+            )
+    for name in OF_WEIGHT_DECAY:
+        value = given[name]
+        has_effect = used["weight_decay"] or value in (None, False, "constant")
+        if f"training.{name}" in typed and not has_effect:
+            raise UserError(
+                f"training.{name}={value} has no effect: it needs training.weight_decay above 0"
             )
 
 

@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,13 +110,16 @@ def settings(run: RunData) -> dict[str, Any]:
 def groups(runs: Sequence[RunData]) -> list[list[RunData]]:
     """Return the runs in groups whose settings differ in the seed only.
 
-    A run whose settings cannot be read is a group of its own.
+    A run whose settings cannot be read is a group of its own. A second run of the same seed is in
+    another group, since it is no further sample.
     """
-    found = defaultdict(list)
+    found, repeats = defaultdict(list), Counter()
     for run in runs:
         others = {k: v for k, v in settings(run).items() if k != SEED}
         key = json.dumps(others, sort_keys=True) if others else str(run.directory)
-        found[key].append(run)
+        of_seed = key, settings(run).get(SEED)
+        found[key, repeats[of_seed]].append(run)
+        repeats[of_seed] += 1
     return list(found.values())
 
 
@@ -197,7 +200,9 @@ def predictions(run: RunData, revision: str, task: str) -> pd.DataFrame:
 def _entry(run: RunData, revision: str, task: str) -> Entry:
     """Return the entry of `scores.json`; raise `UserError` if there is none."""
     if task not in run.scores.get(revision, {}):
-        raise UserError(f"{run.name}: score {task} with src.run_eval to compare items")
+        raise UserError(
+            f"{run.name}: items are compared after src.run_eval has scored {task}"
+        )
     return run.scores[revision][task]
 
 
@@ -375,7 +380,7 @@ def compare(
     lacking = sorted({t for known in flat for t in known} - {*tasks})
     notes = [f"not compared, since some runs lack it: {task}" for task in lacking]
     mixed = [group_name(group) for group in sides if len(groups(group)) > 1]
-    notes += [f"{name} differ in more than the seed" for name in mixed]
+    notes += [f"{name} differ in more than the seed, or repeat one" for name in mixed]
     notes += [ONE_SEED] * (min(map(len, sides)) == 1) + [ADVICE]
     return Comparison([*map(group_name, sides)], differences, notes)
 

@@ -60,10 +60,11 @@ def sweep_lines(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append(row)
     columns = [*dict.fromkeys(n for row in rows for n in row if n != "directory")]
     columns.append("directory")
+    rows = [dict(zip(columns, columns)), *rows]
     for name in ("differs", "directory"):  # aligned left
         width = max(len(row.get(name, "")) for row in rows)
         rows = [{**row, name: row.get(name, "").ljust(width)} for row in rows]
-    return [*align([columns, *([row.get(c, "") for c in columns] for row in rows)])]
+    return [*align([[row.get(c, "") for c in columns] for row in rows])]
 
 
 def _figures(job: Mapping[str, Any]) -> dict[str, float]:

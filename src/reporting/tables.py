@@ -93,7 +93,11 @@ def run_rows(runs: Sequence[RunData]) -> list[Row]:
 
 def run_notes(runs: Sequence[RunData], rows: Sequence[Row]) -> list[str]:
     """Return notes on unscored and unfinished runs, and on values that are not comparable."""
-    notes = [f"{run.name} has no scores of tasks" for run in runs if not run.scores]
+    notes = [
+        f"{run.name} has no scores of src.run_eval" for run in runs if not run.scores
+    ]
+    if len(notes) == len(runs) > 1:
+        notes = ["No run has scores of src.run_eval"]
     notes += [f"{x.name} is not finished" for x in runs if not x.results]
     for row in rows:
         for task, faults in row[NOT_COMPARABLE].items():

@@ -165,5 +165,8 @@ def _measured(
     if name and is_text_figure(name) == is_text_figure(metric):
         return name
     when = "at the end" if given.startswith("sweep") else "during training"
-    choices = ", ".join(known)
-    raise UserError(f"{given} is not measured {when}; choose one of {choices}")
+    choices = [*figures, *["files/<file>/<figure>"] * (len(files) > 1), *scores]
+    raise UserError(
+        f"{given} is not measured {when}; choose one of {', '.join(choices)}, or add the task to"
+        " evaluation.tasks"
+    )

@@ -175,7 +175,9 @@ def test_run_eval_has_the_same_checks_and_keys_without_a_section():
     assert RunEvalArguments.key("tasks") == "tasks"
     with pytest.raises(UserError, match="^batch_tokens must be at least 1, got 0$"):
         build(RunEvalArguments, {**values, "protocol": "2025", "batch_tokens": 0})
-    with pytest.raises(UserError, match="^tasks must be names, got 3$"):
+    with pytest.raises(
+        UserError, match="^tasks must be a text or a list of texts, got 3$"
+    ):
         build(RunEvalArguments, {**values, "protocol": "2025", "tasks": 3})
     args = command_arguments(
         RunEvalArguments, OmegaConf.create({"protocol": "2025", "tasks": "fast"})

@@ -68,7 +68,7 @@ training.max_words=0 | training.max_words must be at least 1
 tokenizer.vocab_size=1000000000 | tokenizer.vocab_size must be at least 259 and at most 1,000,000
 data.block_size=1000000000 | data.block_size must be at least 2 and at most 1,000,000
 training.output_dir=null | training.output_dir: null is not allowed
-data.train_file=5 | data.train_file must be names, got 5
+data.train_file=5 | data.train_file must be a text or a list of texts, got 5
 evaluation.num_generated_texts=1000000000 | evaluation.num_generated_texts must be
 training.greater_is_better=true | training.greater_is_better=True: a lower loss is better
 model.revision=v1 | model.revision=v1 has no effect without model.model_name_or_path
@@ -77,6 +77,7 @@ data.dataset_revision=v1 | data.dataset_revision=v1 has no effect without data.d
 data.dataset_config_name=x | data.dataset_config_name=x has no effect without data.dataset_name
 training.averaging_steps=0.5 | needs training.averaging=ema or tail, got None
 training.cooldown_steps=0.5 | needs training.lr_scheduler_type=warmup_stable_decay, got cosine
+training.weight_decay=0 training.weight_decay_schedule=dip | training.weight_decay_schedule=dip has no effect: it needs training.weight_decay above 0
 training.eval_delay=2 training.eval_strategy=no | training.eval_delay=2.0 has no effect
 training.load_best_model_at_end=true training.do_eval=false | has no effect
 training.eval_steps=3 training.eval_strategy=epoch | training.eval_steps=3.0 has no effect

@@ -151,6 +151,16 @@ def test_runs_that_differ_in_the_seed_only_are_a_group(place):
     ]
 
 
+def test_a_second_run_of_a_seed_is_no_further_sample(place):
+    for group, seed in itertools.product(("run-a", "run-b"), (1, 2)):
+        write_run(group, f"seed-{seed}", seed)
+    found = groups(find_runs("exp/*", Path("results")))
+    assert [[run.name for run in group] for group in found] == [
+        ["run-a/seed-1", "run-a/seed-2"],
+        ["run-b/seed-1", "run-b/seed-2"],
+    ]
+
+
 @pytest.mark.parametrize(
     "changed, named",
     [

@@ -119,7 +119,7 @@ def test_bad_input_is_named_in_one_line(report):
     assert "runs: exp/x is no run" in report("runs=exp/x")
     write_run("run-a", "seed-1", finished=False)
     text = report("runs=exp/*")
-    assert "has no scores of tasks" in text and "is not finished" in text
+    assert "has no scores of src.run_eval" in text and "is not finished" in text
     Path("exp/run-a/seed-1/config.yaml").write_text("a: [")
     assert "config.yaml cannot be read" in report("runs=exp/*")
     assert "did you mean" in report("run=exp/*")

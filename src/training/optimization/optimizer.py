@@ -223,8 +223,9 @@ def check_optimizer(
         for kind in getattr(training, option) or {}:
             if kind not in known:
                 raise UserError(
-                    f"training.{option}: {kind!r} must be a kind of the model's parameters:"
-                    f" {', '.join(dict.fromkeys(known))} (a tied head is in the embedding)"
+                    f"training.{option}: this model has no parameters of the kind {kind!r}; choose"
+                    f" among {', '.join(dict.fromkeys(known))} (a tied head is part of the"
+                    " embedding)"
                 )
     if training.optimizer == "muon" and model is not None:
         _check_muon(model)

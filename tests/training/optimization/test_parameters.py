@@ -128,8 +128,8 @@ def test_without_multiples_the_groups_stay_as_they_are(none):
 @pytest.mark.parametrize(
     "value, told",
     [
-        ({"vectors": -1}, "vectors: -1 must be a finite number of at least 0"),
-        ({"vectors": "x"}, "vectors: 'x' must be a finite number"),
+        ({"vectors": -1}, "vectors must be a finite number of at least 0, got -1"),
+        ({"vectors": "x"}, "vectors must be a finite number of at least 0, got 'x'"),
         (0.3, "=0.3 must be {kind: multiple, …}"),
     ],
 )
@@ -141,7 +141,9 @@ def test_multiples_that_are_no_numbers_are_refused(option, value, told):
 
 @pytest.mark.parametrize("kind", ["bias", "head"])
 def test_kinds_that_the_model_does_not_have_are_refused(kind):
-    told = f"training.lr_scales: '{kind}' must be .* parameters: embedding, vectors, matrices"
+    told = (
+        f"no parameters of the kind '{kind}'; choose among embedding, vectors, matrices"
+    )
     with pytest.raises(UserError, match=told):
         options = training(lr_scales={kind: 0.5})
         check_optimizer(options, model_of(GPT2Config(**GPT2)))
