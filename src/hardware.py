@@ -94,9 +94,8 @@ def energy_counters() -> dict[str, tuple[float, float]]:
         read.
     """
     counters = {}
-    for zone in RAPL.glob(
-        "intel-rapl:?"
-    ):  # also of AMD; parts of it are intel-rapl:0:0, …
+    # Processors of AMD have this name, too. Parts of a processor are intel-rapl:0:0, …
+    for zone in RAPL.glob("intel-rapl:?"):
         with contextlib.suppress(OSError):
             files = (zone / "energy_uj", zone / "max_energy_range_uj")
             joules, largest = (int(file.read_text()) / 1e6 for file in files)

@@ -149,11 +149,6 @@ class Blocks(Dataset):
         return self.stream.num_words(starts + 1, ends + 1)
 
     @property
-    def owners(self) -> np.ndarray:
-        """The index of the stream's file in which each block begins [num_blocks]."""
-        return self.owners_of(np.arange(len(self)))
-
-    @property
     def words(self) -> np.ndarray:
         """Words that begin in the targets of each block, uint32 [num_blocks]."""
         edges = [*range(0, len(self), PART), len(self)]  # in parts, to bound the memory

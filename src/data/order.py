@@ -214,7 +214,7 @@ def check_names(data: DataTrainingArguments, names: list[str]) -> None:
 
 def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
     """Return the order that the data section describes; `check_names` has checked it."""
-    names = [file["name"] for file in blocks.stream.files]
+    names = blocks.stream.names
     times = [float((data.mix or {}).get(name, 1)) for name in names]
     numbers = {name: number for number, name in enumerate(names)}
     files = [numbers[name] for name in data.file_order or names]

@@ -50,8 +50,7 @@ class Data:
 
     train_stream: Optional[Stream]
     train: Optional[Blocks]
-    validation: Optional[Blocks]
-    validation_names: list[str]  # names of the files that `validation.owners` numbers
+    validation: Blocks
 
 
 def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
@@ -173,8 +172,7 @@ def _cut(
                 f"Without validation text, the last {percentage:g} % of each training file"
                 f" are held out: {words:,} words"
             )
-    names = [file["name"] for file in validation_stream.files]
-    return Data(train_stream, train, validation, names)
+    return Data(train_stream, train, validation)
 
 
 def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> float:

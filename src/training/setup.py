@@ -284,7 +284,7 @@ def _precision(
 
 
 def report(
-    setup: Setup, args: Arguments, model: PreTrainedModel, validation: Optional[Blocks]
+    setup: Setup, args: Arguments, model: PreTrainedModel, validation: Blocks
 ) -> None:
     """Log the model, the decisions about its training, and the size of the run."""
     training, plan = args.training, setup.plan
@@ -335,7 +335,7 @@ def report(
         logger.info(f"Sequences of {size} tokens until step {end:,}")
     if training.milestones:
         logger.info(_describe_milestones(setup, training, model))
-    if training.do_eval and training.eval_strategy != "no" and validation is not None:
+    if training.do_eval and training.eval_strategy != "no":
         logger.info(_cost_of_evaluations(training, plan, len(validation)))
 
 

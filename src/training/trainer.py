@@ -334,9 +334,8 @@ class LanguageModelTrainer(Trainer):
         """
         if (bad := self.divergence.first_not_finite()) is not None:
             step, loss = bad
-            blocks, files = self.plan.blocks_of(step), self.plan.blocks.stream.files
-            owners = self.plan.blocks.owners_of(blocks)
-            names = sorted({files[i]["name"] for i in owners})
+            every, blocks = self.plan.blocks, self.plan.blocks_of(step)
+            names = sorted({every.stream.names[i] for i in every.owners_of(blocks)})
             self._refuse(
                 f"the loss is {loss:.3g} at step {step + 1}, on blocks {blocks[:8]}… from"
                 f" {', '.join(names)}"
@@ -545,9 +544,12 @@ class LanguageModelTrainer(Trainer):
 
     def _figures(self, output: EvalPrediction) -> dict[str, float]:
         """Return the scores of the tasks, and the metrics of the text from its statistics."""
-        blocks, names = self.eval_dataset, self.data.validation_names
-        words, files = blocks.words, blocks.owners
-        figures = summarize(output.predictions, words, blocks.bytes, files, names)
+        blocks = self.eval_dataset
+        sizes, files = (blocks.words, blocks.bytes), blocks.owners_of(
+            range(len(blocks))
+        )
+        names = blocks.stream.names
+        figures = summarize(output.predictions, *sizes, files, names)
         return {**self._scores, **figures}
 
 

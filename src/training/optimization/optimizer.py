@@ -25,6 +25,7 @@ from transformers.utils import is_liger_kernel_available
 from src.arguments import PARAMETER_KINDS, TrainingArguments
 from src.foundation import UserError, blaming, first_line
 from src.hardware import fast_bfloat16
+from src.processes import rank_and_number
 from src.training.optimization.parameters import Layout, kinds, layout
 from src.training.optimization.schedule import choose_schedule
 
@@ -129,12 +130,12 @@ def _normalized(
 
 def _shared_orthogonal(x: torch.Tensor) -> torch.Tensor:
     """Return `nearly_orthogonal(x)`; each process computes a share of it."""
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    rank, processes = rank_and_number()
     if processes == 1:
         return nearly_orthogonal(x)
     number = math.ceil(len(x) / processes)
     padded = functional.pad(x, (0, 0, 0, 0, 0, number * processes - len(x)))
-    share = padded.chunk(processes)[distributed.get_rank()]
+    share = padded.chunk(processes)[rank]
     distributed.all_gather_into_tensor(padded, nearly_orthogonal(share))
     return padded[: len(x)]
 

@@ -35,7 +35,7 @@ class Ledger(TrainerCallback):
 
     def __init__(self, run_dir: Path, plan: Plan):
         self.file, self.plan = run_dir / FILE, plan
-        self.names = [file["name"] for file in plan.blocks.stream.files]
+        self.names = plan.blocks.stream.names
         self._step = 0
         self._of_files = np.zeros(len(self.names), np.int64)
 
