@@ -136,11 +136,9 @@ class Plan(Sampler):
         if not self.order.stride:  # the same blocks in each epoch
             # NO_BLOCK, the index -1, has no words.
             words_of = np.append(self.blocks.words, np.uint32(0)).__getitem__
-        of_epochs = [
-            words_of(self._filled(epoch)).reshape(-1, self.blocks_per_step).sum(axis=1)
-            for epoch in range(-(-max_steps // self.steps_per_epoch))
-        ]
-        return np.concatenate(of_epochs)[:max_steps].astype(np.int64)
+        of_epochs = map(words_of, self.drawn(0, max_steps))
+        steps = [words.reshape(-1, self.blocks_per_step).sum(1) for words in of_epochs]
+        return np.concatenate(steps).astype(np.int64)
 
     def _filled(self, epoch: int) -> np.ndarray:
         """Return an epoch's blocks, filled up with `NO_BLOCK` to whole steps."""

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -298,12 +297,6 @@ def report(
         logger.info(
             f"One of {training.n_gpu} GPUs is used; to use all: torchrun"
             f" --nproc_per_node={training.n_gpu} -m src.run_clm …"
-        )
-    asked = {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= {*os.environ}
-    if asked and training.world_size == 1:
-        logger.warning(
-            "warning: `accelerate launch` has started one process, since it starts no more on"
-            " CPUs; for several: torchrun --nproc_per_node=<number> -m src.run_clm …"
         )
     if plan is None:
         return

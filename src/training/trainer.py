@@ -270,6 +270,8 @@ class LanguageModelTrainer(Trainer):
             if self.args.optimizer == "muon":
                 optimizer = muon_with_adamw(optimizer, self.model, self.args)
             split_by_kind(optimizer, self.model, self.args)
+            for group in optimizer.param_groups:
+                group["initial_weight_decay"] = group["weight_decay"]
             self.optimizer = optimizer
         return self.optimizer
 
