@@ -537,9 +537,8 @@ class LanguageModelTrainer(Trainer):
         hook = embeddings.register_forward_pre_hook(self.stop.end_forward)
         try:
             return self.tasks.score(model, self.tokenizer, all_items)
-        except UserError:
-            if self.stop.check() is None:
-                raise
+        except EvaluationStopped:
+            self.stop.check()
             return {}
         finally:
             hook.remove()

@@ -1,5 +1,6 @@
 """The challenge's scores at every evaluation of a run."""
 
+import functools
 import json
 import os
 import runpy
@@ -368,6 +369,30 @@ def test_two_processes_share_the_items_and_have_the_scores_and_errors_of_one(
     alone = TaskScores(suite).score(model, tokenizer, all_items=True)
     del alone["scoring_runtime"]
     assert found[0] == alone and set(alone) == {"pairs", "pairs/dogs", "pairs/cats"}
+
+
+def test_a_signal_ends_the_scoring_of_all_tasks(
+    tiny, run_clm, pairs, tmp_path, monkeypatch
+):
+    """The second task is not even prepared."""
+    assert run_clm(*tiny) == 0
+    prepared, prepare = [], Suite._prepare
+    monkeypatch.setattr(
+        Suite, "_prepare", lambda *args: prepared.append(args[1].name) or prepare(*args)
+    )
+    more = shutil.copytree(pairs, tmp_path / "more")
+    suite = Suite.load(ScoringArguments(pairs=[str(pairs), str(more)]))
+    stop = StopOnSignal()
+    trainer = SimpleNamespace(
+        stop=stop, tasks=TaskScores(suite), tokenizer=load(str(only_run()))
+    )
+    model = AutoModelForCausalLM.from_pretrained(only_run())
+    score = functools.partial(LanguageModelTrainer._score_tasks, trainer, model, True)
+    assert "pairs/more" in score() and len(prepared) == 2
+    prepared.clear()
+    stop._receive(signal.SIGTERM, None)
+    assert score() == {} and stop.received == signal.SIGTERM
+    assert len(prepared) == 1
 
 
 def python_m(module: str, arguments: list[str], folder: Path, node: str = "") -> None:
