@@ -18,6 +18,7 @@ from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
 from src.data.text.corpus import Source, check_boundary, read_corpus, read_hub
 from src.foundation import UserError, check_folder, naming
+from src.processes import rank_and_number
 
 logger = logging.getLogger(__name__)
 
@@ -98,18 +99,16 @@ def load_data(
     tokenizer_args: TokenizerArguments,
     data: DataTrainingArguments,
     model: ModelArguments,
-    main_process: bool = True,
 ) -> tuple[PreTrainedTokenizerBase, Data]:
     """Return the tokenizer, and both corpora packed with it and cut into blocks.
 
-    A tokenizer or packed corpus in `model.cache_dir` is reused.
-
-    Args:
-        main_process: Show progress, and obey `data.overwrite_cache`.
+    A tokenizer or packed corpus in `model.cache_dir` is reused. Only the main process shows
+    progress, and obeys `data.overwrite_cache`.
     """
     if num_workers := data.preprocessing_num_workers:
         # `tokenizers` reads the variable when it starts its threads.
         os.environ["RAYON_NUM_THREADS"] = str(num_workers)
+    main_process = rank_and_number()[0] == 0
     overwrite = data.overwrite_cache and main_process
     cache = Cache(Path(model.cache_dir), overwrite, progress=main_process)
     boundary, lossy = data.document_boundary, tokenizer_args.lossy

@@ -363,7 +363,8 @@ class LanguageModelTrainer(Trainer):
 
     def _refuse(self, fault: str) -> NoReturn:
         """Raise `UserError` with a fault, and name the checkpoints that are on disk."""
-        newest, best = newest_whole(self.run_dir), self.state.best_model_checkpoint
+        newest = by_main_process(lambda: newest_whole(self.run_dir))
+        best = self.state.best_model_checkpoint
         raise TrainingStopped(
             f"{fault}: training stops. The newest checkpoint: {newest or 'none yet'}"
             + (f"; the best by evaluation: {best}" if best else "")
@@ -529,7 +530,7 @@ class LanguageModelTrainer(Trainer):
             return self._scores
 
     def _score_tasks(self, model: PreTrainedModel, all_items: bool) -> dict[str, float]:
-        """Return the scores of the tasks; {} if a signal is in, which ends the evaluation."""
+        """Return the scores of the tasks; {} if a signal ends the evaluation."""
         if self.stop.received is not None:
             return {}
         # Every forward pass of a scorer calls the embeddings.

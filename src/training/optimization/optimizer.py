@@ -207,18 +207,17 @@ def check_optimizer(
         model: the model, perhaps without memory for its weights; None: one that cannot be
             built without memory.
     """
-    if not training.deepspeed:  # its plugin can be made only once
-        defaults = {
-            f.name: f.default
-            for f in fields(training)
-            if f.init and f.default is not MISSING and f.name != "output_dir"
-        }
+    defaults = {
+        f.name: f.default
+        for f in fields(training)
+        if f.init and f.default is not MISSING and f.name != "output_dir"
+    }
 
-        def build(values: dict[str, Any]) -> None:
-            _try_training(replace(training, **values), model)
+    def build(values: dict[str, Any]) -> None:
+        _try_training(replace(training, **values), model)
 
-        values = {name: getattr(training, name) for name in defaults}
-        blaming(build, values, defaults, "training")
+    values = {name: getattr(training, name) for name in defaults}
+    blaming(build, values, defaults, "training")
     known = PARAMETER_KINDS if model is None else tuple(kinds(model).values())
     for option in ("lr_scales", "weight_decay_scales"):
         for kind in getattr(training, option) or {}:
