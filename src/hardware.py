@@ -86,12 +86,12 @@ def resolve_hardware(training: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 def energy_counters() -> dict[str, tuple[float, float]]:
     """Return the readings of this machine's energy counters, in joules.
 
-    The counters of a processor (RAPL, of Linux) count for all its programs, and many systems let
-    only root read them. The counter of this process's NVIDIA GPU needs `nvidia-ml-py`.
+    A processor's counter (Linux's RAPL) includes all programs, and many systems let only root
+    read it. The counter of this process's NVIDIA GPU needs `nvidia-ml-py`.
 
     Returns:
-        {name: (joules, joules after which the counter begins again at 0)}; empty if none can be
-        read.
+        {name: (joules, the value at which the counter starts again from 0)}; empty if no counter
+        can be read.
     """
     counters = {}
     # AMD's processors have the same names. Parts of a zone are called intel-rapl:0:0, ….

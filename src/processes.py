@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them, and what they tell each other."""
+"""Communication between the processes of a run, which torchrun starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +49,8 @@ def by_main_process(decide: Callable[[], T]) -> T:
 def check_same(name: str, value: Any) -> None:
     """Raise `UserError` in all processes if one of them has another value than the first.
 
-    On nodes without a shared disk, a process would continue from a checkpoint of its own, or
-    wait for ever for one that continues.
+    Otherwise, on nodes without a shared disk, processes would continue from different
+    checkpoints, or wait for each other without end.
     """
     values = gathered(value)
     if others := [rank for rank, other in enumerate(values) if other != values[0]]:

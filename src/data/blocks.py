@@ -6,6 +6,8 @@ exactly once. The exceptions are the first token of the span and the BOS of each
 earlier token predicts them.
 """
 
+import bisect
+import functools
 from typing import Any, Optional
 
 import numpy as np
@@ -121,23 +123,18 @@ class Blocks(Dataset):
         begins = np.concatenate(found).astype(np.int64) - starts[rows]
         return tokens, ends - starts, rows, begins
 
-    @property
+    @functools.cached_property
     def edges(self) -> np.ndarray:
         """The number of blocks that begin before each file, and of all [num_files + 1].
 
         The blocks that begin in file i are those from `edges[i]` to before `edges[i + 1]`.
         """
-        if not len(self):
-            return np.zeros(len(self.stream.files) + 1, np.int64)
-        starts = np.array([file["start"] for file in self.stream.files])
-        spans = np.searchsorted(self.spans[:, 0], starts, side="right") - 1
-        spans = np.maximum(0, spans)  # a file may begin before the first span
-        inside = -(-(starts - self.spans[spans, 0]) // self.block_size)
-        sizes = self._first[spans + 1] - self._first[spans]
-        edges = self._first[spans] + np.clip(inside, 0, sizes)
-        if self._drawn is not None:
-            edges = np.searchsorted(self._drawn, edges)
-        return np.append(edges, len(self))
+        blocks = range(len(self))
+        edges = [
+            bisect.bisect_left(blocks, file["start"], key=lambda i: self.bounds(i)[0])
+            for file in self.stream.files
+        ]
+        return np.array([*edges, len(self)])
 
     def owners_of(self, indices: Any) -> np.ndarray:
         """Return the index of the stream's file in which each of these blocks begins [n]."""
@@ -147,11 +144,6 @@ class Blocks(Dataset):
         """Return the words that begin in the targets of each of these blocks [n]."""
         starts, ends = self.bounds(indices)
         return self.stream.num_words(starts + 1, ends + 1)
-
-    @property
-    def owners(self) -> np.ndarray:
-        """The index of the stream's file in which each block begins [num_blocks]."""
-        return self.owners_of(np.arange(len(self)))
 
     @property
     def words(self) -> np.ndarray:

@@ -136,11 +136,9 @@ class Plan(Sampler):
         if not self.order.stride:  # the same blocks in each epoch
             # NO_BLOCK, the index -1, has no words.
             words_of = np.append(self.blocks.words, np.uint32(0)).__getitem__
-        of_epochs = [
-            words_of(self._filled(epoch)).reshape(-1, self.blocks_per_step).sum(axis=1)
-            for epoch in range(-(-max_steps // self.steps_per_epoch))
-        ]
-        return np.concatenate(of_epochs)[:max_steps].astype(np.int64)
+        of_epochs = map(words_of, self.drawn(0, max_steps))
+        steps = [words.reshape(-1, self.blocks_per_step).sum(1) for words in of_epochs]
+        return np.concatenate(steps).astype(np.int64)
 
     def _filled(self, epoch: int) -> np.ndarray:
         """Return an epoch's blocks, filled up with `NO_BLOCK` to whole steps."""
@@ -214,7 +212,7 @@ def check_names(data: DataTrainingArguments, names: list[str]) -> None:
 
 def order_of(data: DataTrainingArguments, blocks: Blocks, seed: int) -> Order:
     """Return the order that the data section describes; `check_names` has checked it."""
-    names = [file["name"] for file in blocks.stream.files]
+    names = blocks.stream.names
     times = [float((data.mix or {}).get(name, 1)) for name in names]
     numbers = {name: number for number, name in enumerate(names)}
     files = [numbers[name] for name in data.file_order or names]

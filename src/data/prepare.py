@@ -18,6 +18,7 @@ from src.data.packing.stream import Stream
 from src.data.packing.tokenizer import load, load_or_train
 from src.data.text.corpus import Source, check_boundary, read_corpus, read_hub
 from src.foundation import UserError, check_folder, naming
+from src.processes import rank_and_number
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ class Data:
 
     train_stream: Optional[Stream]
     train: Optional[Blocks]
-    validation: Optional[Blocks]
-    validation_names: list[str]  # names of the files that `validation.owners` numbers
+    validation: Blocks
 
 
 def find_corpora(data: DataTrainingArguments, model: ModelArguments) -> Corpora:
@@ -99,18 +99,16 @@ def load_data(
     tokenizer_args: TokenizerArguments,
     data: DataTrainingArguments,
     model: ModelArguments,
-    main_process: bool = True,
 ) -> tuple[PreTrainedTokenizerBase, Data]:
     """Return the tokenizer, and both corpora packed with it and cut into blocks.
 
-    A tokenizer or packed corpus in `model.cache_dir` is reused.
-
-    Args:
-        main_process: Show progress, and obey `data.overwrite_cache`.
+    A tokenizer or packed corpus in `model.cache_dir` is reused. Only the main process shows
+    progress, and obeys `data.overwrite_cache`.
     """
     if num_workers := data.preprocessing_num_workers:
         # `tokenizers` reads the variable when it starts its threads.
         os.environ["RAYON_NUM_THREADS"] = str(num_workers)
+    main_process = rank_and_number()[0] == 0
     overwrite = data.overwrite_cache and main_process
     cache = Cache(Path(model.cache_dir), overwrite, progress=main_process)
     boundary, lossy = data.document_boundary, tokenizer_args.lossy
@@ -173,8 +171,7 @@ def _cut(
                 f"Without validation text, the last {percentage:g} % of each training file"
                 f" are held out: {words:,} words"
             )
-    names = [file["name"] for file in validation_stream.files]
-    return Data(train_stream, train, validation, names)
+    return Data(train_stream, train, validation)
 
 
 def unigram_perplexity(train: Stream, validation: Blocks, vocab_size: int) -> float:

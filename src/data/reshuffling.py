@@ -1,8 +1,8 @@
-"""Documents anew each epoch: blocks that are cut from the documents in another order.
+"""Blocks that are cut anew in each epoch, after the documents are permuted.
 
-With fixed blocks, a token has the same context in every epoch. If the documents are put in another
-order before they are cut, it has another one each time. Only the documents are permuted, not the
-tokens: blocks are read from the packed stream in pieces.
+With fixed blocks, a token near the start of a block has the same short context in every epoch. If
+documents are permuted before they are cut, its context changes. The tokens on disk are not moved:
+blocks are read from the packed stream in pieces.
 """
 
 import functools
@@ -34,7 +34,7 @@ class ReshuffledBlocks(Blocks):
     Block i of pass p has the index p * len(blocks) + i. In a pass, the documents of each file are
     permuted, and the first of them is cut at a random token; its beginning comes last. So a file
     that is one document is cut into other blocks, too. Each file stays at its place in the stream.
-    Therefore each pass has equally many blocks, with the same `bounds` and `owners`.
+    So all passes have the same number of blocks, with the same `bounds` and `edges`.
 
     Args:
         blocks: The blocks of the text in its own order.

@@ -10,7 +10,6 @@ from transformers import ProgressCallback, TrainerCallback
 
 from src.arguments import FIGURES
 from src.evaluation.suite import of_whole_tasks
-from src.foundation import UserError
 
 # Figures that the short line leaves out. Those of the text follow from its loss.
 LEFT_OUT = ("grad_norm", "perplexity", "bits_per_byte")
@@ -19,7 +18,7 @@ PREEMPTION = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "U
 logger = logging.getLogger(__name__)
 
 
-class EvaluationStopped(UserError):
+class EvaluationStopped(Exception):
     """A signal ended an evaluation in training."""
 
 

@@ -126,13 +126,13 @@ def save(trainer: LanguageModelTrainer, scores: dict[str, float], command: str) 
         "origin": f"further from {weights}" if weights else "from scratch",
         "model_type": model.config.model_type,
         "parameters": model.num_parameters(),
-        "files": ", ".join(file["name"] for file in data.train_stream.files),
+        "files": ", ".join(data.train_stream.names),
         "text": data.train_stream.info,
         "final_step": final_step(scores),
         "energy": f", {scores.get('joules', 0) / 3.6e6:.3g} kWh" * ("joules" in scores),
         "vocab_size": len(trainer.tokenizer),
         "tokenizer": tokenizer or "trained on the same text",
-        "eval_files": ", ".join(data.validation_names),
+        "eval_files": ", ".join(data.validation.stream.names),
     }
     named = {key.removeprefix("eval_"): score for key, score in scores.items()}
     shown = [*FIGURES, *of_whole_tasks(named)]

@@ -62,9 +62,8 @@ def train(configuration: RunConfiguration) -> Optional[float]:
             return show_finished(record, args, tasks, returned)
         with wandb_callbacks(record) as callbacks:
             with clock.phase("data"):
-                tokenizer, data = load_data(
-                    corpora, args.tokenizer, args.data, args.model, record.main_process
-                )
+                texts = corpora, args.tokenizer, args.data, args.model
+                tokenizer, data = load_data(*texts)
             plan = plan_run(args, data, sequences)
             model = build_model(args, config, tokenizer)
             with clock.phase("first batch"), refusing(model):
@@ -170,8 +169,8 @@ def quoted(value: Any) -> str:
 def exit_stopped(number: int, args: Arguments) -> NoReturn:
     """Log how to continue the run, and raise `SystemExit` for a signal.
 
-    In a job of submitit, its own handler puts the job back into the queue, also after another
-    signal than its own.
+    In a job of submitit, call its handler, which puts the job back into the queue, after any
+    signal but Ctrl-C.
     """
     logger.info(
         "Stopped. The same command continues this run%s.",

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -284,7 +283,7 @@ def _precision(
 
 
 def report(
-    setup: Setup, args: Arguments, model: PreTrainedModel, validation: Optional[Blocks]
+    setup: Setup, args: Arguments, model: PreTrainedModel, validation: Blocks
 ) -> None:
     """Log the model, the decisions about its training, and the size of the run."""
     training, plan = args.training, setup.plan
@@ -298,12 +297,6 @@ def report(
         logger.info(
             f"One of {training.n_gpu} GPUs is used; to use all: torchrun"
             f" --nproc_per_node={training.n_gpu} -m src.run_clm …"
-        )
-    asked = {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= {*os.environ}
-    if asked and training.world_size == 1:
-        logger.warning(
-            "warning: `accelerate launch` has started one process, since it starts no more on"
-            " CPUs; for several: torchrun --nproc_per_node=<number> -m src.run_clm …"
         )
     if plan is None:
         return
@@ -335,7 +328,7 @@ def report(
         logger.info(f"Sequences of {size} tokens until step {end:,}")
     if training.milestones:
         logger.info(_describe_milestones(setup, training, model))
-    if training.do_eval and training.eval_strategy != "no" and validation is not None:
+    if training.do_eval and training.eval_strategy != "no":
         logger.info(_cost_of_evaluations(training, plan, len(validation)))
 
 

@@ -88,7 +88,7 @@ class TaskScores:
             if result.too_long:
                 number = counted(len(result.too_long), "item")
                 logger.warning("%s: %s too long", result.task, number)
-        # Processors may round a correlation differently, and it may pick the best model.
+        # Processors may round a correlation differently, but must agree on the best model.
         by_name = by_main_process(lambda: scores(results))
         return {**by_name, "scoring_runtime": time.perf_counter() - start}
 

@@ -270,6 +270,8 @@ class LanguageModelTrainer(Trainer):
             if self.args.optimizer == "muon":
                 optimizer = muon_with_adamw(optimizer, self.model, self.args)
             split_by_kind(optimizer, self.model, self.args)
+            for group in optimizer.param_groups:
+                group["initial_weight_decay"] = group["weight_decay"]
             self.optimizer = optimizer
         return self.optimizer
 
@@ -334,9 +336,8 @@ class LanguageModelTrainer(Trainer):
         """
         if (bad := self.divergence.first_not_finite()) is not None:
             step, loss = bad
-            blocks, files = self.plan.blocks_of(step), self.plan.blocks.stream.files
-            owners = self.plan.blocks.owners_of(blocks)
-            names = sorted({files[i]["name"] for i in owners})
+            every, blocks = self.plan.blocks, self.plan.blocks_of(step)
+            names = sorted({every.stream.names[i] for i in every.owners_of(blocks)})
             self._refuse(
                 f"the loss is {loss:.3g} at step {step + 1}, on blocks {blocks[:8]}… from"
                 f" {', '.join(names)}"
@@ -362,7 +363,8 @@ class LanguageModelTrainer(Trainer):
 
     def _refuse(self, fault: str) -> NoReturn:
         """Raise `UserError` with a fault, and name the checkpoints that are on disk."""
-        newest, best = newest_whole(self.run_dir), self.state.best_model_checkpoint
+        newest = by_main_process(lambda: newest_whole(self.run_dir))
+        best = self.state.best_model_checkpoint
         raise TrainingStopped(
             f"{fault}: training stops. The newest checkpoint: {newest or 'none yet'}"
             + (f"; the best by evaluation: {best}" if best else "")
@@ -528,7 +530,7 @@ class LanguageModelTrainer(Trainer):
             return self._scores
 
     def _score_tasks(self, model: PreTrainedModel, all_items: bool) -> dict[str, float]:
-        """Return the scores of the tasks; {} if a signal is in, which ends the evaluation."""
+        """Return the scores of the tasks; {} if a signal ends the evaluation."""
         if self.stop.received is not None:
             return {}
         # Every forward pass of a scorer calls the embeddings.
@@ -536,18 +538,20 @@ class LanguageModelTrainer(Trainer):
         hook = embeddings.register_forward_pre_hook(self.stop.end_forward)
         try:
             return self.tasks.score(model, self.tokenizer, all_items)
-        except UserError:
-            if self.stop.check() is None:
-                raise
+        except EvaluationStopped:
+            self.stop.check()
             return {}
         finally:
             hook.remove()
 
     def _figures(self, output: EvalPrediction) -> dict[str, float]:
         """Return the scores of the tasks, and the metrics of the text from its statistics."""
-        blocks, names = self.eval_dataset, self.data.validation_names
-        words, files = blocks.words, blocks.owners
-        figures = summarize(output.predictions, words, blocks.bytes, files, names)
+        blocks = self.eval_dataset
+        sizes, files = (blocks.words, blocks.bytes), blocks.owners_of(
+            range(len(blocks))
+        )
+        names = blocks.stream.names
+        figures = summarize(output.predictions, *sizes, files, names)
         return {**self._scores, **figures}
 
 

@@ -85,14 +85,14 @@ def test_a_block_lies_in_one_file(stream: Stream):
         ("<de_", "de_f"),
         ("ffff", ">..."),
     ]
-    assert blocks.owners.tolist() == [0, 0, 0, 1, 1]
+    assert blocks.owners_of(range(len(blocks))).tolist() == [0, 0, 0, 1, 1]
     assert len(Blocks(stream, file_spans(stream), 4, False)) == 3
 
 
 def test_a_block_across_files_belongs_to_the_one_it_begins_in(stream: Stream):
     blocks = Blocks(stream, [(0, 17)], 4, False)
     assert [row[0] for row in rows(blocks)] == ["<a_b", "||><", "c|><", "de_f"]
-    assert blocks.owners.tolist() == [0, 0, 0, 1]
+    assert blocks.owners_of(range(len(blocks))).tolist() == [0, 0, 0, 1]
 
 
 def test_positions_restart_with_each_document_where_attention_stays_inside(stream):

@@ -24,7 +24,10 @@ def blocks(tmp_path: Path) -> Blocks:
     """Ten blocks of ten tokens, of 5, 5, 5, 5, 5, 10, 10, … words; two files."""
     stream = stream_of(tmp_path, "file", first="a " * 24, second="b\n" * 26)
     found = Blocks(stream, [(0, len(stream))], 10, False)
-    assert len(found) == 10 and found.owners.tolist() == [0] * 5 + [1] * 5
+    assert (
+        len(found) == 10
+        and found.owners_of(range(len(found))).tolist() == [0] * 5 + [1] * 5
+    )
     return found
 
 

@@ -43,8 +43,8 @@ def test_validation_text_is_evaluated_file_by_file(corpus: Path, tmp_path: Path)
         validation_file=f"{corpus}/*.dev",
         block_size=16,
     )
-    assert data.validation_names == ["childes", "gutenberg"]
-    assert set(data.validation.owners) == {0, 1}
+    assert data.validation.stream.names == ["childes", "gutenberg"]
+    assert set(data.validation.owners_of(range(len(data.validation)))) == {0, 1}
     # All of both: 40 sentences of five words in each file, 240 and 160 for training.
     assert data.validation.words.sum() == 400
     assert data.train_stream.num_words(0, len(data.train_stream)) == 2000
@@ -56,7 +56,7 @@ def test_without_validation_text_the_end_of_every_file_is_held_out(
 ):
     caplog.set_level(logging.INFO)
     data = prepare(tmp_path, train_file=f"{corpus}/*.train", block_size=16)
-    assert data.validation_names == ["childes", "gutenberg"]
+    assert data.validation.stream.names == ["childes", "gutenberg"]
     assert data.validation.stream is data.train_stream
     seen = {
         i
@@ -71,7 +71,9 @@ def test_without_validation_text_the_end_of_every_file_is_held_out(
     assert not seen & held_out
     first, second = file_spans(data.train_stream)
     # gutenberg's 20 documents are alike: 5 % is the last one, of 40 words.
-    words = data.validation.words[data.validation.owners == 1].sum()
+    words = data.validation.words[
+        data.validation.owners_of(range(len(data.validation))) == 1
+    ].sum()
     assert words == 40
     assert (
         data.validation.bounds([len(data.validation) - 1])[0][0]
@@ -140,7 +142,7 @@ def test_the_splits_of_a_hub_dataset_are_text(tmp_path: Path):
     data = prepare(tmp_path, dataset_name=str(tmp_path / "dogs"), block_size=4)
     (row,) = data.train_stream.files
     assert (row["name"], row["documents"], row["words"]) == ("dogs", 2, 3)
-    assert data.validation.words.sum() == 3 and data.validation_names == ["dogs"]
+    assert data.validation.words.sum() == 3 and data.validation.stream.names == ["dogs"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_in_a_pass_every_token_is_read_once_with_its_words(
             own = order[start:end].tolist()
             assert sorted(own) == list(range(start, end)) != own
         indices = of_pass(new, number)
-        words, owners = new.words_of(indices), new.owners
+        words, owners = new.words_of(indices), new.owners_of(range(len(new)))
         starts, _ = new.bounds(np.arange(len(new)))
         for i, row in enumerate(map(new.__getitem__, indices)):
             own = order[starts[i] : starts[i] + block_size + 1]
@@ -135,7 +135,7 @@ def test_half_a_pass_in_an_epoch_goes_on_in_the_next(blocks):
     data = DataTrainingArguments(reshuffle_documents=True, mix={"many": 0.5, "one": 0})
     new = ReshuffledBlocks(blocks, 1)
     order = order_of(data, new, 1)
-    own = np.flatnonzero(new.owners == 0)
+    own = np.flatnonzero(new.owners_of(range(len(new))) == 0)
     two = np.sort(np.concatenate([order.blocks(0), order.blocks(1)]))
     assert set(two) <= {*own, *(own + len(new))} and len(set(two)) == len(two)
     assert set(own) <= set(two) or len(own) % 2

@@ -1,10 +1,12 @@
 """The challenge's scores at every evaluation of a run."""
 
+import functools
 import json
 import os
 import runpy
 import shlex
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -26,7 +28,9 @@ from src.data.packing.tokenizer import load
 from src.evaluation.suite import Suite
 from src.evaluation.tasks.aoa import AGES
 from src.foundation import UserError
+from src.training.callbacks import StopOnSignal
 from src.training.task_scores import TaskScores, metric_name
+from src.training.trainer import LanguageModelTrainer
 from tests.test_run_clm import history, only_run
 
 
@@ -302,13 +306,21 @@ def in_two_processes(processes, tmp_path):
 
 
 def score_in_two(run: Path, pairs: Path, out: Path) -> None:
-    """One of two processes: scores a model, then with NaN and without memory in the second."""
+    """One of two processes: scores a model; the second meets a signal, NaN and full memory."""
     rank = PartialState(cpu=True).process_index
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), load(str(run))
     scores = TaskScores(many_batches(pairs))
     found = scores.score(model, tokenizer, all_items=True)
     del found["scoring_runtime"]
     found["values"] = values_of(scores.suite, model, tokenizer)
+    stop = StopOnSignal()
+    stop.on_train_begin(SimpleNamespace(world_size=2), None, None)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    trainer = SimpleNamespace(stop=stop, tasks=scores, tokenizer=tokenizer)
+    stopped = LanguageModelTrainer._score_tasks(trainer, model, all_items=True)
+    found["signal"] = stopped, stop.received
+    stop.restore()
     if rank == 1:
         torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
     for fault in ("NaN", "memory"):
@@ -348,6 +360,7 @@ def test_two_processes_share_the_items_and_have_the_scores_and_errors_of_one(
     suite, tokenizer = many_batches(pairs), load(str(only_run()))
     assert found[0].pop("values") == values_of(suite, model, tokenizer)
     # What only the second process meets.
+    assert found[0].pop("signal") == [{}, signal.SIGTERM]
     assert "the model gives NaN" in found[0]["NaN"]
     assert "(pairs/agreement)" in found[0].pop("NaN")
     assert "out of memory: set a smaller evaluation.batch_tokens" in found[0].pop(
@@ -356,6 +369,30 @@ def test_two_processes_share_the_items_and_have_the_scores_and_errors_of_one(
     alone = TaskScores(suite).score(model, tokenizer, all_items=True)
     del alone["scoring_runtime"]
     assert found[0] == alone and set(alone) == {"pairs", "pairs/dogs", "pairs/cats"}
+
+
+def test_a_signal_ends_the_scoring_of_all_tasks(
+    tiny, run_clm, pairs, tmp_path, monkeypatch
+):
+    """The second task is not even prepared."""
+    assert run_clm(*tiny) == 0
+    prepared, prepare = [], Suite._prepare
+    monkeypatch.setattr(
+        Suite, "_prepare", lambda *args: prepared.append(args[1].name) or prepare(*args)
+    )
+    more = shutil.copytree(pairs, tmp_path / "more")
+    suite = Suite.load(ScoringArguments(pairs=[str(pairs), str(more)]))
+    stop = StopOnSignal()
+    trainer = SimpleNamespace(
+        stop=stop, tasks=TaskScores(suite), tokenizer=load(str(only_run()))
+    )
+    model = AutoModelForCausalLM.from_pretrained(only_run())
+    score = functools.partial(LanguageModelTrainer._score_tasks, trainer, model, True)
+    assert "pairs/more" in score() and len(prepared) == 2
+    prepared.clear()
+    stop._receive(signal.SIGTERM, None)
+    assert score() == {} and stop.received == signal.SIGTERM
+    assert len(prepared) == 1
 
 
 def python_m(module: str, arguments: list[str], folder: Path, node: str = "") -> None:

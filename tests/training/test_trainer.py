@@ -95,7 +95,7 @@ def trainer_of(tmp_path, stream_of):
         spans = [(0, len(stream))]
         blocks = Blocks(stream, spans, block_size, False, num_blocks, apart)
         validation = Blocks(dev, file_spans(dev), 8, True, None, apart)
-        packed = Data(stream, blocks, validation, list(files))
+        packed = Data(stream, blocks, validation)
         Path(training.get("output_dir", tmp_path / "run")).mkdir(exist_ok=True)
         settings = dict(
             output_dir=str(tmp_path / "run"), use_cpu=True, do_train=True, do_eval=True,

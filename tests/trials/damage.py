@@ -61,14 +61,14 @@ def main(pattern: str = "*") -> int:
     start(killed, kill_before=round(0.7 * number))
     outcomes: list[str] = []
     for state, base in (("killed", killed), ("finished", whole)):
-        run = base / "exp/trial/run"
+        (run,) = base.glob("exp/trial-*/*")
         for file in sorted(
             str(p.relative_to(run)) for p in run.rglob(pattern) if p.is_file()
         ):
             for name, damage in DAMAGES.items():
                 folder = Path(tempfile.mkdtemp())
                 shutil.copytree(base, folder, dirs_exist_ok=True)
-                damage(folder / "exp/trial/run" / file)
+                damage(folder / run.relative_to(base) / file)
                 is_weights = (state, file) == ("finished", "model.safetensors")
                 now = weights(folder) if is_weights else expected
                 outcomes.append(verdict(folder, file, now))

@@ -1,6 +1,9 @@
 """A simulation of FSDP in two CPU processes, whose losses and weights must be those of DDP.
 
-python -m tests.trials.fsdp             # one minute
+python -m tests.trials.fsdp             # two minutes
+
+Options that change the step or the optimizer are on. The run with FSDP is also continued from
+its second checkpoint, and must end with the same losses and weights again.
 
 accelerate shards a model only on GPUs. Here, CPUs count as GPUs in its list of devices and in
 our check. Nothing else is changed.
@@ -9,6 +12,7 @@ our check. Nothing else is changed.
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,12 @@ from tests.trials import RUN, weights
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
 TORCHRUN += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
 REPOSITORY = Path(__file__).parents[2]
+OPTIONS = (
+    "training.stochastic_depth=0.5 training.input_masking=0.2 training.z_loss=0.001"
+    " training.lr_scales={embedding:0.3,vectors:2} training.weight_decay=0.5"
+    " training.weight_decay_scales={embedding:0} training.weight_decay_schedule=linear"
+    " data.reshuffle_documents=true training.save_total_limit=null"
+).split()
 
 
 def count_cpus_as_gpus() -> None:
@@ -41,7 +51,7 @@ def count_cpus_as_gpus() -> None:
 
 def losses(folder: Path) -> list[dict]:
     """The rows of the last checkpoint, without times."""
-    states = (folder / "exp/trial/run").glob("checkpoint-*/trainer_state.json")
+    states = folder.glob("exp/trial-*/*/checkpoint-*/trainer_state.json")
     newest = max(states, key=lambda file: file.stat().st_mtime)
     rows = json.loads(newest.read_text())["log_history"]
     kept = ("loss", "eval_loss", "eval_pairs")
@@ -60,14 +70,21 @@ def main() -> int:
             o for o in RUN if not o.startswith(("training.averaging", "evaluation."))
         ]
         run += [f"evaluation.pairs={pairs}", "evaluation.num_generated_texts=2"]
-        for program in (["-m", "src.run_clm"], [__file__, "+parallel=fsdp"]):
+        run += OPTIONS
+        sharded = [__file__, "+parallel=fsdp"]
+        for program in (["-m", "src.run_clm"], sharded, sharded):
             directory = Path(folder, program[-1])
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
+            for path in directory.glob("exp/trial-*/*/*"):  # as if it had been killed
+                if path.name in ("checkpoint-3", "checkpoint-4"):
+                    shutil.rmtree(path)
+                elif path.name in ("results.json", "model.safetensors"):
+                    path.unlink()
             environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
             command = [*TORCHRUN, *program, *run]
             subprocess.run(command, cwd=directory, env=environment, check=True)
-            found.append((losses(directory), weights(directory)))
-    is_same = found[0] == found[1]
+            found.append((losses(directory), [*weights(directory).values()]))
+    is_same = found[0] == found[1] == found[2]
     print("the same losses and weights" if is_same else f"they differ: {found}")
     return not is_same
 

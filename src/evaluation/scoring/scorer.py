@@ -145,15 +145,15 @@ class Scorer:
 
         Raises:
             UserError: the model gives NaN for another query. The message contains its name.
-            torch.OutOfMemoryError: in all processes, if one of them raised it. So is the error
-                by which a signal ends an evaluation.
+            Exception: in all processes, the error that one of them met, such as
+                torch.OutOfMemoryError, or a signal that ends the evaluation.
         """
         max_length = num_positions(self.model) or math.inf
         share: Optional[np.ndarray] = None
         failure: Optional[Exception] = None
         try:
             share = self._compute_share(queries, max_length)
-        except (torch.OutOfMemoryError, UserError) as error:
+        except Exception as error:
             failure = error  # the other processes wait for this one's share
         shares, failures = zip(*gathered((share, failure)))
         if failure := next(filter(None, failures), None):

@@ -25,6 +25,7 @@ from transformers.utils import is_liger_kernel_available
 from src.arguments import PARAMETER_KINDS, TrainingArguments
 from src.foundation import UserError, blaming, first_line
 from src.hardware import fast_bfloat16
+from src.processes import rank_and_number
 from src.training.optimization.parameters import Layout, kinds, layout
 from src.training.optimization.schedule import choose_schedule
 
@@ -129,12 +130,12 @@ def _normalized(
 
 def _shared_orthogonal(x: torch.Tensor) -> torch.Tensor:
     """Return `nearly_orthogonal(x)`; each process computes a share of it."""
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    rank, processes = rank_and_number()
     if processes == 1:
         return nearly_orthogonal(x)
     number = math.ceil(len(x) / processes)
     padded = functional.pad(x, (0, 0, 0, 0, 0, number * processes - len(x)))
-    share = padded.chunk(processes)[distributed.get_rank()]
+    share = padded.chunk(processes)[rank]
     distributed.all_gather_into_tensor(padded, nearly_orthogonal(share))
     return padded[: len(x)]
 
@@ -206,18 +207,17 @@ def check_optimizer(
         model: the model, perhaps without memory for its weights; None: one that cannot be
             built without memory.
     """
-    if not training.deepspeed:  # its plugin can be made only once
-        defaults = {
-            f.name: f.default
-            for f in fields(training)
-            if f.init and f.default is not MISSING and f.name != "output_dir"
-        }
+    defaults = {
+        f.name: f.default
+        for f in fields(training)
+        if f.init and f.default is not MISSING and f.name != "output_dir"
+    }
 
-        def build(values: dict[str, Any]) -> None:
-            _try_training(replace(training, **values), model)
+    def build(values: dict[str, Any]) -> None:
+        _try_training(replace(training, **values), model)
 
-        values = {name: getattr(training, name) for name in defaults}
-        blaming(build, values, defaults, "training")
+    values = {name: getattr(training, name) for name in defaults}
+    blaming(build, values, defaults, "training")
     known = PARAMETER_KINDS if model is None else tuple(kinds(model).values())
     for option in ("lr_scales", "weight_decay_scales"):
         for kind in getattr(training, option) or {}:

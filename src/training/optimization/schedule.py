@@ -78,6 +78,9 @@ def _check_length(
 class WeightDecaySchedule(TrainerCallback):
     """Callback that multiplies each group's weight decay by a function of the step.
 
+    The optimizer's groups need their own decay as `initial_weight_decay`, as schedules of the
+    learning rate need `initial_lr`. A continued run loads it only if it is there before.
+
     Args:
         kind: a key of `WEIGHT_DECAYS`.
     """
@@ -88,6 +91,4 @@ class WeightDecaySchedule(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         multiple = np.interp(state.global_step / state.max_steps, *self.points)
         for group in optimizer.param_groups:
-            # A checkpoint keeps this value with the others of the group.
-            decay = group.setdefault("initial_weight_decay", group["weight_decay"])
-            group["weight_decay"] = decay * float(multiple)
+            group["weight_decay"] = group["initial_weight_decay"] * float(multiple)

@@ -5,8 +5,8 @@
 
 All numbers except the loss count from the beginning of the run. Words are those of the targets, as
 everywhere. Seconds are summed over all devices. `joules` is the energy that was used, if it can be
-read; GPUs of other processes are taken to use as much as that of the main process. A run that
-continues removes the rows after its checkpoint and adds new ones.
+read; each GPU is assumed to use as much as that of the main process. A run that continues removes
+the rows after its checkpoint and adds new ones.
 """
 
 import json
@@ -35,7 +35,7 @@ class Ledger(TrainerCallback):
 
     def __init__(self, run_dir: Path, plan: Plan):
         self.file, self.plan = run_dir / FILE, plan
-        self.names = [file["name"] for file in plan.blocks.stream.files]
+        self.names = plan.blocks.stream.names
         self._step = 0
         self._of_files = np.zeros(len(self.names), np.int64)
 

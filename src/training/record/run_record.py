@@ -67,9 +67,7 @@ class RunRecord:
     def __init__(self, configuration: RunConfiguration, identity: Mapping[str, Any]):
         training = configuration.args.training
         self.configuration = configuration
-        self.identity = json.loads(
-            json.dumps(identity)
-        )  # as it is read from `run.json`
+        self.identity = json.loads(json.dumps(identity))  # as `run.json` gives it
         self.directory = Path(training.output_dir)
         self.main_process = training.process_index == 0
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import find_executable_batch_size
 
 from src.arguments import TrainingArguments
 from src.foundation import UserError, write_atomically
+from src.processes import gathered
 
 FILE = "step_layout.json"
 # Tokens of a micro-batch. Larger ones are no faster on a CPU; these keep a GPU busy. Other devices,
@@ -145,7 +146,7 @@ def fit(
         return smaller.sequences
 
     fitting = find_executable_batch_size(try_batch, first.sequences, halve)()
-    fitting = min(gather_object([fitting]))  # the same on all devices
+    fitting = min(gathered(fitting))  # the same on all devices
     if fitting < first.sequences:
         logger.warning(
             "Out of memory with micro-batches of %d sequences: continuing with %d; the batch"

@@ -18,11 +18,11 @@ from src.foundation import UserError
 def add_stochastic_depth(model: PreTrainedModel, probability: float) -> None:
     """Let sequences skip layers in training, at random (Huang et al. 2016).
 
-    Layer l of L is skipped with `probability` * l / L. What it adds to a sequence that does not skip
-    it is divided by the probability of that, as in dropout. So the expected sum is what the whole
-    layer adds, and evaluation needs no factor. Each sequence is drawn for itself, and a skipped layer
-    is computed nevertheless: every parameter has a gradient in every step, as DDP expects, and the
-    step can be compiled. Hooks on the layers do this, so what is saved stays the same.
+    A sequence skips layer l of L with probability p = `probability` * l / L. Otherwise, what the
+    layer adds to it is divided by 1 - p, as in dropout, so that the expected output stays the same
+    and evaluation needs no factor. A layer is computed even for sequences that skip it. So every
+    parameter has a gradient in every step, as DDP expects, and the step can be compiled. Hooks on
+    the layers do this, so the saved model stays the same.
 
     Raises:
         UserError: the architecture does not say which modules are its layers.
@@ -37,7 +37,7 @@ def add_stochastic_depth(model: PreTrainedModel, probability: float) -> None:
 
 
 def _skip(probability: float, layer: nn.Module, args: tuple, kwargs: dict, output: Any):
-    """Return a layer's output, in which some sequences have the layer's input."""
+    """Return a layer's output; sequences that skip the layer keep its input."""
     if not layer.training:
         return output
     before = args[0] if args else kwargs["hidden_states"]
@@ -52,8 +52,8 @@ def _skip(probability: float, layer: nn.Module, args: tuple, kwargs: dict, outpu
 def with_random_tokens(ids: torch.Tensor, share: float) -> torch.Tensor:
     """Return inputs [B, T] in which a share of the tokens is replaced by others of the batch.
 
-    So a random token is as frequent as in the text (unigram noise, Xie et al. 2017). A mask token
-    would need an entry in the vocabulary, which the trained tokenizer and others do not have.
+    The replacements have the frequencies of the text (unigram noise, Xie et al. 2017). A mask
+    token would need an entry in the vocabulary, which many tokenizers lack.
     """
     others = torch.randint(ids.numel(), ids.shape, device=ids.device)
     replaced = torch.rand(ids.shape, device=ids.device) < share

@@ -115,7 +115,10 @@ def test_the_weight_decay_is_a_function_of_the_step(kind, expected):
     def optimizer():
         groups = [{"params": [torch.zeros(1)]}, {"params": [torch.ones(1)]}]
         groups[1]["weight_decay"] = 0.0
-        return torch.optim.AdamW(groups, weight_decay=0.5)
+        built = torch.optim.AdamW(groups, weight_decay=0.5)
+        for group in built.param_groups:
+            group["initial_weight_decay"] = group["weight_decay"]
+        return built
 
     first, second = optimizer(), optimizer()
     found = [*weight_decays(first, range(4))]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from src import hardware
@@ -33,12 +32,7 @@ def logged(run_dir: Path, step: int, counter: Path, values: list[int]) -> list[f
     Args:
         values: joules of the counter at the beginning and at each log.
     """
-    blocks = SimpleNamespace(
-        stream=SimpleNamespace(files=[{"name": "a"}]),
-        owners=np.zeros(9, int),
-        words=np.ones(9, int),
-        block_size=4,
-    )
+    blocks = SimpleNamespace(stream=SimpleNamespace(names=["a"]), block_size=4)
     plan = SimpleNamespace(
         blocks=blocks, drawn=lambda a, b: [], blocks_seen=lambda s: s
     )
