@@ -1,8 +1,9 @@
 """Communication between the processes of a run, which torchrun starts."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from torch import distributed
 
@@ -16,6 +17,20 @@ def rank_and_number() -> tuple[int, int]:
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def is_of_peers(error: BaseException) -> bool:
+    """Return whether an error comes from the death of another process, or from torchrun.
+
+    Gloo and NCCL raise a `RuntimeError` in the processes that are left, and torchrun raises
+    `SignalException` in them. Code that expects errors of the user's input may wrap it.
+    """
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if re.search("gloo|NCCL|SignalException", f"{type(cause).__name__}: {cause}"):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def gathered(value: T) -> list[T]:

@@ -21,6 +21,7 @@ from src.arguments import Arguments
 from src.configuration.errors import explain, readable
 from src.configuration.run_configuration import hide_secrets
 from src.foundation import UserError, write_fault
+from src.processes import is_of_peers
 
 QUIET = "httpx httpx2 evaluate hydra hydra_plugins submitit accelerate".split()
 UNBROKEN = dict(break_long_words=False, break_on_hyphens=False)
@@ -122,16 +123,19 @@ def command_line(
         message = message or unwritten(error, "training.output_dir", "exp")
         if message is None:
             raise
-        refuse(hide_secrets(message))
+        refuse(hide_secrets(message), is_final=not is_of_peers(error))
 
 
-def refuse(message: str) -> NoReturn:
-    """Show an error that only a user can correct, and exit, also from torchrun.
+def refuse(message: str, is_final: bool) -> NoReturn:
+    """Show an error and exit, also from torchrun if only a user can correct it.
 
     No exit status stops `torchrun --max-restarts` from starting the command again, so SIGTERM
     ends torchrun, the parent process.
+
+    Args:
+        is_final: whether the same command would always end like this.
     """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+    if is_final and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
     sys.exit(f"error: {message}")
