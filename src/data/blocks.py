@@ -114,10 +114,7 @@ class Blocks(Dataset):
         places = np.minimum(starts[:, None] + offsets, ends[:, None])
         tokens = self.stream.tokens[places].astype(np.int64)
         documents = self.stream.documents
-        # `edges` has the dtype of `documents`. Otherwise NumPy would convert all documents
-        # and read them from disk.
-        edges = np.stack([starts + 1, ends + 1]).astype(documents.dtype)
-        first, last = np.searchsorted(documents, edges)
+        first, last = self.stream.documents_before([starts + 1, ends + 1])
         rows = np.repeat(np.arange(len(starts)), last - first)
         found = [documents[i:j] for i, j in zip(first, last)]
         begins = np.concatenate(found).astype(np.int64) - starts[rows]
@@ -171,8 +168,7 @@ def split(stream: Stream, percentage: float) -> tuple[list, list]:
     for start, end in file_spans(stream):
         cut = end - max(1, round((end - start) * percentage / 100))
         # Of the documents that begin inside, the last before the cut, and the first after it.
-        edges = np.array([start + 1, cut, end], documents.dtype)
-        first, after, last = np.searchsorted(documents, edges)
+        first, after, last = stream.documents_before([start + 1, cut, end])
         beside = documents[max(first, after - 1) : min(max(first, after) + 1, last)]
         factors = (end - beside.astype(np.int64)) / (end - cut)
         near = beside[(factors >= 0.5) & (factors <= 2)].astype(np.int64)

@@ -103,9 +103,7 @@ def count_words(
 
 def _documents(stream: Stream, start: int, end: int) -> np.ndarray:
     """Return where documents begin in tokens [start, end), counted from `start` [n]."""
-    # Edges of another type would make NumPy convert the whole array.
-    edges = np.array([start, end], stream.documents.dtype)
-    first, last = np.searchsorted(stream.documents, edges)
+    first, last = stream.documents_before([start, end])
     return stream.documents[first:last].astype(int) - start
 
 

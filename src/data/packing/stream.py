@@ -73,6 +73,12 @@ class Stream:
         arrays = self.tokens, self.words, self.bytes, self.documents
         return sum(array.nbytes for array in arrays)
 
+    def documents_before(self, tokens: Any) -> np.ndarray:
+        """Return the number of documents that begin before each of these tokens, as `tokens`."""
+        # With another dtype, NumPy would convert all documents and read them from disk.
+        tokens = np.asarray(tokens).astype(self.documents.dtype)
+        return np.searchsorted(self.documents, tokens)
+
     def num_words(self, start: Any, end: Any) -> Any:
         """Return the number of words that begin in tokens [start, end); ints or arrays [n]."""
         return _difference(self.words, start, end)
