@@ -92,7 +92,7 @@ def job(config: DictConfig, key: str) -> Iterator[None]:
         if message is None:
             raise
         if HydraConfig.get().mode == RunMode.RUN:
-            refuse(message)
+            refuse(message, error)
         logging.error("error: %s", message)
         raise UserError(message) from error
 
@@ -123,19 +123,17 @@ def command_line(
         message = message or unwritten(error, "training.output_dir", "exp")
         if message is None:
             raise
-        refuse(hide_secrets(message), is_final=not is_of_peers(error))
+        refuse(hide_secrets(message), error)
 
 
-def refuse(message: str, is_final: bool) -> NoReturn:
-    """Show an error and exit, also from torchrun if only a user can correct it.
+def refuse(message: str, error: Exception) -> NoReturn:
+    """Show the message of an error and exit, also from torchrun if only a user can correct it.
 
     No exit status stops `torchrun --max-restarts` from starting the command again, so SIGTERM
     ends torchrun, the parent process.
-
-    Args:
-        is_final: whether the same command would always end like this.
     """
-    if is_final and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+    may_restart = is_of_peers(error)
+    if not may_restart and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
     sys.exit(f"error: {message}")
