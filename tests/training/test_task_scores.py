@@ -148,7 +148,9 @@ def test_the_metric_is_named_as_it_is_logged(suite, pairs):
     assert resolve_metric("blimp", fast, 5) == "blimp_fast"
     with pytest.raises(UserError, match="=ewok is not measured .*, pairs/cats, pairs"):
         resolve_metric("ewok", suite, None)
-    with pytest.raises(UserError, match="pairs is not measured .* word_perplexity$"):
+    with pytest.raises(
+        UserError, match="pairs is not measured .* word_perplexity, or add the task"
+    ):
         resolve_metric("eval_pairs", suite, 0)
     with pytest.raises(UserError, match="pairs/dogs is not measured"):
         resolve_metric("pairs/dogs", suite, 1)  # of the first set alone
