@@ -51,7 +51,7 @@ def verdict(folder: Path, file: str, expected: str) -> str:
 
 
 def main(pattern: str = "*") -> int:
-    """Print every outcome, and return the number of the wrong ones."""
+    """Print every outcome, and return the number of the wrong ones; 1 if no file matches."""
     whole = Path(tempfile.mkdtemp())
     code, output, number = start(whole)
     assert code == 0, output
@@ -61,14 +61,14 @@ def main(pattern: str = "*") -> int:
     start(killed, kill_before=round(0.7 * number))
     outcomes: list[str] = []
     for state, base in (("killed", killed), ("finished", whole)):
-        run = base / "exp/trial/run"
+        [run] = (file.parent for file in base.glob("exp/trial-*/*/run.json"))
         for file in sorted(
             str(p.relative_to(run)) for p in run.rglob(pattern) if p.is_file()
         ):
             for name, damage in DAMAGES.items():
                 folder = Path(tempfile.mkdtemp())
                 shutil.copytree(base, folder, dirs_exist_ok=True)
-                damage(folder / "exp/trial/run" / file)
+                damage(folder / run.relative_to(base) / file)
                 is_weights = (state, file) == ("finished", "model.safetensors")
                 now = weights(folder) if is_weights else expected
                 outcomes.append(verdict(folder, file, now))
@@ -78,7 +78,7 @@ def main(pattern: str = "*") -> int:
         shutil.rmtree(folder)
     wrong = sum(not outcome.islower() for outcome in outcomes)
     print(f"{len(outcomes) - wrong} of {len(outcomes)} damages had a right outcome")
-    return wrong
+    return wrong if outcomes else 1
 
 
 if __name__ == "__main__":
