@@ -13,7 +13,7 @@ SOURCE = REPOSITORY / "src"
 MODULES = sorted(path for path in SOURCE.rglob("*.py"))
 # Of all modules together, without blank lines, comments and docstrings. It may only fall, or
 # grow with a capability: a theme that needs 400 lines looks for 100 that it can retire.
-MAX_CODE_LINES = 11_129
+MAX_CODE_LINES = 11_134
 
 FRONT_DOORS = {"run_clm", "run_eval", "export", "report"}
 NO_CODE = {

@@ -32,15 +32,15 @@ RUN = (
 
 
 class Operations:
-    """Counter of the operations on files of the run, which kills before one of them."""
+    """Counter of the operations on files of all `runs`, which kills before one of them."""
 
-    def __init__(self, run_dir: Path, kill_before: Optional[int]):
-        self.group = str(run_dir.parent.absolute())
+    def __init__(self, runs: Path, kill_before: Optional[int]):
+        self.runs = str(runs.absolute())
         self.kill_before, self.number = kill_before, 0
 
     def count(self, path: Any) -> None:
         if isinstance(path, (str, os.PathLike)):
-            if os.path.abspath(path).startswith(self.group):
+            if os.path.abspath(path).startswith(self.runs):
                 self.number += 1
                 if self.number == self.kill_before:
                     os.kill(os.getpid(), signal.SIGKILL)

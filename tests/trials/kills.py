@@ -43,7 +43,9 @@ def main(kind: str = "python", number: str = "1") -> int:
             failures += 1
             print(f"{kill}: {first}, {code}, {half}\n{shown}\n{output}")
         else:
-            print(f"{kill}: {first}", flush=True)
+            # A rank that is killed before it writes its id, or at the end, is not started again.
+            again = ", started again" if "exitcode: -9" in shown else ""
+            print(f"{kill}: {first}{again}", flush=True)
     shutil.rmtree(folder)
     print(f"{len(kills) - failures} of {len(kills)} kills continued bit for bit")
     return failures

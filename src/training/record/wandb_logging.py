@@ -17,6 +17,8 @@ from src.training.record.run_record import RunRecord
 
 # Timeout of the connection in seconds. After it, wandb needs 16 to 20 more to return.
 INIT_TIMEOUT = 10
+# Time in seconds to upload the rest at the end of a run. Without it, wandb tries for hours.
+FINISH_TIMEOUT = 120
 logger = logging.getLogger(__name__)
 
 
@@ -128,5 +130,9 @@ def _init(wandb: Any, mode: str, record: RunRecord) -> Any:
         dir=str(record.directory),
         config=record.configuration.recorded,
         mode=mode,
-        settings=wandb.Settings(init_timeout=INIT_TIMEOUT, silent=mode != "online"),
+        settings=wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            silent=mode != "online",
+        ),
     )

@@ -19,6 +19,7 @@ from src.arguments import (
 )
 from src.training.record.run_record import RunRecord, sweep_run_id
 from src.training.record.wandb_logging import (
+    FINISH_TIMEOUT,
     WandbLogging,
     send_results,
     wandb_callbacks,
@@ -212,6 +213,11 @@ def test_a_sweeps_trial_that_repeats_a_finished_run_reports_its_scores(
     assert of_type(found, "run")[0]["sweep_id"] == "sweep123"
     (row,) = [each["item"] for each in of_type(found, "history")]
     assert (row["eval/loss"], row["eval/blimp"]) == (4.5, 0.5)
+
+
+def test_a_run_ends_though_the_server_of_wandb_is_gone(tmp_path):
+    with opened(tmp_path, mode="offline", group="g", name="n") as (callback,):
+        assert callback.run.settings.finish_timeout == FINISH_TIMEOUT <= 300
 
 
 @pytest.fixture(scope="module")
