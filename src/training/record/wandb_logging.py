@@ -17,7 +17,7 @@ from src.training.record.run_record import RunRecord
 
 # Timeout of the connection in seconds. After it, wandb needs 16 to 20 more to return.
 INIT_TIMEOUT = 10
-# Time in seconds to upload the rest at the end of a run. Without it, wandb tries for hours.
+# Time in seconds to upload the rest at the end of a run. Without it, wandb still tried after 100 s.
 FINISH_TIMEOUT = 120
 logger = logging.getLogger(__name__)
 
